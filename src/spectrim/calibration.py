@@ -1,0 +1,143 @@
+"""Text as token batches: calibration, search and report splits that cannot overlap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from spectrim.errors import SpectrimError
+
+SHINGLE = 32  # tokens: a run this long that occurs in two texts means they share a passage
+MOST_SHARED = 0.02  # real texts repeat boilerplate now and then; a shared passage shows as more
+_PRIME = 1_000_003
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Sequences of token ids, [sequences, length] int64, and which of them are text, not padding."""
+
+    ids: Int[Tensor, "sequences length"]
+    mask: Bool[Tensor, "sequences length"]
+
+    @classmethod
+    def full(cls, ids: Int[Tensor, "sequences length"]) -> Tokens:
+        """Return sequences without padding."""
+        return cls(ids, torch.ones_like(ids, dtype=torch.bool))
+
+    def counted(self) -> int:
+        """Return how many tokens are text."""
+        return int(self.mask.sum())
+
+    def __len__(self) -> int:
+        """Return the number of sequences."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three disjoint parts of one text: for statistics, for choices, and for the report."""
+
+    calibration: Tokens
+    search: Tokens
+    report: Tokens
+
+
+def pack(documents: list[list[int]], length: int, begin: int | None, end: int | None) -> Tokens:
+    """Return the documents as one stream cut into full sequences of ``length`` tokens.
+
+    ``end`` stands between documents; ``begin``, where the tokenizer uses one, opens each sequence.
+    A text shorter than one sequence becomes a single padded one, its padding masked.
+    """
+    stream: list[int] = []
+    for document in documents:
+        if stream and end is not None:
+            stream.append(end)
+        stream.extend(document)
+    step = length - (begin is not None)
+    if 0 < len(stream) < step:
+        return _padded(stream, length, begin)
+    count = len(stream) // step
+    ids = torch.tensor(stream[: count * step], dtype=torch.long).view(count, step)
+    if begin is not None:
+        ids = torch.cat((torch.full((count, 1), begin), ids), dim=1)
+    return Tokens.full(ids)
+
+
+def _padded(stream: list[int], length: int, begin: int | None) -> Tokens:
+    text = ([begin] if begin is not None else []) + stream
+    ids = torch.tensor([text + [0] * (length - len(text))], dtype=torch.long)
+    return Tokens(ids, torch.arange(length)[None] < len(text))
+
+
+def split(tokens: Tokens, sequences: int, seed: int, name: str = "the text") -> Splits:
+    """Return ``sequences`` for calibration, a twelfth as many for search, a sixth for the report.
+
+    The text is cut into three stretches first and each split is drawn from its own stretch only.
+
+    Raises:
+        SpectrimError: the text holds too few sequences.
+    """
+    counts = (sequences, max(2, sequences // 12), max(2, sequences // 6))
+    needed, length = sum(counts), tokens.ids.shape[1]
+    if len(tokens) < needed or not bool(tokens.mask.all()):
+        possible = max(len(tokens) * sequences // needed - 2, 0)
+        raise SpectrimError(
+            f"{name} gives {len(tokens)} sequences of {length} tokens and {needed} are needed "
+            f"({counts[0]} for calibration, {counts[1]} for search, {counts[2]} for the report); "
+            + (f"ask for --tokens {possible}x{length} or " if possible else "")
+            + "bring more text"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    drawn, begin = [], 0
+    for part, count in enumerate(counts):
+        stretch = len(tokens) * sum(counts[: part + 1]) // needed
+        order = torch.randperm(stretch - begin, generator=generator)[:count].sort().values + begin
+        drawn.append(Tokens(tokens.ids[order], tokens.mask[order]))
+        begin = stretch
+    splits = Splits(*drawn)
+    refuse_overlap(splits.calibration, splits.report, "the calibration and the report split")
+    return splits
+
+
+def join(parts: list[Splits], seed: int) -> Splits:
+    """Return the splits of several texts as one, calibration sequences shuffled."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.cat([part.calibration.ids for part in parts])
+    ids = ids[torch.randperm(len(ids), generator=generator)]
+    search = torch.cat([part.search.ids for part in parts])
+    report = torch.cat([part.report.ids for part in parts])
+    return Splits(Tokens.full(ids), Tokens.full(search), Tokens.full(report))
+
+
+def fingerprints(tokens: Tokens) -> Int[Tensor, " shingles"]:
+    """Return a hash of every 32nd run of 32 tokens: enough to notice a shared passage of 64."""
+    runs = tokens.ids.unfold(1, SHINGLE, SHINGLE).reshape(-1, SHINGLE)
+    return _hash(runs).unique()
+
+
+def overlap(tokens: Tokens, known: Int[Tensor, " shingles"]) -> float:
+    """Return the part of ``known`` runs that occur, at any offset, in these tokens."""
+    if tokens.ids.shape[1] < SHINGLE or len(known) == 0:
+        return 0.0
+    found = _hash(tokens.ids.unfold(1, SHINGLE, 1).reshape(-1, SHINGLE))
+    return float(torch.isin(known, found).double().mean())
+
+
+def refuse_overlap(first: Tokens, second: Tokens, names: str) -> None:
+    """Raise SpectrimError where too many of the second's runs of 32 tokens occur in the first."""
+    shared = overlap(first, fingerprints(second))
+    if shared > MOST_SHARED:
+        raise SpectrimError(
+            f"{names} share {shared:.0%} of their text, so the result would be flattered; "
+            "measure on text that was not used"
+        )
+
+
+def _hash(runs: Int[Tensor, "runs shingle"]) -> Int[Tensor, " runs"]:
+    powers = torch.ones(SHINGLE, dtype=torch.long)
+    for place in range(1, SHINGLE):
+        powers[place] = powers[place - 1] * _PRIME  # wraps around, as a hash may
+    return (runs * powers).sum(1)

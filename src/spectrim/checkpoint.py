@@ -1,0 +1,180 @@
+"""Our checkpoint format: safetensors plus a `quantization_config` that transformers can read.
+
+After ``import spectrim``, `from_pretrained` builds every format empty from its ``shape()`` on the meta
+device and loads the factors into it; no dense copy of a factored matrix is ever allocated.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from spectrim.architectures import of
+from spectrim.errors import SpectrimError
+from spectrim.experts import unpack_experts
+from spectrim.formats import formats
+from spectrim.sites import replace
+
+NAME = "spectrim"
+VERSION = 1
+SHARD_BYTES = 5_000_000_000
+
+
+@register_quantization_config(NAME)
+class SpectrimConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """What `config.json` says about a smaller model.
+
+    sites: dotted path -> {"format": name, **keywords of its ``shape()``}; paths that are not named
+        hold their ordinary dense maps.
+    version: of this layout; a newer one is refused by older code.
+    """
+
+    def __init__(
+        self,
+        sites: dict[str, dict[str, Any]] | None = None,
+        version: int = VERSION,
+        quant_method: str = NAME,
+    ) -> None:
+        self.quant_method = quant_method
+        self.version = version
+        self.sites = sites or {}
+
+
+@register_quantizer(NAME)
+class SpectrimQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Puts empty formats into the skeleton before transformers loads the weights."""
+
+    requires_calibration = True
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, **kwargs: Any
+    ) -> PreTrainedModel:
+        config = self.quantization_config
+        if config.version > VERSION:
+            raise SpectrimError(
+                f"this model was written in layout {config.version} and this spectrim reads up to "
+                f"{VERSION}; install a newer spectrim"
+            )
+        install(model, config.sites)
+        return model
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        """Return True: `save_pretrained` writes the factors as they are."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Return True: every factor is an ordinary parameter."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Return True, as transformers' Trainer refuses to train anything quantised otherwise."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """Return True: `torch.compile` sees ordinary linear maps."""
+        return True
+
+
+def install(model: PreTrainedModel, sites: dict[str, dict[str, Any]]) -> None:
+    """Replace the named linear maps of a model by empty formats of the given shapes.
+
+    Raises:
+        SpectrimError: a format or a site that does not exist.
+    """
+    architecture = of(model.config)
+    if architecture.experts is not None:
+        for stack in architecture.stacks:
+            for index, block in enumerate(model.get_submodule(stack.path).children()):
+                path = f"{stack.path}.{index}.{architecture.experts}"
+                if any(name.startswith(path + ".") for name in sites):
+                    unpack_experts(block, architecture.experts)
+    for name, about in sites.items():
+        replace(model, name, empty(about, model.dtype))
+
+
+def empty(about: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    """Return the format that ``about`` names, on the meta device, its numbers in ``dtype``."""
+    shape = {key: value for key, value in about.items() if key != "format"}
+    with torch.device("meta"):
+        module: nn.Module = formats.get(about["format"])(**shape)
+    return module.to(dtype)
+
+
+def attach(model: PreTrainedModel, sites: dict[str, dict[str, Any]]) -> None:
+    """Tell a model in memory what it holds, so that its `save_pretrained` writes our format."""
+    config = SpectrimConfig(sites)
+    quantizer = SpectrimQuantizer(config)
+    model.config.quantization_config = config
+    model.hf_quantizer = quantizer
+    model.is_quantized = True
+
+
+def write_shards(parts: list[Path], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """Merge safetensors files into the sharded checkpoint that `save_pretrained` would write.
+
+    Bytes are copied from file to file, so that memory does not grow with the model.
+    """
+    groups: list[list[Path]] = [[]]
+    filled = 0
+    for part in parts:
+        size = part.stat().st_size
+        if groups[-1] and filled + size > shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(part)
+        filled += size
+    if len(groups) == 1:
+        _merge(groups[0], folder / "model.safetensors")
+        return
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, group in enumerate(groups, start=1):
+        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        header = _merge(group, folder / name)
+        weight_map.update(dict.fromkeys(header, name))
+        total += sum(end - begin for begin, end in (e["data_offsets"] for e in header.values()))
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _merge(parts: list[Path], target: Path) -> dict[str, Any]:
+    """Write the tensors of all parts into one safetensors file and return its header."""
+    merged: dict[str, Any] = {}
+    offset = 0
+    for part in parts:
+        header, _, size = _header(part)
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            merged[name] = {**entry, "data_offsets": [begin + offset, end + offset]}
+        offset += size
+    text = json.dumps({"__metadata__": {"format": "pt"}, **merged}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with target.open("wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for part in parts:
+            with part.open("rb") as source:
+                source.seek(_header(part)[1])
+                shutil.copyfileobj(source, out, 1 << 22)
+    return merged
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Return a safetensors file's entries, where its data begins, and how many bytes they are."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, Any] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header, 8 + length, path.stat().st_size - 8 - length

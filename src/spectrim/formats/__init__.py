@@ -1,0 +1,123 @@
+"""What may stand where a matrix stood, and what is stored of it on disk."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spectrim.registry import Registry
+
+formats = Registry(
+    "format",
+    "spectrim.formats",
+    attribute=lambda name: "".join(part.capitalize() for part in name.split("_")),
+)
+
+
+class FactoredLinear(nn.Module, ABC):
+    """A linear map y = W x + b held as factors of W, each a registered parameter.
+
+    A subclass is built empty (``torch.empty``, so also on the meta device) from the keywords that
+    its ``shape()`` returns, or filled by ``from_factors``. ``bias`` is [out] or None.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.rank = rank
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    @classmethod
+    @abstractmethod
+    def numbers(cls, out_features: int, in_features: int, rank: int) -> int:
+        """Return how many numbers a map of this shape and rank stores, the bias apart."""
+
+    @classmethod
+    def bytes(cls, out_features: int, in_features: int, rank: int, dtype: torch.dtype) -> int:
+        """Return how many bytes a map of this shape, rank and dtype takes, the bias apart."""
+        return cls.numbers(out_features, in_features, rank) * dtype.itemsize
+
+    @abstractmethod
+    def fill(self, left: Float[Tensor, "out rank"], right: Float[Tensor, "rank in"]) -> None:
+        """Take W = left @ right into the factors, computing in float64."""
+
+    @abstractmethod
+    def apply_factors(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """Return W x without ever forming W."""
+
+    @abstractmethod
+    def left(self) -> Float[Tensor, "out rank"]:
+        """Return the left factor of W = left @ right, in the dtype it is stored in."""
+
+    @abstractmethod
+    def right(self) -> Float[Tensor, "rank in"]:
+        """Return the right factor of W = left @ right; assigning to its data changes the map."""
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """Return W x + b."""
+        y = self.apply_factors(x)
+        return y if self.bias is None else y + self.bias
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        """Return the matrix that the factors stand for."""
+        return self.left() @ self.right()
+
+    def shape(self) -> dict[str, Any]:
+        """Return the keywords that build this module empty."""
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "rank": self.rank,
+            "bias": self.bias is not None,
+        }
+
+    def stored(self) -> int:
+        """Return the numbers stored, the bias and a permutation's small integers apart."""
+        return self.numbers(self.out_features, self.in_features, self.rank)
+
+    def multiply_adds(self) -> int:
+        """Return the multiply-adds that one token costs: one for every stored number."""
+        return self.stored()
+
+    @property
+    def weight(self) -> Float[Tensor, "rank in"]:
+        """Return the right factor: T5 asks every linear map for ``weight.dtype``."""
+        return self.right()
+
+    def extra_repr(self) -> str:
+        """Return the shape for ``print(model)``."""
+        return f"{self.in_features} -> {self.rank} -> {self.out_features}"
+
+
+def from_factors(
+    name: str,
+    left: Float[Tensor, "out rank"],
+    right: Float[Tensor, "rank in"],
+    bias: Float[Tensor, " out"] | None,
+    dtype: torch.dtype,
+) -> FactoredLinear:
+    """Return the format ``name`` holding W = left @ right and the bias, stored in ``dtype``.
+
+    Raises:
+        SpectrimError: no format has that name.
+    """
+    out_features, rank = left.shape
+    module: FactoredLinear = formats.get(name)(right.shape[1], out_features, rank, bias is not None)
+    module = module.to(dtype)
+    with torch.no_grad():
+        module.fill(left.double(), right.double())
+        if bias is not None and module.bias is not None:
+            module.bias.copy_(bias)
+    return module
+
+
+def dense_numbers(out_features: int, in_features: int) -> int:
+    """Return the numbers that the plain matrix stores."""
+    return out_features * in_features

@@ -1,0 +1,174 @@
+"""One run in progress: the model as it is now, the text, and where work files and results lie."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from spectrim.architectures import Architecture, Stack
+from spectrim.calibration import Splits, Tokens
+from spectrim.experts import pack_experts, unpack_experts
+from spectrim.formats import FactoredLinear, formats
+from spectrim.plan import Decision, Plan
+from spectrim.run import atomic_file
+from spectrim.sites import Site, replace
+from spectrim.sources import Source, Weights
+from spectrim.statistics import collect
+from spectrim.walk import BlockWalk, filled
+
+Progress = Callable[[int, int, str], None]
+
+
+def key_of(*parts: object) -> str:
+    """Return a short name for a combination of values, the same in every process."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+@dataclass
+class Job:
+    """What every stage works on.
+
+    model: skeleton whose blocks are empty. cache: kept between runs. work: of this run only.
+    keep: (fraction, "linear" or "bytes"). plan: what was decided, or is to be replayed.
+    curves and notes: what the report shows of the decisions.
+    """
+
+    source: Source
+    model: PreTrainedModel
+    architecture: Architecture
+    weights: Weights
+    sites: list[Site]
+    splits: Splits
+    cache: Path
+    work: Path
+    keep: tuple[float, str]
+    progress: Progress
+    plan: Plan | None = None
+    curves: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    blocks: Path | None = None
+
+    def walk(self, tokens: Tokens, batch: int = 4) -> BlockWalk:
+        """Return a walk of these tokens through the dense model."""
+        return BlockWalk(self.model, self.architecture, self.weights, tokens, batch)
+
+    @cached_property
+    def statistics_key(self) -> str:
+        """Name of the statistics: model, text, tokens and seed, the latter three by their ids."""
+        tokens = self.splits.calibration
+        content = hashlib.sha256(tokens.ids.numpy().tobytes() + tokens.mask.numpy().tobytes())
+        return key_of("statistics", 1, self.source.fingerprint, content.hexdigest())
+
+    def statistics(self) -> Path:
+        """Return the folder of the calibration statistics, collecting them where they are missing."""
+        folder = self.cache / "statistics" / self.statistics_key
+        if not (folder / "done.json").exists():
+            collect(self.walk(self.splits.calibration), folder, self.sites, self.progress)
+        return folder
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Return what the walk computes in: fp16, which processors add up badly, becomes fp32."""
+        stored = self.weights.dtype()
+        return torch.float32 if stored == torch.float16 else stored
+
+    def empty_format(self, decision: Decision) -> FactoredLinear:
+        """Return the format that a decision asks for, on the meta device."""
+        biased = self.weights.has(f"{decision.site}.bias")
+        with torch.device("meta"):
+            module: FactoredLinear = formats.get(decision.format)(
+                decision.in_features, decision.out_features, decision.rank, biased
+            )
+        return module
+
+    def each_block(self) -> list[tuple[Stack, int]]:
+        """Return all blocks in the order in which the model runs them."""
+        return [
+            (stack, index)
+            for stack in self.architecture.stacks
+            for index in range(len(list(self.model.get_submodule(stack.path).children())))
+        ]
+
+    def block_sites(self, stack: Stack, index: int) -> list[Site]:
+        """Return the sites of one block in forward order."""
+        prefix = f"{stack.path}.{index}."
+        return [site for site in self.sites if site.name.startswith(prefix)]
+
+    def dense_block(self, stack: Stack, index: int) -> nn.Module:
+        """Return a block as the checkpoint holds it, in the checkpoint's dtype."""
+        name = f"{stack.path}.{index}"
+        tensors = self.weights.read_prefix(name + ".")
+        empty = self.model.get_submodule(name)
+        return filled(empty, tensors, self.weights.dtype(), self.architecture.experts)
+
+    def stored_block(self, folder: Path, stack: Stack, index: int, dtype: torch.dtype) -> nn.Module:
+        """Return a block as an earlier ``write_block`` left it, its factors in ``dtype``.
+
+        Raises:
+            AssertionError: there is no plan yet.
+        """
+        assert self.plan is not None
+        name = f"{stack.path}.{index}"
+        block = copy.deepcopy(self.model.get_submodule(name))
+        factored = [
+            self.plan[site.name]
+            for site in self.block_sites(stack, index)
+            if self.plan[site.name].format != "dense"
+        ]
+        if self.architecture.experts is not None:
+            unpack_experts(block, self.architecture.experts)
+        for decision in factored:
+            replace(block, decision.site.removeprefix(name + "."), self.empty_format(decision))
+        tensors = load_file(self.block_file(folder, stack, index))
+        if not factored and self.architecture.experts is not None:
+            pack_experts(block, self.architecture.experts)
+        return filled(
+            block,
+            {key.removeprefix(name + "."): tensor for key, tensor in tensors.items()},
+            dtype,
+            self.architecture.experts,
+        )
+
+    def write_block(
+        self, folder: Path, stack: Stack, index: int, factored: dict[str, FactoredLinear]
+    ) -> None:
+        """Write one block with some sites replaced; dense tensors keep their bits and their dtype."""
+        prefix = f"{stack.path}.{index}."
+        tensors = self.weights.read_prefix(prefix)
+        if factored:
+            block = self.dense_block(stack, index)
+            for name, module in factored.items():
+                replace(block, name.removeprefix(prefix), module)
+            tensors = {name: tensor.detach() for name, tensor in block.state_dict().items()}
+        named = {prefix + name: tensor.contiguous() for name, tensor in tensors.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self.block_file(folder, stack, index)) as partial:
+            save_file(named, partial)
+
+    @staticmethod
+    def block_file(folder: Path, stack: Stack, index: int) -> Path:
+        """Return where a block's tensors lie in a folder of blocks."""
+        return folder / f"{stack.path}.{index}.safetensors"
+
+    def rest(self) -> dict[str, Tensor]:
+        """Return every tensor outside the blocks: embedding, norms, head."""
+        stacks = tuple(f"{stack.path}." for stack in self.architecture.stacks)
+        return self.weights.read(name for name in self.weights.names() if not name.startswith(stacks))
+
+
+def load_rest(model: PreTrainedModel, rest: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Give a skeleton its tensors outside the blocks, floating ones in ``dtype``."""
+    cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in rest.items()}
+    model.load_state_dict(cast, strict=False, assign=True)
+    model.tie_weights()

@@ -1,0 +1,148 @@
+"""Quality and cost of a model, with units and directions, dense and small beside each other.
+
+To add a metric, write one file here whose ``measure(pair)`` returns scores for each model of the
+pair; the file's name is the metric's name. Files that start with ``_`` are not metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spectrim.metrics._reading import Reading, read, windows
+from spectrim.registry import Registry
+
+Progress = Callable[[int, int, str], None]
+"""Called as ``progress(done, total, what)`` while something long goes on."""
+
+Better = Literal["lower", "higher", "none"]
+
+metrics = Registry("metric", "spectrim.metrics", attribute=lambda name: "measure")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number with its unit, the direction that is better, and how sure it is.
+
+    ``n`` is how many things were averaged (sequences, rounds; 1 for a count). ``interval`` is the
+    95 % interval unless ``settings["interval"]`` says otherwise. ``settings["text"]`` names the
+    text that the number was measured on.
+    """
+
+    name: str
+    value: float
+    unit: str
+    better: Better
+    n: int = 1
+    interval: tuple[float, float] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def average(cls, reading: Reading, sums: Tensor, name: str, unit: str, better: Better) -> Score:
+        """Return the mean over a reading's tokens of what was summed per sequence."""
+        settings = {"tokens": int(reading.tokens.sum())}
+        value, interval = reading.mean(sums), reading.interval(sums)
+        return cls(name, value, unit, better, len(sums), interval, settings)
+
+    def on(self, text: str) -> Score:
+        """Return the score marked as measured on that text."""
+        return replace(self, settings={**self.settings, "text": text})
+
+    @property
+    def finite(self) -> bool:
+        """Return whether the value is a number at all."""
+        return isfinite(self.value)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold; a value that is not finite becomes None."""
+        both = self.interval and all(map(isfinite, self.interval))
+        return asdict(self) | {
+            "value": self.value if self.finite else None,
+            "interval": list(self.interval or ()) if both else None,
+            "settings": dict(self.settings),
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to measure with and how long.
+
+    Args:
+        name: the dense model's name, for the record.
+        folders: label ("dense", "small") → model folder, for the bytes on disk.
+        stride: new tokens of each window of the texts; None where windows share no tokens.
+        rounds: timed rounds of each model; 0 leaves speed out.
+        prompt_tokens: tokens of the prefill that is timed.
+        new_tokens: tokens of the decoding that is timed.
+        sample_tokens: length of the greedy continuations.
+        prompts: their beginnings; None takes the built-in ones.
+    """
+
+    name: str = ""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    stride: int | None = None
+    rounds: int = 5
+    prompt_tokens: int = 128
+    new_tokens: int = 16
+    sample_tokens: int = 40
+    prompts: tuple[str, ...] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The models under measurement by label, the reference first, and the texts by name.
+
+    ``texts`` holds token windows [sequences, length]; the first text is the headline one. A pair of
+    one model is allowed: nothing is then compared.
+    """
+
+    models: Mapping[str, PreTrainedModel]
+    texts: Mapping[str, Tensor]
+    evaluation: Evaluation = Evaluation()
+    progress: Progress | None = None
+
+    @cached_property
+    def readings(self) -> dict[str, Reading]:
+        """Return one pass of all models over every text; metrics share it."""
+        models, stride = list(self.models.values()), self.evaluation.stride
+        return {
+            name: read(models, ids, stride=stride, progress=self.said(f"reading {name}"))
+            for name, ids in self.texts.items()
+        }
+
+    def said(self, what: str) -> Callable[[int, int], None]:
+        """Return the progress callable of one piece of work; it says nothing where none listens."""
+
+        def say(done: int, total: int) -> None:
+            if self.progress is not None:
+                self.progress(done, total, what)
+
+        return say
+
+
+Measurement = dict[str, list[Score]]
+"""Label of a model → its scores."""
+
+# The comparison needs the contract above, and belongs to the package's face.
+from spectrim.metrics._compare import compare  # noqa: E402
+
+__all__ = [
+    "Evaluation",
+    "Measurement",
+    "Pair",
+    "Progress",
+    "Reading",
+    "Score",
+    "compare",
+    "metrics",
+    "read",
+    "windows",
+]

@@ -1,0 +1,104 @@
+"""The dense and the smaller model beside each other, as the dict that scores.json holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spectrim.metrics import Evaluation, Measurement, Pair, Progress, Score, metrics
+from spectrim.metrics._samples import PROMPTS, continuations
+from spectrim.metrics._settings import describe
+
+
+def compare(
+    dense: PreTrainedModel | None,
+    small: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    texts: Mapping[str, Tensor],
+    evaluation: Evaluation | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Return every registered metric of both models, samples, settings and warnings.
+
+    A row holds the scores of the headline text and, under "texts", those of every text.
+    "refinement" and "prediction" are left to who made the smaller model.
+
+    Args:
+        dense: the reference; None measures ``small`` alone.
+        small: the smaller model.
+        tokenizer: writes and reads the sample continuations; None leaves them out.
+        texts: token windows [sequences, length] by name, the headline text first.
+        evaluation: what to measure with; None takes the defaults.
+        progress: called as ``progress(done, total, what)``.
+
+    Raises:
+        SpectrimError: windows under two tokens, a folder without weights, an unknown family.
+    """
+    models = {"small": small} if dense is None else {"dense": dense, "small": small}
+    pair = Pair(models, dict(texts), evaluation or Evaluation(), progress)
+    found: Measurement = {label: [] for label in models}
+    for name in metrics.names():
+        for label, scores in metrics.get(name)(pair).items():
+            found[label] += scores
+    return {
+        "model": pair.evaluation.name,
+        "settings": describe(pair),
+        "rows": [_row(label, scores, next(iter(texts), None)) for label, scores in found.items()],
+        "samples": _samples(pair, tokenizer),
+        "warnings": warnings(found),
+        "refinement": None,
+        "prediction": None,
+    }
+
+
+def warnings(found: Measurement) -> list[str]:
+    """Return, in plain sentences, what a reader of the scores must know not to be misled."""
+    said = []
+    for label, scores in found.items():
+        for score in scores:
+            where = f" on {score.settings['text']}" if "text" in score.settings else ""
+            if not score.finite:
+                said.append(f"The {score.name} of {label}{where} is not a finite number.")
+            elif sentence := _warning(score):
+                said.append(f"{label.capitalize()}{where}: {sentence}")
+    return said
+
+
+def _warning(score: Score) -> str | None:
+    value = score.value
+    if score.name == "four_bit_grid" and value >= 0.5:
+        return (
+            f"{value:.0%} of the dense weights in the blocks lie on a four-bit grid. They were "
+            "quantised before; a file that stores them in four bits is about a quarter of a "
+            "16-bit one, whatever this report counts."
+        )
+    if score.name == "linear_share" and value >= 1:
+        return "the linear maps store as many numbers as in the dense model; nothing was saved."
+    if score.name in ("prefill_ratio", "decode_ratio") and value < 0.95:
+        return f"{score.name.removesuffix('_ratio')} runs at {value:.2f} x the dense speed here."
+    if score.name == "loss" and score.n < 8:
+        return f"measured on {score.n} sequence(s) only; take the numbers as a rough guide."
+    return None
+
+
+def _row(label: str, scores: list[Score], headline: str | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"label": label}
+    texts: dict[str, dict[str, Any]] = {}
+    for score in scores:
+        text = score.settings.get("text")
+        if text is not None:
+            texts.setdefault(text, {})[score.name] = score.as_dict()
+        if text in (None, headline):
+            row[score.name] = score.as_dict()
+    return row | {"texts": texts}
+
+
+def _samples(pair: Pair, tokenizer: PreTrainedTokenizerBase | None) -> list[dict[str, str]]:
+    if tokenizer is None or pair.evaluation.sample_tokens < 1:
+        return []
+    prompts = pair.evaluation.prompts or PROMPTS
+    said = pair.said("writing samples")
+    return continuations(pair.models, tokenizer, prompts, pair.evaluation.sample_tokens, said)

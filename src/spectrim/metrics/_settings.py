@@ -1,0 +1,61 @@
+"""What a measurement was made with: text, windows, machine, versions, date."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spectrim.metrics import Pair
+from spectrim.metrics._reading import device
+
+
+def describe(pair: Pair) -> dict[str, Any]:
+    """Return the settings that make the scores repeatable and their limits visible."""
+    name, ids = next(iter(pair.texts.items()), (None, None))
+    window = None if ids is None else int(ids.shape[1])
+    first = next(iter(pair.models.values()))
+    tokens = int(pair.readings[name].tokens.sum()) if name is not None else 0
+    return {
+        "text": name,
+        "texts": {text: list(windows.shape) for text, windows in pair.texts.items()},
+        "window": window,
+        "stride": pair.evaluation.stride or window,
+        "tokens": tokens,
+        "seed": pair.evaluation.seed,
+        "dtype": {label: _dtype(model) for label, model in pair.models.items()},
+        "threads": torch.get_num_threads(),
+        "machine": _machine(device(first)),
+        "versions": {name: _version(name) for name in ("spectrim", "torch", "transformers")}
+        | {"python": platform.python_version()},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _dtype(model: torch.nn.Module) -> str:
+    """Return the dtype that most parameters have."""
+    counts: dict[str, int] = {}
+    for one in model.parameters():
+        dtype = str(one.dtype).removeprefix("torch.")
+        counts[dtype] = counts.get(dtype, 0) + one.numel()
+    return max(counts, key=counts.__getitem__, default="none")
+
+
+def _machine(where: torch.device) -> str:
+    if where.type == "cuda":
+        return torch.cuda.get_device_name(where)
+    table = Path("/proc/cpuinfo")
+    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"

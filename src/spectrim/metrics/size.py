@@ -1,0 +1,118 @@
+"""How big a model is, in every way that people mean it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from spectrim.errors import SpectrimError
+from spectrim.metrics import Measurement, Pair, Score
+from spectrim.metrics._census import embedding_numbers, linear_maps
+
+
+@dataclass(frozen=True)
+class Size:
+    """Counts of one model; ``bytes_on_disk`` is None where no folder was given.
+
+    ``numbers`` are all parameters, tied ones once; ``linear_numbers`` those of the linear maps in
+    the blocks, biases apart; ``embedding_numbers`` those of embedding and head.
+    ``bytes_in_memory`` are parameters and buffers, not what a forward pass needs besides.
+    """
+
+    numbers: int
+    linear_numbers: int
+    embedding_numbers: int
+    bytes_in_memory: int
+    bytes_on_disk: int | None
+
+
+def size(model: PreTrainedModel, folder: Path | None = None) -> Size:
+    """Return the size of a model and of the folder that it came from.
+
+    Raises:
+        SpectrimError: the folder holds no readable safetensors file, or the family is unknown.
+    """
+    held = [*model.parameters(), *model.buffers()]  # both leave repeated tensors out
+    return Size(
+        numbers=sum(one.numel() for one in model.parameters()),
+        linear_numbers=sum(one.numbers for one in linear_maps(model) if one.place == "block"),
+        embedding_numbers=embedding_numbers(model),
+        bytes_in_memory=sum(one.numel() * one.element_size() for one in held),
+        bytes_on_disk=None if folder is None else bytes_on_disk(folder),
+    )
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Return the bytes of all tensors in the safetensors files that transformers would load.
+
+    File headers and every other file are left out, so that equal weights count equal.
+
+    Raises:
+        SpectrimError: there is no such file, or one is not a safetensors file.
+    """
+    return sum(_tensor_bytes(path) for path in _shards(folder))
+
+
+def measure(pair: Pair) -> Measurement:
+    """Return the size of every model, with the bytes that its numbers would take as fp16 and fp32.
+
+    ``linear_share`` and ``numbers_share`` are kept shares against the first model of the pair.
+    """
+    folders = pair.evaluation.folders
+    sizes = {label: size(model, folders.get(label)) for label, model in pair.models.items()}
+    reference = next(iter(sizes.values()))
+    return {label: _scores(one, reference) for label, one in sizes.items()}
+
+
+def _scores(one: Size, reference: Size) -> list[Score]:
+    scores = [
+        Score("numbers", one.numbers, "numbers", "lower"),
+        Score("linear_numbers", one.linear_numbers, "numbers", "lower"),
+        Score("embedding_share", one.embedding_numbers / max(one.numbers, 1), "share", "none"),
+        Score("bytes_in_memory", one.bytes_in_memory, "bytes", "lower"),
+        Score("bytes_as_fp16", 2 * one.numbers, "bytes", "lower"),
+        Score("bytes_as_fp32", 4 * one.numbers, "bytes", "lower"),
+    ]
+    if one.bytes_on_disk is not None:
+        scores.append(Score("bytes_on_disk", one.bytes_on_disk, "bytes", "lower"))
+    if one is not reference:
+        linear = one.linear_numbers / max(reference.linear_numbers, 1)
+        scores.append(Score("linear_share", linear, "share", "lower"))
+        scores.append(Score("numbers_share", one.numbers / reference.numbers, "share", "lower"))
+    return scores
+
+
+def _shards(folder: Path) -> list[Path]:
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.exists():
+        return [single]
+    if index.exists():
+        return [folder / name for name in sorted(set(_json(index.read_bytes(), index).values()))]
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise SpectrimError(f"no *.safetensors file in {folder}; expected a model folder")
+    return found
+
+
+def _json(text: bytes, path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(text)
+    except ValueError:
+        raise SpectrimError(f"{path} is damaged: its JSON does not parse; get it again") from None
+    weights: dict[str, Any] = found.get("weight_map", found)
+    return weights
+
+
+def _tensor_bytes(path: Path) -> int:
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = _json(file.read(min(length, path.stat().st_size)), path)
+    except OSError as error:
+        raise SpectrimError(f"cannot read {path}: {error.strerror}; get it again") from None
+    entries = [entry for name, entry in header.items() if name != "__metadata__"]
+    return sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in entries)

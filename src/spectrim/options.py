@@ -1,0 +1,120 @@
+"""Checked options: the base of what a recipe says, its errors in one line, and the stages' options.
+
+This is below the stages, which therefore can name the options that they take, and loads no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from spectrim.errors import SpectrimError, did_you_mean
+from spectrim.registry import Registry
+
+_METHODS = Registry("method", "spectrim.methods")
+_ALLOCATORS = Registry("allocator", "spectrim.allocators")
+_FORMATS = Registry("format", "spectrim.formats")
+
+
+class Part(BaseModel):
+    """A piece of a recipe: fixed once made, and a key that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: object) -> object:
+        known = list(cls.model_fields)
+        for key in data if isinstance(data, Mapping) else ():
+            if key not in known:
+                hint = did_you_mean(str(key), known) or ";"
+                message = f"{hint} (keys: {', '.join(known)})"
+                raise PydanticCustomError("unknown_key", "{m}", {"key": str(key), "m": message})
+        return data
+
+
+PartT = TypeVar("PartT", bound=BaseModel)
+
+
+def validate(model: type[PartT], data: object, where: str) -> PartT:
+    """Return the data as a checked model; SpectrimError with one line on the first fault.
+
+    where: what the data is, for the message ("the recipe", "stage factorize").
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise SpectrimError(_one_line(error.errors()[0], where)) from error
+
+
+def _one_line(fault: ErrorDetails, where: str) -> str:
+    path = ".".join(str(step) for step in fault["loc"])
+    place = f"{path} of {where}" if path else where
+    if fault["type"] == "unknown_key":
+        return f"unknown key '{fault['ctx']['key']}' in {place}{fault['msg']}"
+    if fault["type"] == "missing":
+        return f"{where} lacks '{path}'; add it"
+    expected = fault["msg"].replace("Input should be", "it should be", 1)
+    expected = re.sub(r"a valid dictionary or instance of \w+", "'key: value' lines", expected)
+    return f"{place} cannot be {_brief(fault['input'])}; {expected}"
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise SpectrimError(
+            f"'{text}' is no regular expression ({error}); protect wants one, such as 'down' or "
+            r"'block 0$'"
+        ) from error
+    return text
+
+
+def _switch(value: object) -> object:
+    """Undo YAML, to which a bare `on` is true and a bare `off` false."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Regex = Annotated[str, AfterValidator(_regex)]
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
+
+
+class Factorize(Part):
+    """The stage that replaces linear maps by factors.
+
+    method: how one map is decomposed. allocator: how the budget is shared among the maps.
+    format: what is stored in place of the matrix.
+    refine: solve the factors again on what the smaller model really delivers; "auto" keeps that
+        where it lowers the loss on the search split.
+    damp_input, damp_gradient: part of their mean diagonal added to the moments of the inputs and
+        of the gradients before they are inverted, from 0.
+    rank_multiple: chosen ranks are multiples of this, from 1.
+    protect: regular expressions; a site stays dense where one is found in its name, its role, or
+        "block N".
+    """
+
+    method: Annotated[str, AfterValidator(_METHODS.check)] = "loss_aware_svd"
+    allocator: Annotated[str, AfterValidator(_ALLOCATORS.check)] = "global"
+    format: Annotated[str, AfterValidator(_FORMATS.check)] = "pivoted"
+    refine: Switch = "auto"
+    damp_input: float = Field(default=1e-4, ge=0)
+    damp_gradient: float = Field(default=1e-2, ge=0)
+    rank_multiple: int = Field(default=8, ge=1)
+    protect: tuple[Regex, ...] = ()

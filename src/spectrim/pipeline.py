@@ -1,0 +1,364 @@
+"""The whole flow: a recipe and a model in, a smaller model's folder out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from accelerate import init_empty_weights
+from transformers import PreTrainedModel
+
+from spectrim import architectures, checkpoint, default_text, sites, sources, text
+from spectrim.calibration import MOST_SHARED, Splits, Tokens, fingerprints, overlap, split
+from spectrim.errors import SpectrimError
+from spectrim.formats import formats
+from spectrim.job import Job, Progress, key_of, load_rest
+from spectrim.metrics import Evaluation, compare
+from spectrim.plan import Plan
+from spectrim.recipe import Calibration, Recipe, parse_tokens
+from spectrim.report import card, page
+from spectrim.run import atomic_file, atomic_folder
+from spectrim.sources import Source
+from spectrim.stages import stages
+from spectrim.weights import auto_class
+
+COMPANIONS = {".json", ".jinja", ".model", ".txt"}  # tokenizer, chat template, generation settings
+
+
+def shrink(
+    recipe: Recipe,
+    output: Path,
+    *,
+    cache: Path | None = None,
+    plan: Path | None = None,
+    evaluate: bool = True,
+    progress: Progress | None = None,
+) -> Path:
+    """Make the model of a recipe smaller and return the folder that holds it.
+
+    Interrupted at any point, the same call continues from what it finds and ends in the same bits.
+
+    Args:
+        recipe: what to do.
+        output: folder to write; it appears whole, at the end.
+        cache: kept between runs; by default as in sources.default_cache.
+        plan: a plan.json to carry out instead of deciding anew.
+        evaluate: also measure dense and smaller model on the report split and write the report.
+        progress: called as ``progress(done, total, what)``.
+
+    Raises:
+        SpectrimError: anything that the user can put right; nothing is left behind then.
+    """
+    cache = cache or sources.default_cache()
+    progress = progress or (lambda done, total, what: None)
+    source = sources.resolve(recipe.model, cache, trust_remote_code=recipe.trust_remote_code)
+    replayed = Plan.read(plan) if plan else None
+    work = cache / "work" / key_of(recipe.to_yaml(), source.fingerprint, str(output.absolute()),
+                                   replayed.to_json() if replayed else None)  # fmt: skip
+    try:
+        job = open_job(recipe, source, cache, work, progress)
+        job.plan = replayed
+        for stage in recipe.stages:
+            stages.get(stage.name)(job, stage.options)
+        with atomic_folder(output) as folder:
+            write_model(job, folder)
+            write_record(job, recipe, folder)
+            if evaluate:
+                measure(job, recipe, folder)
+            card.write_card(folder, base=source.folder)
+    except (SpectrimError, OSError):
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
+    return output
+
+
+def open_job(
+    recipe: Recipe, source: Source, cache: Path, work: Path, progress: Progress
+) -> Job:
+    """Return a job for a source: skeleton, tensors outside the blocks, splits of the text."""
+    model = sources.skeleton(source)
+    weights = sources.Weights(source.folder, model)
+    splits, used = calibration_splits(recipe.calibration, recipe.seed, source, cache, progress)
+    job = Job(
+        source=source,
+        model=model,
+        architecture=architectures.of(model.config),
+        weights=weights,
+        sites=sites.find(model),
+        splits=splits,
+        cache=cache,
+        work=work,
+        keep=(recipe.keep.fraction, recipe.keep.of),
+        progress=progress,
+        notes={"calibration": used},
+    )
+    load_rest(model, job.rest(), job.compute_dtype)
+    return job
+
+
+def calibration_splits(
+    calibration: Calibration, seed: int, source: Source, cache: Path, progress: Progress
+) -> tuple[Splits, str]:
+    """Return the three splits of the calibration text, and in words which text was used."""
+    tokenizer = sources.tokenizer(source)
+    sequences, length = calibration.sequences, calibration.length
+    if calibration.text == "default":
+        return default_text.splits(source, tokenizer, (sequences, length), seed, cache, progress)
+    tokens = text.read(calibration.text, tokenizer, length, at_most=2 * sequences)
+    return split(tokens, sequences, seed, calibration.text), calibration.text
+
+
+def write_model(job: Job, folder: Path) -> None:
+    """Write config, weights and tokenizer, streaming the weights from the blocks' files."""
+    assert job.blocks is not None and job.plan is not None
+    rest = job.work / "rest.safetensors"
+    save_file(job.rest(), rest)
+    parts = [rest, *(job.block_file(job.blocks, *place) for place in job.each_block())]
+    checkpoint.write_shards(parts, folder)
+    config = json.loads((job.source.folder / "config.json").read_text())
+    factored = {
+        decision.site: {"format": decision.format, **job.empty_format(decision).shape()}
+        for decision in job.plan.decisions
+        if decision.format != "dense"
+    }
+    if factored:
+        config["quantization_config"] = checkpoint.SpectrimConfig(factored).to_dict()
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for path in sorted(job.source.folder.iterdir()):
+        if path.is_file() and path.suffix in COMPANIONS and not is_weights(path):
+            shutil.copyfile(path, folder / path.name)
+
+
+def is_weights(path: Path) -> bool:
+    """Return whether a file of a model folder is written anew rather than copied."""
+    return path.name == "config.json" or ".safetensors" in path.name
+
+
+def write_record(job: Job, recipe: Recipe, folder: Path) -> None:
+    """Write the recipe, the plan and the curves that led to it."""
+    assert job.plan is not None
+    recorded = dataclasses.replace(
+        job.plan,
+        about={
+            **job.plan.about,
+            "calibration": {**recipe.calibration.model_dump(), "seed": recipe.seed},
+            "refine": job.notes.get("refinement", {"used": False})["used"],
+        },
+    )
+    (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    (folder / "plan.json").write_text(recorded.to_json(), encoding="utf-8")
+    (folder / "curves.json").write_text(json.dumps(job.curves), encoding="utf-8")
+    used = torch.cat([fingerprints(job.splits.calibration), fingerprints(job.splits.search)])
+    (folder / "calibration.json").write_text(
+        json.dumps({"text": job.notes["calibration"], "fingerprints": used.tolist()}),
+        encoding="utf-8",
+    )
+
+
+def measure(job: Job, recipe: Recipe, folder: Path) -> None:
+    """Measure dense and smaller model on the report split; write scores.json and the page."""
+    name = f"report split of {job.notes['calibration']}"
+    scores = compare(
+        sources.model(job.source),
+        small_model(folder),
+        sources.tokenizer(job.source),
+        {name: job.splits.report.ids},
+        Evaluation(
+            name=job.source.name,
+            folders={"dense": job.source.folder, "small": folder},
+            seed=recipe.seed,
+        ),
+        job.progress,
+    )
+    scores["refinement"] = job.notes.get("refinement")
+    write_scores(scores, folder / "scores.json")
+    page.write_page(folder, folder / "report.html")
+
+
+def write_scores(scores: dict[str, Any], path: Path) -> None:
+    """Write a scores dict as JSON, whole or not at all."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(scores, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def small_model(folder: Path) -> PreTrainedModel:
+    """Return the model in an output folder, in eval mode, whether or not it has its name yet."""
+    return sources.model(Source(str(folder), folder, ""))
+
+
+def evaluate(
+    name: str,
+    *,
+    text: str = "default",
+    against: str | None = None,
+    tokens: str = "16x1024",
+    cache: Path | None = None,
+    json_path: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Return the scores of a model beside another on a text that was not used to make it.
+
+    Args:
+        name: folder of a smaller model, or any model.
+        text: as for calibration; "default" is the report split of the default text.
+        against: the reference; None for the model that the folder was made from.
+        tokens: how many windows of how many tokens, from the beginning of the text.
+        cache: as in ``shrink``.
+        json_path: also write the scores there.
+        progress: called as ``progress(done, total, what)``.
+
+    Raises:
+        SpectrimError: the text is too short or was used for calibration, a model is not there, or
+            the two models do not share a tokenizer.
+    """
+    cache = cache or sources.default_cache()
+    progress = progress or (lambda done, total, what: None)
+    small = sources.resolve(name, cache)
+    dense = sources.resolve(against or made_from(small.folder), cache)
+    tokenizer = sources.tokenizer(small)
+    if tokenizer.get_vocab() != sources.tokenizer(dense).get_vocab():
+        raise SpectrimError(
+            f"{name} and {dense.name} do not share a tokenizer, so their losses do not compare"
+        )
+    windows, used = held_out(text, tokens, dense, cache, progress)
+    refuse_used(windows, small.folder, used)
+    scores = compare(
+        sources.model(dense),
+        sources.model(small),
+        tokenizer,
+        {used: windows.ids},
+        Evaluation(name=dense.name, folders={"dense": dense.folder, "small": small.folder}),
+        progress,
+    )
+    if json_path is not None:
+        write_scores(scores, json_path)
+    return scores
+
+
+def made_from(folder: Path) -> str:
+    """Return the name of the model that an output folder was made from."""
+    try:
+        return str(json.loads((folder / "plan.json").read_text(encoding="utf-8"))["model"])
+    except (OSError, KeyError, ValueError):
+        raise SpectrimError(
+            f"{folder} does not say what it was made from; name a model with --against"
+        ) from None
+
+
+def held_out(
+    name: str, tokens: str, source: Source, cache: Path, progress: Progress
+) -> tuple[Tokens, str]:
+    """Return the first windows of a text, and what to call it."""
+    sequences, length = parse_tokens(tokens)
+    if name == "default":
+        calibration = Calibration(text="default", tokens=f"48x{length}")
+        splits, used = calibration_splits(calibration, 0, source, cache, progress)
+        found, used = splits.report, f"report split of {used}"
+    else:
+        found, used = text.read(name, sources.tokenizer(source), length, sequences), name
+    if len(found) < sequences and name != "default" or not bool(found.mask.all()):
+        raise SpectrimError(
+            f"{name} gives {len(found)} full windows of {length} tokens and {sequences} are "
+            "wanted; ask for fewer or shorter ones with --tokens, or bring more text"
+        )
+    return Tokens.full(found.ids[:sequences]), used
+
+
+def refuse_used(windows: Tokens, folder: Path, name: str) -> None:
+    """Raise SpectrimError where the model in a folder was calibrated on these tokens."""
+    record = folder / "calibration.json"
+    if not record.exists():
+        return
+    known = torch.tensor(json.loads(record.read_text(encoding="utf-8"))["fingerprints"])
+    shared = overlap(windows, known)
+    if shared > MOST_SHARED:
+        raise SpectrimError(
+            f"{name} holds {shared:.0%} of the text that {folder} was calibrated on, so the result "
+            "would be flattered; measure on other text"
+        )
+
+
+def inspect(name: str, cache: Path | None = None) -> dict[str, Any]:
+    """Return what a model stores at every site, beside the dense shapes."""
+    source = sources.resolve(name, cache or sources.default_cache())
+    config = sources.config(source)
+    quantisation = getattr(config, "quantization_config", None)
+    factored = dict(quantisation)["sites"] if quantisation else {}
+    if quantisation:
+        del config.quantization_config
+    with init_empty_weights(include_buffers=False):
+        empty = auto_class(config).from_config(config)
+    empty.tie_weights()
+    found = []
+    for site in sites.find(empty):
+        about = factored.get(site.name)
+        numbers = site.out_features * site.in_features
+        form = formats.get(about["format"]) if about else None
+        rank = about["rank"] if about else min(site.out_features, site.in_features)
+        found.append(
+            {
+                "site": site.name,
+                "block": site.block,
+                "role": site.role,
+                "out_features": site.out_features,
+                "in_features": site.in_features,
+                "format": about["format"] if about else "dense",
+                "rank": rank,
+                "stored": form.numbers(site.out_features, site.in_features, rank)
+                if form
+                else numbers,
+                "dense": numbers,
+            }
+        )
+    return {"model": name, "sites": found}
+
+
+def shrink_from_options(
+    model: str,
+    *,
+    output: str | Path,
+    keep: str = "80% of linear",
+    calibration: str = "default",
+    tokens: str = "48x1024",
+    recipe: str | Path | None = None,
+    plan: str | Path | None = None,
+    cache: str | Path | None = None,
+    seed: int = 0,
+    refine: str = "auto",
+    method: str = "loss_aware_svd",
+    allocator: str = "global",
+    format: str = "pivoted",
+) -> PreTrainedModel:
+    """Make a model smaller, write it to ``output``, and return it in eval mode.
+
+    The options are those of `spectrim shrink`; a recipe file sets what is not given otherwise.
+
+    Raises:
+        SpectrimError: anything that the user can put right; nothing is left behind then.
+    """
+    changes = {
+        "model": model,
+        "keep": keep,
+        "calibration.text": calibration,
+        "calibration.tokens": tokens,
+        "seed": seed,
+        "factorize.refine": refine,
+        "factorize.method": method,
+        "factorize.allocator": allocator,
+        "factorize.format": format,
+    }
+    if recipe is not None:
+        changes = {"model": model}
+    folder = shrink(
+        Recipe.build(recipe, changes),
+        Path(output),
+        cache=Path(cache) if cache else None,
+        plan=Path(plan) if plan else None,
+    )
+    return small_model(folder)

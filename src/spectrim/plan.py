@@ -1,0 +1,113 @@
+"""The plan: which site is stored how. A file that one can read, edit, compare and replay."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spectrim.errors import SpectrimError
+from spectrim.sites import Site
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one site offers: at each cut its rank, its size and the loss predicted for it.
+
+    Cuts are ordered by size; the last one is the dense matrix, with rank min(out, in) and loss 0.
+    ``sizes`` are in the unit of the budget (numbers or bytes), ``losses`` in nats per token.
+    """
+
+    site: Site
+    ranks: Int[Tensor, " cuts"]
+    sizes: Float[Tensor, " cuts"]
+    losses: Float[Tensor, " cuts"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How one site is stored: ``format`` at ``rank``, or "dense"."""
+
+    site: str
+    block: int
+    role: str
+    out_features: int
+    in_features: int
+    format: str
+    rank: int
+    stored: int
+    dense: int
+    predicted_loss: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All decisions, and what is needed to take them again: ``about`` names model, method, text."""
+
+    decisions: tuple[Decision, ...]
+    predicted_loss: float
+    about: dict[str, Any]
+
+    def __getitem__(self, site: str) -> Decision:
+        """Return the decision for a site by its name."""
+        return next(decision for decision in self.decisions if decision.site == site)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text, one decision a line, so that two plans can be compared."""
+        head = {"version": VERSION, **self.about, "predicted_loss": self.predicted_loss}
+        body = ",\n  ".join(json.dumps(asdict(decision)) for decision in self.decisions)
+        return json.dumps(head, indent=1)[:-2] + ',\n "decisions": [\n  ' + body + "\n ]\n}\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Return the plan in a file.
+
+        Raises:
+            SpectrimError: no such file, not JSON, or not a plan of this version.
+        """
+        try:
+            data = json.loads(path.read_text())
+            decisions = tuple(Decision(**entry) for entry in data.pop("decisions"))
+            version, loss = data.pop("version"), float(data.pop("predicted_loss"))
+        except FileNotFoundError:
+            raise SpectrimError(f"no plan at {path}; shrink writes plan.json into its output") from None
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise SpectrimError(f"{path} is not a plan ({error}); expected plan.json") from None
+        if version != VERSION:
+            raise SpectrimError(f"{path} is a plan of version {version}; this reads {VERSION}")
+        return cls(decisions, loss, data)
+
+    def check(self, sites: list[Site]) -> None:
+        """Raise SpectrimError where the plan does not fit these sites, one by one, or their shapes."""
+        shapes = {site.name: (site.out_features, site.in_features) for site in sites}
+        for decision in self.decisions:
+            found = shapes.pop(decision.site, None)
+            if found != (decision.out_features, decision.in_features):
+                raise SpectrimError(
+                    f"the plan does not fit the model: {decision.site} is "
+                    f"{decision.out_features} x {decision.in_features} in the plan and "
+                    + (f"{found[0]} x {found[1]} in the model" if found else "not in the model")
+                )
+            if not 0 < decision.rank <= min(found):
+                raise SpectrimError(
+                    f"the plan gives {decision.site} rank {decision.rank}; expected 1 to {min(found)}"
+                )
+        if shapes:
+            raise SpectrimError(f"the plan says nothing about {next(iter(shapes))}")
+
+
+def thin(curve: Curve, points: int = 64) -> dict[str, list[float]]:
+    """Return at most ``points`` cuts of a curve, evenly spaced, the dense one last."""
+    step = torch.linspace(0, len(curve.ranks) - 1, min(points, len(curve.ranks))).round().long()
+    return {
+        "ranks": curve.ranks[step].tolist(),
+        "sizes": curve.sizes[step].tolist(),
+        "losses": curve.losses[step].tolist(),
+    }

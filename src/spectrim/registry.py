@@ -1,0 +1,81 @@
+"""Plug-ins by file name: a folder of modules is the registry, and nothing else has to be edited."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import keyword
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from spectrim.errors import SpectrimError, unknown
+
+
+def _same(name: str) -> str:
+    return name
+
+
+class Registry:
+    """The plug-ins of one kind: one module each in a package, named like the module.
+
+    kind: the word in messages, in the singular ("method").
+    package: dotted name of the folder ("spectrim.methods").
+    attribute: plug-in name → name of what its module offers ("low_rank" → "LowRank");
+        by default the same name.
+
+    A trailing underscore of a file is dropped (`global_.py` is "global", for Python's keywords) and
+    files that start with one are no plug-ins. Names are read from the folder, so that listing and
+    checking them imports no plug-in (and therefore no torch).
+    """
+
+    def __init__(self, kind: str, package: str, attribute: Callable[[str], str] = _same) -> None:
+        self.kind = kind
+        self.package = package
+        self.attribute = attribute
+
+    def names(self) -> list[str]:
+        """Return the names of all plug-ins, sorted; none where the package does not exist."""
+        return sorted(self._modules())
+
+    def check(self, name: str) -> str:
+        """Return the name as it is; SpectrimError with the nearest name where there is no such."""
+        known = self._modules()
+        if name not in known:
+            raise unknown(self.kind, name, known)
+        return name
+
+    def get(self, name: str) -> Any:
+        """Import the plug-in and return what it offers.
+
+        SpectrimError where the name is unknown, or its module lacks the attribute that it promises.
+        """
+        stem = self._modules()[self.check(name)]
+        module = importlib.import_module(f"{self.package}.{stem}")
+        wanted = self.attribute(name)
+        wanted += "_" * keyword.iskeyword(wanted)
+        if not hasattr(module, wanted):
+            raise SpectrimError(
+                f"{self.kind} '{name}' offers no '{wanted}'; define it in {stem}.py"
+            )
+        return getattr(module, wanted)
+
+    def summary(self, name: str) -> str:
+        """Return the first line of the plug-in's docstring, read from its file without import."""
+        stem = self._modules()[self.check(name)]
+        files = [Path(folder) / f"{stem}.py" for folder in self._folders()]
+        source = next(file for file in files if file.exists()).read_text(encoding="utf-8")
+        return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+    def _folders(self) -> list[str]:
+        # find_spec imports the parent package only, never the folder's own __init__.
+        spec = importlib.util.find_spec(self.package)
+        return list(spec.submodule_search_locations or []) if spec else []
+
+    def _modules(self) -> dict[str, str]:
+        """Return plug-in name → module name."""
+        found = pkgutil.iter_modules(self._folders())
+        stems = [info.name for info in found if not info.ispkg and not info.name.startswith("_")]
+        return {stem.removesuffix("_"): stem for stem in stems}

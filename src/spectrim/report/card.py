@@ -1,0 +1,154 @@
+"""The model card: README.md of an output folder, as the model hub reads it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from spectrim.report import table
+from spectrim.report.folder import Output, read
+
+_DEMO = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+_BODY = """
+# {title}
+
+> **Import `spectrim` before you load this model.** Without `import spectrim`, transformers only
+> warns of an unknown quantization method and leaves the factored maps at **random weights**: the
+> model loads all the same, and writes nonsense.
+
+```python
+import spectrim  # first: it tells transformers how the factors are stored
+from transformers import {auto}, AutoTokenizer
+
+model = {auto}.from_pretrained({name!r})
+tokenizer = AutoTokenizer.from_pretrained({name!r})
+```
+
+{made}
+{scores}{warnings}{recipe}{versions}"""
+
+
+def write_card(folder: Path, *, base: Path | None = None) -> Path:
+    """Write README.md into an output folder and return its path.
+
+    Args:
+        folder: what ``spectrim shrink`` wrote; scores.json may be missing.
+        base: folder of the dense model; its card says the licence, if it has one.
+
+    Raises:
+        SpectrimError: a file of the folder is damaged.
+    """
+    made = card(read(folder, unmeasured=True), licence=licence_of(base))
+    target = folder / "README.md"
+    made.save(target)
+    return target
+
+
+def card(output: Output, *, licence: str | None = None) -> ModelCard:
+    """Return the card of an output folder, its licence that of the dense model."""
+    model = _model(output)
+    base, own = _DEMO if model == "demo" else (model, None)
+    # A local path names nobody's model on the hub.
+    base_model = base if _HUB_NAME.fullmatch(base) and not Path(base).exists() else None
+    data = ModelCardData(
+        base_model=base_model,
+        library_name="spectrim",
+        license=licence or own,
+        pipeline_tag=None if _reads_with_encoder(output) else "text-generation",
+        tags=["spectrim", "model-compression", "low-rank-factorization"],
+    )
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n{_body(output, base)}")
+
+
+def licence_of(base: Path | None) -> str | None:
+    """Return the licence in the metadata of a model folder's card; None where it says none."""
+    path = None if base is None else base / "README.md"
+    if path is None or not path.is_file():
+        return None
+    try:
+        found = ModelCard.load(path, ignore_metadata_errors=True).data.get("license")
+    except ValueError:  # metadata that is no mapping; the dense model's card is not ours to mend
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _body(output: Output, base: str) -> str:
+    auto = "AutoModelForSeq2SeqLM" if _reads_with_encoder(output) else "AutoModelForCausalLM"
+    return _BODY.format(
+        title=_escape(f"{Path(base).name}, made smaller"),
+        auto=auto,
+        name=output.name,
+        made=_made(output, base),
+        scores=_scores(output.scores),
+        warnings=_list("What to know", output.scores.get("warnings", [])),
+        recipe=_fenced("Recipe", output.recipe, "yaml"),
+        versions=_versions(output.scores.get("settings", {})),
+    )
+
+
+def _made(output: Output, base: str) -> str:
+    plan = output.plan
+    if not plan:
+        return f"Made from {_escape(base)} with spectrim.\n"
+    budget = plan.get("budget", {})
+    stored = [one for one in plan.get("decisions", []) if one["format"] != "dense"]
+    return (
+        f"Made from {_escape(base)} with spectrim: {budget.get('keep', 1):.0%} of "
+        f"{_escape(str(budget.get('of')))} kept, method `{plan.get('method')}`, allocator "
+        f"`{plan.get('allocator')}`, {len(stored)} of {len(plan.get('decisions', []))} linear maps "
+        f"stored as `{plan.get('format')}`. `plan.json` says which map is stored how.\n"
+    )
+
+
+def _scores(scores: dict[str, Any]) -> str:
+    if not scores:
+        return ""
+    settings = scores.get("settings", {})
+    heads = ["", "", *map(_escape, table.columns(scores)), "change"]
+    rows = [" | ".join(heads), " | ".join(["---", ":-:"] + ["--:"] * (len(heads) - 2))]
+    rows += [
+        " | ".join([_escape(line.name.strip()), line.arrow, *line.cells, line.change])
+        for line in table.lines(scores)
+    ]
+    lines = "\n".join(f"| {row} |" for row in rows)
+    on = f"{_escape(str(settings.get('text')))}, {settings.get('tokens')} tokens, window "
+    on += f"{settings.get('window')}, stride {settings.get('stride')}"
+    return f"\n## Scores\n\nOn {on}; ± is half a 95 % interval.\n\n{lines}\n"
+
+
+def _list(title: str, items: list[str]) -> str:
+    return "\n## {}\n\n{}\n".format(title, "\n".join(f"- {_escape(one)}" for one in items)) * bool(
+        items
+    )
+
+
+def _fenced(title: str, text: str, language: str) -> str:
+    runs = [len(run) for run in re.findall(r"`+", text)]
+    fence = "`" * max(3, 1 + max(runs, default=0))
+    return f"\n## {title}\n\n{fence}{language}\n{text.rstrip()}\n{fence}\n" * bool(text)
+
+
+def _versions(settings: dict[str, Any]) -> str:
+    versions = settings.get("versions", {})
+    said = ", ".join(f"{_escape(name)} {_escape(str(one))}" for name, one in versions.items())
+    measured = f"Measured {settings['date'][:10]} with {said}.\n" if said else ""
+    return f"\n{measured}" if measured else ""
+
+
+def _model(output: Output) -> str:
+    return str(output.scores.get("model") or output.plan.get("model") or output.name)
+
+
+def _reads_with_encoder(output: Output) -> bool:
+    return bool(output.config.get("is_encoder_decoder"))
+
+
+def _escape(text: str) -> str:
+    """Return the text with what Markdown or HTML would take as markup made harmless."""
+    flat = " ".join(text.split())
+    return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", flat)

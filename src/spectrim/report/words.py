@@ -1,0 +1,78 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import re
+from math import floor, isfinite, log10
+
+MISSING = "–"
+ARROWS = {"lower": "↓", "higher": "↑", "none": ""}
+_EXPERT = re.compile(r"expert\d+_")
+_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def plain(number: float | None, digits: int = 3) -> str:
+    """Return at least ``digits`` significant digits, without exponents from 1e-4 to 1e7."""
+    if number is None or not isfinite(number):
+        return MISSING
+    if number == 0:
+        return "0"
+    size = floor(log10(abs(number)))
+    if not -5 < size < 7:
+        return f"{number:.{digits - 1}e}".replace("-", "−")
+    return f"{number:,.{max(0, digits - 1 - size)}f}".replace("-", "−")
+
+
+def fixed(number: float | None, digits: int = 3, sign: bool = False) -> str:
+    """Return ``digits`` decimals; with ``sign``, a plus where it is positive."""
+    if number is None or not isfinite(number):
+        return MISSING
+    shown = f"{number:+,.{digits}f}" if sign else f"{number:,.{digits}f}"
+    if float(shown.replace(",", "")) == 0:
+        shown = shown.lstrip("+-")
+    return shown.replace("-", "−")
+
+
+def share(part: float | None, digits: int = 1) -> str:
+    """Return a part of one as per cent."""
+    return MISSING if part is None or not isfinite(part) else f"{100 * part:.{digits}f} %"
+
+
+def times(ratio: float | None) -> str:
+    """Return a ratio as a factor."""
+    return MISSING if ratio is None or not isfinite(ratio) else f"× {ratio:.2f}"
+
+
+def count(number: float | None, unit: str = "") -> str:
+    """Return three or four significant digits with k, M, G, T in powers of a thousand."""
+    if number is None or not isfinite(number):
+        return MISSING
+    for step, letter in _STEPS:
+        if abs(number) >= step * 0.99995:
+            scaled = number / step
+            digits = 2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 999.95 else 0
+            return f"{scaled:.{digits}f} {letter}{unit}"
+    return f"{number:.0f} {unit}".rstrip()
+
+
+def bytes_(number: float | None) -> str:
+    """Return a size in kB, MB, GB of powers of a thousand."""
+    return count(number, "B")
+
+
+def span(ends: tuple[float, float] | None, digits: int = 3) -> str:
+    """Return an interval, or nothing where there is none."""
+    return "" if ends is None else f"{fixed(ends[0], digits)} to {fixed(ends[1], digits)}"
+
+
+def role_group(role: str) -> str:
+    """Return the role, that of one expert as the one of all."""
+    return _EXPERT.sub("experts ", role)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return the text, its middle left out where it is longer than ``most`` characters."""
+    if len(text) <= most:
+        return text
+    front = (most - 1) // 2
+    return f"{text[:front]}…{text[len(text) - (most - 1 - front) :]}"

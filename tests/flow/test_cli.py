@@ -1,0 +1,315 @@
+"""What can go wrong before a model is loaded: one line, exit 2, nothing left behind, no torch."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spectrim import cli
+from spectrim.errors import SpectrimError
+
+METHODS = "(methods: loss_aware_svd, truncated_svd, whitened_svd)"
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Return (exit code, standard output, standard error) of a command line."""
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(arguments)
+    captured = capsys.readouterr()
+    return leaving.value.code, captured.out, captured.err
+
+
+def run_alone(*arguments: str, folder: Path, then: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command line in a process of its own, which fails where it has loaded torch."""
+    code = (
+        "import atexit, sys\n"
+        "from spectrim.cli import main\n"
+        "atexit.register(lambda: print('torch loaded:', 'torch' in sys.modules))\n"
+        "main(sys.argv[1:])"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+WRONG = [
+    (["--keep", "0"], "keep '0' is out of range; keep more than 0% and at most 100%"),
+    (["--keep", "300%"], "keep '300%' is out of range; keep more than 0% and at most 100%"),
+    (["--keep", "0.6"], "cannot read keep '0.6'; write the part that stays with its unit, "
+     "such as '80% of linear' or '60% of bytes'"),
+    (["--method", "whitened_svdd"],
+     f"no method named 'whitened_svdd'; did you mean 'whitened_svd'? {METHODS}"),
+    (["--allocator", "globe"],
+     "no allocator named 'globe'; did you mean 'global'? (allocators: global, uniform)"),
+    (["--format", "pivotted"],
+     "no format named 'pivotted'; did you mean 'pivoted'? (formats: low_rank, pivoted)"),
+    (["--tokens", "48"],
+     "'48' is no amount of tokens; write sequences x tokens in each, such as 48x1024"),
+    (["--protect", "("],
+     "'(' is no regular expression (missing ), unterminated subpattern at position 0); "
+     "protect wants one, such as 'down' or 'block 0$'"),
+    (["--seed", "-1"], "seed of the recipe cannot be -1; it should be greater than or equal to 0"),
+    (["--recipe", "none.yaml"], "there is no recipe file 'none.yaml'; check the path"),
+    (["--plan", "none.json"], "there is no plan file 'none.json'; check the path"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "expected"), WRONG, ids=lambda value: str(value)[:30])
+def test_what_is_wrong_is_said_in_one_line(capsys, tmp_path, monkeypatch, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "shrink", "demo", *arguments, "-o", "small")
+    assert code == 2
+    assert err == f"spectrim: error: {expected}\n"
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_none_of_that_loads_torch(tmp_path):
+    (tmp_path / "file").write_text("")
+    for arguments in (
+        ["shrink", "demo", "--keep", "0", "-o", "small"],
+        ["shrink", "demo", "--method", "whitened_svdd", "-o", "small"],
+        ["shrink", "demo", "-o", "file/small"],
+        ["list"],
+        ["--help"],
+    ):
+        done = run_alone(*arguments, folder=tmp_path)
+        assert done.stdout.endswith("torch loaded: False\n"), (arguments, done.stderr)
+
+
+def test_an_unknown_key_of_a_recipe_is_named_with_its_file(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text("model: demo\nkep: 60%\n")
+    code, _, err = run(capsys, "shrink", "--recipe", "recipe.yaml", "-o", "small")
+    assert code == 2
+    assert err == (
+        "spectrim: error: recipe.yaml: unknown key 'kep' in the recipe; did you mean 'keep'? "
+        "(keys: model, keep, calibration, stages, seed, trust_remote_code)\n"
+    )
+
+
+def test_a_model_has_to_be_named(capsys):
+    code, _, err = run(capsys, "shrink", "-o", "small")
+    assert code == 2
+    assert err == (
+        "spectrim: error: no model is named; name one, such as 'demo', or a --recipe that does\n"
+    )
+
+
+def test_a_plan_leaves_nothing_to_say_about_the_budget(capsys, tmp_path):
+    plan = tmp_path / "plan.json"
+    plan.write_text("{}")
+    code, _, err = run(
+        capsys, "shrink", "demo", "--plan", str(plan), "--keep", "60%", "-o", str(tmp_path / "x")
+    )
+    assert (code, err) == (2, "spectrim: error: --plan already says the keep; leave out --keep\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["shrink", "demo", "-o"],
+        ["evaluate", "demo", "--json"],
+        ["report", "folder", "-o"],
+    ],
+    ids=lambda value: value[0],
+)
+def test_an_output_that_cannot_be_written_is_refused_first(capsys, tmp_path, arguments):
+    (tmp_path / "file").write_text("in the way")
+    target = tmp_path / "file" / "small"
+    code, _, err = run(capsys, *arguments, str(target))
+    assert code == 2
+    assert err == (
+        f"spectrim: error: cannot write '{target}'; Not a directory: '{tmp_path / 'file'}'\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_refused_first(capsys, tmp_path):
+    tmp_path.chmod(0o500)
+    code, _, err = run(capsys, "shrink", "demo", "-o", str(tmp_path / "small"))
+    tmp_path.chmod(0o700)
+    assert code == 2
+    assert "Permission denied" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["shrink", "demo", "--kep", "60%", "-o", "small"], "--keep"),
+        (["shrnk", "demo"], "shrink"),
+        (["shrink", "demo"], "--output"),
+        (["shrink", "demo", "--refine", "maybe", "-o", "small"], "auto"),
+        (["list", "method"], "methods"),
+    ],
+    ids=str,
+)
+def test_unknown_words_of_the_command_line_suggest_known_ones(capsys, arguments, told):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert told in err
+
+
+# what the outer frame does with errors from within
+
+
+def failing(monkeypatch, error: BaseException) -> None:
+    def fail(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr("spectrim.registry.Registry.names", fail)
+
+
+def test_an_error_of_several_lines_is_told_in_one(capsys, monkeypatch):
+    failing(monkeypatch, SpectrimError("first\n  second"))
+    assert run(capsys, "list", "methods")[::2] == (2, "spectrim: error: first second\n")
+
+
+def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch):
+    failing(monkeypatch, KeyboardInterrupt())
+    code, _, err = run(capsys, "list", "methods")
+    assert (code, err) == (130, "interrupted; run the same command again to continue\n")
+
+
+FULL = "the disk is full; free some space and run the same command again to continue"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "x"),
+        RuntimeError("IoError(Os { code: 28, message: 'No space left on device' })"),
+    ],
+    ids=["OSError", "wrapped by a library"],
+)
+def test_a_full_disk_is_told_in_one_line(capsys, monkeypatch, error):
+    failing(monkeypatch, error)
+    assert run(capsys, "list", "methods")[::2] == (2, f"spectrim: error: {FULL}\n")
+
+
+def test_a_file_that_cannot_be_used_is_told_in_one_line(capsys, monkeypatch):
+    failing(monkeypatch, PermissionError(errno.EACCES, "Permission denied", "secret"))
+    code, _, err = run(capsys, "list", "methods")
+    assert (code, err) == (2, "spectrim: error: cannot use 'secret'; Permission denied\n")
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    failing(monkeypatch, ZeroDivisionError("ours"))
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        cli.main(["list", "methods"])
+
+
+def test_a_real_interrupt_ends_with_130(tmp_path):
+    code = (
+        "import os, signal, time\n"
+        "from spectrim import cli, registry\n"
+        "def wait(self):\n"
+        "    os.kill(os.getpid(), signal.SIGINT); time.sleep(30)\n"
+        "registry.Registry.names = wait\n"
+        "cli.main(['list', 'methods'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 130
+    assert done.stderr.endswith("interrupted; run the same command again to continue\n")
+    assert "Traceback" not in done.stderr
+    assert signal.SIGINT == 2
+
+
+# what the verbs hand on
+
+
+def test_list_names_every_plug_in_with_a_line_on_each(capsys):
+    code, out, _ = run(capsys, "list", "methods")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "methods:"
+    assert [line.split()[0] for line in lines[1:]] == [
+        "loss_aware_svd", "truncated_svd", "whitened_svd",
+    ]  # fmt: skip
+    assert all(len(line.split()) > 3 for line in lines[1:])
+
+
+def test_list_alone_lists_every_kind(capsys):
+    _, out, _ = run(capsys, "list")
+    headings = [line for line in out.splitlines() if not line.startswith(" ")]
+    assert headings == ["methods:", "formats:", "allocators:", "metrics:", "stages:", "families:"]
+    assert "  llama" in out.splitlines()
+
+
+def test_options_change_the_recipe(monkeypatch, tmp_path, capsys):
+    from spectrim import pipeline
+
+    asked = {}
+
+    def shrink(recipe, output, **options):
+        asked.update(recipe=recipe, output=output, **options)
+        return output
+
+    monkeypatch.setattr(pipeline, "shrink", shrink)
+    (tmp_path / "recipe.yaml").write_text(
+        "model: other\nkeep: 50%\nstages: [factorize: {method: truncated_svd, refine: on}]"
+    )
+    output = tmp_path / "small"
+    code, out, _ = run(
+        capsys, "shrink", "demo", "--recipe", str(tmp_path / "recipe.yaml"),
+        "--tokens", "3x8", "--calibration", "my.txt", "--format", "low_rank", "--seed", "5",
+        "--protect", "down", "--protect", "block 0$", "--no-heal", "--no-evaluate",
+        "--cache", str(tmp_path / "cache"), "-o", str(output),
+    )  # fmt: skip
+    assert code == 0
+    assert out == f"wrote {output}\n"
+    recipe, options = asked["recipe"], asked["recipe"].stages[0].options
+    assert (recipe.model, str(recipe.keep), recipe.seed) == ("demo", "50% of bytes", 5)
+    assert (recipe.calibration.text, recipe.calibration.tokens) == ("my.txt", "3x8")
+    assert (options.method, options.format, options.refine) == ("truncated_svd", "low_rank", "on")
+    assert options.protect == ("down", "block 0$")
+    assert (asked["output"], asked["cache"]) == (output, tmp_path / "cache")
+    assert (asked["plan"], asked["evaluate"]) == (None, False)
+
+
+SITES = {
+    "model": "small",
+    "sites": [
+        {"site": "a.q", "block": 0, "role": "q", "out_features": 4, "in_features": 8,
+         "format": "pivoted", "rank": 2, "stored": 20, "dense": 32},
+        {"site": "a.k", "block": 0, "role": "k", "out_features": 4, "in_features": 8,
+         "format": "dense", "rank": 4, "stored": 32, "dense": 32},
+    ],
+}  # fmt: skip
+
+
+def test_inspect_shows_what_is_stored_beside_the_dense_shape(monkeypatch, capsys):
+    from spectrim import pipeline
+
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(pipeline, "inspect", lambda model, cache: SITES)
+    _, out, _ = run(capsys, "inspect", "small")
+    rows = {
+        words[0]: words[1:]
+        for line in out.splitlines()
+        if (words := line.replace("│", " ").split())
+    }
+    assert rows["a.q"] == ["q", "4", "x", "8", "pivoted", "2", "20", "62.5%"]
+    assert rows["a.k"] == ["k", "4", "x", "8", "dense", "32", "100.0%"]
+    assert rows["total"] == ["52", "81.2%"]
+
+
+def test_inspect_prints_json_for_machines(monkeypatch, capsys):
+    from spectrim import pipeline
+
+    monkeypatch.setattr(pipeline, "inspect", lambda model, cache: SITES)
+    _, out, _ = run(capsys, "inspect", "small", "--json")
+    assert json.loads(out) == SITES

@@ -1,0 +1,114 @@
+"""What the documents promise: commands that exist, and a tree that equals the disk."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from spectrim import cli
+
+TREE = re.compile(r"[\w.-]+\.(?:py|md|toml|txt|yaml|yml|cff)\b|[\w.-]+/")
+
+
+def fenced(file: Path) -> list[str]:
+    """Return the fenced blocks of a Markdown file, without the fences."""
+    return re.findall(r"^```\w*\n(.*?)^```", file.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def documents(root: Path) -> list[Path]:
+    """Return the documents that people read, the design notes of others apart."""
+    return [*sorted(root.glob("*.md")), *sorted((root / "docs").rglob("*.md"))]
+
+
+def commands(file: Path) -> list[list[str]]:
+    """Return the `spectrim …` lines of a document's fenced blocks, as words."""
+    text = "\n".join(fenced(file)).replace("\\\n", " ")
+    lines = [line.strip().removeprefix("$ ") for line in text.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("spectrim ")]
+
+
+def fault(words: list[str]) -> str | None:
+    """Return why the command line would refuse these words, or None."""
+    group = typer.main.get_command(cli.app)
+    if len(words) == 1 or words[1].startswith("-"):
+        return None if words[1:] in ([], ["--help"]) else f"no option {words[1]}"
+    if words[1] not in group.commands:
+        return f"no verb {words[1]}"
+    verb = group.commands[words[1]]
+    known = {option for parameter in verb.params for option in parameter.opts}
+    known |= {option for parameter in verb.params for option in parameter.secondary_opts}
+    unknown = [
+        word for word in words[2:] if word.startswith("-") and word not in {*known, "--help"}
+    ]
+    if unknown:
+        return f"no option {unknown[0]} of {words[1]}"
+    if "--help" not in words:
+        try:
+            verb.make_context(words[1], list(words[2:]))
+        except Exception as error:
+            return f"{words[1]}: {error}"
+    return None
+
+
+def test_the_check_of_commands_can_fail(tmp_path):
+    file = tmp_path / "x.md"
+    file.write_text(
+        "```bash\n$ spectrim shrink demo -o small/  # ok\nspectrim shrnk\n"
+        "spectrim shrink demo --kep 3 \\\n  -o x\nspectrim shrink demo\nmake demo\n```\n"
+        "`spectrim inline` is not run\n"
+    )
+    found = [fault(words) for words in commands(file)]
+    assert found[:3] == [None, "no verb shrnk", "no option --kep of shrink"]
+    assert found[3].startswith("shrink: ")
+    assert len(found) == 4
+
+
+def test_every_command_in_the_documents_is_accepted(root):
+    refused = {
+        f"{file.name}: {shlex.join(words)}": reason
+        for file in documents(root)
+        for words in commands(file)
+        if (reason := fault(words))
+    }
+    assert refused == {}
+
+
+def test_the_readme_shows_every_verb(root):
+    shown = {words[1] for words in commands(root / "README.md")}
+    assert shown == set(typer.main.get_command(cli.app).commands)
+
+
+def test_every_make_target_in_the_documents_exists(root):
+    targets = set(re.findall(r"^([a-z]+):", (root / "Makefile").read_text(), re.M))
+    for file in documents(root):
+        lines = "\n".join(fenced(file)).splitlines()
+        named = {line.split()[1] for line in lines if re.match(r"make [a-z]+", line)}
+        assert named <= targets, file.name
+
+
+def test_links_between_the_documents_lead_somewhere(root):
+    dead = [
+        f"{file.name}: {link}"
+        for file in documents(root)
+        for link in re.findall(r"\]\(([^)#\s]+)", file.read_text(encoding="utf-8"))
+        if "://" not in link and not (file.parent / link).exists()
+    ]
+    assert dead == []
+
+
+def tree(root: Path) -> str:
+    """Return the tree of the package as docs/architecture.md draws it."""
+    file = root / "docs" / "architecture.md"
+    if not file.exists():
+        pytest.skip("docs/architecture.md, which draws the tree, is not written yet")
+    return next(block for block in fenced(file) if "src/spectrim/" in block)
+
+
+def test_the_tree_in_the_architecture_equals_the_disk(root):
+    named = set(TREE.findall(tree(root).partition("src/spectrim/")[2].partition("tests/")[0]))
+    package = root / "src" / "spectrim"
+    disk = {path.name for path in package.glob("*.py")}
+    disk |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert named == disk

@@ -165,7 +165,7 @@ def scores(excess: float, linear: int) -> dict[str, Any]:
             {
                 "prompt": "def mean(values):\n",
                 "dense": "    return sum(values) / len(values)\n\n\nprint(mean([1, 2, 3]))",
-                "small": "    return sum(values) / len(values)\n\n\ndef median(values):\n    return",
+                "small": "    return sum(values) / len(values)\n\n\ndef median(x):\n    return",
             },
         ],
         "warnings": [

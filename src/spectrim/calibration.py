@@ -80,7 +80,7 @@ def split(tokens: Tokens, sequences: int, seed: int, name: str = "the text") -> 
     Raises:
         SpectrimError: the text holds too few sequences.
     """
-    counts = (sequences, max(2, sequences // 12), max(2, sequences // 6))
+    counts = split_sizes(sequences)
     needed, length = sum(counts), tokens.ids.shape[1]
     if len(tokens) < needed or not bool(tokens.mask.all()):
         possible = max(len(tokens) * sequences // needed - 2, 0)
@@ -100,6 +100,11 @@ def split(tokens: Tokens, sequences: int, seed: int, name: str = "the text") -> 
     splits = Splits(*drawn)
     refuse_overlap(splits.calibration, splits.report, "the calibration and the report split")
     return splits
+
+
+def split_sizes(sequences: int) -> tuple[int, int, int]:
+    """Return how many sequences calibration, search and report take for so many of calibration."""
+    return sequences, max(2, sequences // 12), max(2, sequences // 6)
 
 
 def join(parts: list[Splits], seed: int) -> Splits:

@@ -182,15 +182,13 @@ def inspect(
 
     Example: spectrim inspect small/
     """
-    from rich import print as show
-
     from spectrim import console, pipeline
 
     found = pipeline.inspect(model, cache)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
-        show(console.sites(found))
+        console.show_sites(found)
 
 
 @app.command()

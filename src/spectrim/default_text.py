@@ -6,18 +6,22 @@ has, Python's own documentation and docstrings, and text sampled from the model 
 
 from __future__ import annotations
 
-import ast
 import os
+import socket
 import sysconfig
 from pathlib import Path
 from pydoc_data.topics import topics
+from urllib.parse import urlparse
 
 import torch
+from huggingface_hub import constants
+from jaxtyping import Int
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spectrim import sources, text
-from spectrim.calibration import Splits, Tokens, join, split
+from spectrim.calibration import Splits, Tokens, join, split, split_sizes
 from spectrim.errors import SpectrimError
 from spectrim.job import Progress, key_of
 from spectrim.run import atomic_file
@@ -66,4 +70,113 @@ def _make(
     cache: Path,
     progress: Progress,
 ) -> tuple[Splits, str]:
-    raise NotImplementedError
+    parts = _from_hub(tokenizer, size, seed) if _online() else None
+    if parts is not None:
+        names = ", ".join(name for name, _ in HUB_MIX)
+        return join(parts, seed), f"the default mix of hub data sets ({names})"
+    parts = []
+    for name, share in OFFLINE_MIX:
+        sequences = max(round(share * size[0]), 2)
+        if name == "model":
+            needed = sum(split_sizes(sequences))
+            sampled = sample(source, tokenizer, (needed, size[1]), seed, progress)
+            parts.append(split(Tokens.full(sampled), sequences, seed, "text sampled from the model"))
+        else:
+            documents = documentation() if name == "documentation" else docstrings()
+            tokens = text.encode(documents, tokenizer, size[1])
+            parts.append(split(tokens, sequences, seed, f"Python's {name}"))
+    return join(parts, seed), "the default mix without a network (text sampled from the model, " \
+        "Python's documentation and docstrings)"
+
+
+def _online() -> bool:
+    """Return whether the hub answers, without waiting for it long."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+        return False
+    try:
+        socket.create_connection((urlparse(constants.ENDPOINT).hostname or "", 443), 3).close()
+    except OSError:
+        return False
+    return True
+
+
+def _from_hub(
+    tokenizer: PreTrainedTokenizerBase, size: tuple[int, int], seed: int
+) -> list[Splits] | None:
+    """Return the splits of the hub mix, or None where one of the data sets cannot be had."""
+    parts = []
+    for name, share in HUB_MIX:
+        sequences = max(round(share * size[0]), 2)
+        try:
+            tokens = text.read(name, tokenizer, size[1], at_most=2 * sum(split_sizes(sequences)))
+            parts.append(split(tokens, sequences, seed, name))
+        except SpectrimError:
+            return None
+    return parts
+
+
+def documentation() -> list[str]:
+    """Return Python's own language reference, as every installation carries it for ``help()``."""
+    return [topics[name] for name in sorted(topics)]
+
+
+def docstrings() -> list[str]:
+    """Return the source of the standard library's modules: docstrings and the code they explain."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    return [
+        path.read_text(encoding="utf-8", errors="replace")
+        for path in sorted(folder.glob("*.py"))
+        if path.stat().st_size > 4000
+    ]
+
+
+def sample(
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    size: tuple[int, int],
+    seed: int,
+    progress: Progress,
+) -> Int[Tensor, "sequences length"]:
+    """Return text drawn token by token from the model itself, at temperature 1.
+
+    Each sequence begins with the tokenizer's first token and one drawn at random from the model's
+    own distribution, so that no text has to be brought (data-free calibration, as in LLM-QAT,
+    2305.17888). size: (sequences, tokens in each).
+    """
+    model = sources.model(source)
+    sequences, length = size
+    first = tokenizer.bos_token_id
+    if first is None:
+        first = tokenizer.eos_token_id
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    drawn: list[Tensor] = []
+    try:
+        for begin in range(0, sequences, SAMPLED_AT_ONCE):
+            count = min(SAMPLED_AT_ONCE, sequences - begin)
+            progress(begin, sequences, "sampling text from the model")
+            start = torch.full((count, 1), first or 0)
+            drawn.append(_sample_batch(model, start, length))
+    finally:
+        torch.random.set_rng_state(state)
+    progress(sequences, sequences, "sampling text from the model")
+    return torch.cat(drawn)
+
+
+@torch.inference_mode()
+def _sample_batch(
+    model: PreTrainedModel, start: Int[Tensor, "batch 1"], length: int
+) -> Int[Tensor, "batch length"]:
+    out = model.generate(
+        start,
+        attention_mask=torch.ones_like(start),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        min_new_tokens=length,
+        max_new_tokens=length,
+        pad_token_id=model.generation_config.pad_token_id or 0,
+    )
+    assert isinstance(out, Tensor)
+    return out[:, 1:].clone()

@@ -19,6 +19,7 @@ from spectrim.errors import SpectrimError
 from spectrim.formats import formats
 from spectrim.job import Job, Progress, key_of, load_rest
 from spectrim.metrics import Evaluation, compare
+from spectrim.options import validate
 from spectrim.plan import Plan
 from spectrim.recipe import Calibration, Recipe, parse_tokens
 from spectrim.report import card, page
@@ -58,6 +59,10 @@ def shrink(
     progress = progress or (lambda done, total, what: None)
     source = sources.resolve(recipe.model, cache, trust_remote_code=recipe.trust_remote_code)
     replayed = Plan.read(plan) if plan else None
+    if replayed is not None and "recipe" in replayed.about:
+        recipe = validate(
+            Recipe, {**replayed.about["recipe"], "model": recipe.model}, f"the recipe in {plan}"
+        )
     work = cache / "work" / key_of(recipe.to_yaml(), source.fingerprint, str(output.absolute()),
                                    replayed.to_json() if replayed else None)  # fmt: skip
     try:
@@ -147,8 +152,8 @@ def write_record(job: Job, recipe: Recipe, folder: Path) -> None:
         job.plan,
         about={
             **job.plan.about,
-            "calibration": {**recipe.calibration.model_dump(), "seed": recipe.seed},
-            "refine": job.notes.get("refinement", {"used": False})["used"],
+            "recipe": recipe.model_dump(mode="json"),
+            "refined": job.notes.get("refinement", {"used": False})["used"],
         },
     )
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")

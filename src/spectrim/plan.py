@@ -109,5 +109,5 @@ def thin(curve: Curve, points: int = 64) -> dict[str, list[float]]:
     return {
         "ranks": curve.ranks[step].tolist(),
         "sizes": curve.sizes[step].tolist(),
-        "losses": curve.losses[step].tolist(),
+        "losses": [float(f"{loss:.4g}") for loss in curve.losses[step].tolist()],
     }

@@ -164,8 +164,11 @@ def _rows(value: Tensor, mask: Tensor | None, module: nn.Module) -> Float[Tensor
 
 
 def _add(sums: dict[str, SecondMoment], name: str, rows: Float[Tensor, "tokens size"]) -> None:
-    if len(rows) > 0:
-        sums.setdefault(name, SecondMoment.zeros(rows.shape[-1])).add(rows)
+    if len(rows) == 0:
+        return
+    if name not in sums:
+        sums[name] = SecondMoment.zeros(rows.shape[-1])
+    sums[name].add(rows)
 
 
 def collect(walk: BlockWalk, folder: Path, sites: list[Site], progress: Progress) -> None:

@@ -280,6 +280,68 @@ def test_options_change_the_recipe(monkeypatch, tmp_path, capsys):
     assert (asked["plan"], asked["evaluate"]) == (None, False)
 
 
+def test_scores_are_shown_after_shrinking_and_progress_stays_out_of_the_output(
+    monkeypatch, tmp_path, capsys
+):
+    from spectrim import pipeline
+    from spectrim.report import terminal
+
+    def shrink(recipe, output, *, progress, **options):
+        progress(1, 2, "decomposing")
+        output.mkdir()
+        (output / "scores.json").write_text('{"model": "demo"}')
+        return output
+
+    shown = []
+    monkeypatch.setattr(pipeline, "shrink", shrink)
+    monkeypatch.setattr(terminal, "show", shown.append)
+    output = tmp_path / "small"
+    code, out, err = run(capsys, "shrink", "demo", "-o", str(output))
+    assert (code, shown) == (0, [{"model": "demo"}])
+    assert out == f"wrote {output}; open {output / 'report.html'}\n"
+    assert "decomposing" in err
+    assert "1/2" in err
+
+
+def test_evaluate_hands_its_options_on_and_shows_the_scores(monkeypatch, tmp_path, capsys):
+    from spectrim import pipeline
+    from spectrim.report import terminal
+
+    asked, shown = {}, []
+
+    def evaluate(folder, *, progress, **options):
+        asked.update(folder=folder, **options)
+        return {"model": "demo"}
+
+    monkeypatch.setattr(pipeline, "evaluate", evaluate)
+    monkeypatch.setattr(terminal, "show", shown.append)
+    scores = tmp_path / "scores.json"
+    code, _, err = run(
+        capsys, "evaluate", "small/", "--text", "held_out.txt", "--against", "demo",
+        "--tokens", "3x8", "--json", str(scores),
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert shown == [{"model": "demo"}]
+    assert asked == {
+        "folder": "small/",
+        "text": "held_out.txt",
+        "against": "demo",
+        "tokens": "3x8",
+        "cache": None,
+        "json_path": scores,
+    }
+
+
+def test_report_writes_beside_the_scores_unless_told_otherwise(monkeypatch, tmp_path, capsys):
+    from spectrim.report import page
+
+    written = []
+    monkeypatch.setattr(page, "write_page", lambda folder, target: written.append((folder, target)))
+    run(capsys, "report", str(tmp_path))
+    run(capsys, "report", str(tmp_path), "-o", str(tmp_path / "x.html"))
+    assert written == [(tmp_path, tmp_path / "report.html"), (tmp_path, tmp_path / "x.html")]
+
+
 SITES = {
     "model": "small",
     "sites": [
@@ -294,14 +356,9 @@ SITES = {
 def test_inspect_shows_what_is_stored_beside_the_dense_shape(monkeypatch, capsys):
     from spectrim import pipeline
 
-    monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(pipeline, "inspect", lambda model, cache: SITES)
     _, out, _ = run(capsys, "inspect", "small")
-    rows = {
-        words[0]: words[1:]
-        for line in out.splitlines()
-        if (words := line.replace("│", " ").split())
-    }
+    rows = {words[0]: words[1:] for line in out.splitlines() if (words := line.split())}
     assert rows["a.q"] == ["q", "4", "x", "8", "pivoted", "2", "20", "62.5%"]
     assert rows["a.k"] == ["k", "4", "x", "8", "dense", "32", "100.0%"]
     assert rows["total"] == ["52", "81.2%"]

@@ -30,7 +30,6 @@ from spectrim.formats import from_factors
 from spectrim.metrics.multiply_adds import multiply_adds
 from spectrim.metrics.size import bytes_on_disk, size
 
-torch.set_num_threads(1)
 VOCABULARY, HIDDEN, INNER, BLOCKS, HEADS, PAIRS, TOKENS = 50, 16, 24, 2, 4, 2, 12
 ATTENTION = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * (HIDDEN // HEADS * PAIRS)
 LINEAR = BLOCKS * (ATTENTION + 3 * HIDDEN * INNER)

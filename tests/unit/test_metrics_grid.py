@@ -8,8 +8,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from spectrim.metrics.grid import grid, on_grid
 
-torch.set_num_threads(1)
-
 
 def weight(rows: int = 128, columns: int = 96) -> torch.Tensor:
     return 0.02 * torch.randn(rows, columns, generator=torch.manual_seed(0))

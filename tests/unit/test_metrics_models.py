@@ -19,7 +19,6 @@ from transformers import (
 from spectrim.metrics import read
 from spectrim.metrics.speed import speed
 
-torch.set_num_threads(1)
 VOCABULARY = 32
 
 
@@ -44,14 +43,14 @@ def bart() -> BartForConditionalGeneration:
     sizes = {f"{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("layers",)}
     heads = {f"{side}_attention_heads": 2 for side in ("encoder", "decoder")}
     widths = {"d_model": 16, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
-    config = BartConfig(vocab_size=VOCABULARY, max_position_embeddings=64, **sizes, **heads, **widths)
+    config = BartConfig(
+        vocab_size=VOCABULARY, max_position_embeddings=64, **sizes, **heads, **widths
+    )
     return BartForConditionalGeneration(config)
 
 
 def t5() -> T5ForConditionalGeneration:
-    config = T5Config(
-        vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2
-    )
+    config = T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
     config.decoder_start_token_id = 0
     return T5ForConditionalGeneration(config)
 
@@ -81,8 +80,7 @@ def test_more_noise_means_more_loss_more_divergence_and_less_agreement() -> None
     ids = written_by(dense)
     reading = read([dense, noisy(dense, 0.05), noisy(dense, 0.3), noisy(dense, 1.0)], ids)
     losses, divergences, agreements = (
-        sums.sum(-1).tolist()
-        for sums in (reading.losses, reading.divergences, reading.agreements)
+        sums.sum(-1).tolist() for sums in (reading.losses, reading.divergences, reading.agreements)
     )
     assert losses[0] < losses[1] < losses[2] < losses[3]
     assert 0 == divergences[0] < divergences[1] < divergences[2] < divergences[3]

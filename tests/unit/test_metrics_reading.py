@@ -15,7 +15,6 @@ from spectrim.metrics import Reading, read, windows
 from spectrim.metrics.divergence import divergence
 from spectrim.metrics.perplexity import perplexity
 
-torch.set_num_threads(1)
 VOCABULARY = 13
 
 

@@ -12,8 +12,6 @@ from spectrim.errors import SpectrimError
 from spectrim.metrics import Evaluation, Pair
 from spectrim.metrics.speed import measure, speed
 
-torch.set_num_threads(1)
-
 
 class Clock:
     def __init__(self) -> None:

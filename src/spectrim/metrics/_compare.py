@@ -57,30 +57,34 @@ def compare(
 def warnings(found: Measurement) -> list[str]:
     """Return, in plain sentences, what a reader of the scores must know not to be misled."""
     said = []
-    for label, scores in found.items():
+    for position, (label, scores) in enumerate(found.items()):
         for score in scores:
             where = f" on {score.settings['text']}" if "text" in score.settings else ""
             if not score.finite:
                 said.append(f"The {score.name} of {label}{where} is not a finite number.")
-            elif sentence := _warning(score):
+            elif sentence := _of_first(score) if position == 0 else _of_others(score):
                 said.append(f"{label.capitalize()}{where}: {sentence}")
     return said
 
 
-def _warning(score: Score) -> str | None:
-    value = score.value
-    if score.name == "four_bit_grid" and value >= 0.5:
+def _of_first(score: Score) -> str | None:
+    """Return what the reference model or the texts are to be warned of: said once for all rows."""
+    if score.name == "four_bit_grid" and score.value >= 0.5:
         return (
-            f"{value:.0%} of the dense weights in the blocks lie on a four-bit grid. They were "
-            "quantised before; a file that stores them in four bits is about a quarter of a "
+            f"{score.value:.0%} of the dense weights in the blocks lie on a four-bit grid. They "
+            "were quantised before; a file that stores them in four bits is about a quarter of a "
             "16-bit one, whatever this report counts."
         )
-    if score.name == "linear_share" and value >= 1:
-        return "the linear maps store as many numbers as in the dense model; nothing was saved."
-    if score.name in ("prefill_ratio", "decode_ratio") and value < 0.95:
-        return f"{score.name.removesuffix('_ratio')} runs at {value:.2f} x the dense speed here."
     if score.name == "loss" and score.n < 8:
         return f"measured on {score.n} sequence(s) only; take the numbers as a rough guide."
+    return None
+
+
+def _of_others(score: Score) -> str | None:
+    if score.name == "linear_share" and score.value >= 1:
+        return "the linear maps store as many numbers as in the dense model; nothing was saved."
+    if score.name in ("prefill_ratio", "decode_ratio") and score.value < 0.95:
+        return f"{score.name.removesuffix('_ratio')} runs at {score.value:.2f} x the dense speed."
     return None
 
 

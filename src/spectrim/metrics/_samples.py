@@ -52,7 +52,7 @@ def _continue(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, token
     inputs = tokenizer(prompt, return_tensors="pt").to(device(model))
     config = model.generation_config
     # A model's own generation settings may sample; only its special tokens are taken over.
-    greedy = GenerationConfig(  # type: ignore[no-untyped-call]
+    greedy = GenerationConfig(
         do_sample=False,
         max_new_tokens=tokens,
         bos_token_id=config.bos_token_id,

@@ -12,7 +12,8 @@ from spectrim.report import table
 from spectrim.report.folder import Output, read
 
 _DEMO = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_SOMEWHERE = "path/to/this/folder"
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 _BODY = """
 # {title}
@@ -33,23 +34,25 @@ tokenizer = AutoTokenizer.from_pretrained({name!r})
 {scores}{warnings}{recipe}{versions}"""
 
 
-def write_card(folder: Path, *, base: Path | None = None) -> Path:
+def write_card(folder: Path, *, base: Path | None = None, name: str = _SOMEWHERE) -> Path:
     """Write README.md into an output folder and return its path.
 
     Args:
         folder: what ``spectrim shrink`` wrote; scores.json may be missing.
         base: folder of the dense model; its card says the licence, if it has one.
+        name: folder or hub name that the example loads. The folder's own name may change after
+            this, so it is not taken.
 
     Raises:
         SpectrimError: a file of the folder is damaged.
     """
-    made = card(read(folder, unmeasured=True), licence=licence_of(base))
+    made = card(read(folder, unmeasured=True), licence=licence_of(base), name=name)
     target = folder / "README.md"
     made.save(target)
     return target
 
 
-def card(output: Output, *, licence: str | None = None) -> ModelCard:
+def card(output: Output, *, licence: str | None = None, name: str = _SOMEWHERE) -> ModelCard:
     """Return the card of an output folder, its licence that of the dense model."""
     model = _model(output)
     base, own = _DEMO if model == "demo" else (model, None)
@@ -62,7 +65,7 @@ def card(output: Output, *, licence: str | None = None) -> ModelCard:
         pipeline_tag=None if _reads_with_encoder(output) else "text-generation",
         tags=["spectrim", "model-compression", "low-rank-factorization"],
     )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n{_body(output, base)}")
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n{_body(output, base, name)}")
 
 
 def licence_of(base: Path | None) -> str | None:
@@ -77,12 +80,12 @@ def licence_of(base: Path | None) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _body(output: Output, base: str) -> str:
+def _body(output: Output, base: str, name: str) -> str:
     auto = "AutoModelForSeq2SeqLM" if _reads_with_encoder(output) else "AutoModelForCausalLM"
     return _BODY.format(
         title=_escape(f"{Path(base).name}, made smaller"),
         auto=auto,
-        name=output.name,
+        name=name,
         made=_made(output, base),
         scores=_scores(output.scores),
         warnings=_list("What to know", output.scores.get("warnings", [])),

@@ -11,10 +11,10 @@ from markupsafe import Markup
 
 from spectrim.report.drawing import LETTER, Drawing, Frame, Scale, axes
 from spectrim.report.folder import Output, interval, rows, value
-from spectrim.report.words import bytes_, fixed, shortened
+from spectrim.report.words import GAP, bytes_, fixed, shortened
 
-WIDTH, HEIGHT = 460, 306
-FRAME = Frame(left=46, right=444, top=28, bottom=262)
+WIDTH, HEIGHT = 400, 280
+FRAME = Frame(left=46, right=386, top=28, bottom=236)
 _SAME = ("text", "window", "stride", "tokens")  # what must agree for two losses to compare
 
 
@@ -73,8 +73,8 @@ def predicted_against_measured(prediction: dict[str, Any] | None) -> Markup | No
         taken.keep_clear(x(predicted), y(measured))
     for predicted, measured, budget in pairs:
         hint = f"{_budget(budget)}: predicted {fixed(predicted)}, measured {fixed(measured)}"
-        where = {"cx": x(predicted), "cy": y(measured), "r": 4.5, "class": "mark small"}
-        drawing.add("circle", where, hint=hint)
+        where = {"cx": x(predicted), "cy": y(measured), "r": 4.5}
+        drawing.add("circle", {**where, "class": "mark small"}, hint=hint)
         taken.write(drawing, (x(predicted), y(measured)), _budget(budget), _OFF_DIAGONAL)
     return drawing.done()
 
@@ -85,7 +85,10 @@ _PREDICTION = ("predicted", "measured", "budgets")
 def _points(scores: dict[str, Any], folder: str) -> list[Point]:
     found = []
     for label, row in rows(scores).items():
-        size, loss = value(row, "bytes_on_disk") or value(row, "bytes_in_memory"), value(row, "loss")
+        size, loss = (
+            value(row, "bytes_on_disk") or value(row, "bytes_in_memory"),
+            value(row, "loss"),
+        )
         if size and loss is not None:
             style = label if label in ("dense", "small") and not folder else "other"
             style = "dense" if label == "dense" else style
@@ -128,14 +131,16 @@ def _mark(drawing: Drawing, point: Point, x: Scale, y: Scale) -> None:
     if point.ends:
         drawing.line((at, y(point.ends[0]), at, y(point.ends[1])), "whisker")
     if point.style == "other":
-        drawing.add("rect", {"x": at - 4, "y": up - 4, "width": 8, "height": 8, "class": style}, hint=hint)
+        drawing.add(
+            "rect", {"x": at - 4, "y": up - 4, "width": 8, "height": 8, "class": style}, hint=hint
+        )
     else:
         drawing.add("circle", {"cx": at, "cy": up, "r": 5, "class": style}, hint=hint)
 
 
 def _budget(budget: Any) -> str:
     number = isinstance(budget, (int, float))
-    return f"{100 * budget:.0f} %" if number and 0 < budget <= 1 else str(budget)
+    return f"{100 * budget:.0f}{GAP}%" if number and 0 < budget <= 1 else str(budget)
 
 
 Place = tuple[float, float, str]
@@ -149,7 +154,7 @@ _AROUND: tuple[Place, ...] = (
     (6, -8, "start"),
     (-6, 17, "end"),
 )
-_OFF_DIAGONAL: tuple[Place, ...] = ((6, 15, "start"), (-6, -8, "end"), (8, 4, "start"))
+_OFF_DIAGONAL: tuple[Place, ...] = ((6, 15, "start"), (-6, -8, "end"), *_AROUND)
 
 
 class _Labels:
@@ -166,7 +171,11 @@ class _Labels:
         self._boxes.append((x - 5, y - 5, x + 5, y + 5))
 
     def write(
-        self, drawing: Drawing, at: tuple[float, float], text: str, places: Sequence[Place] = _AROUND
+        self,
+        drawing: Drawing,
+        at: tuple[float, float],
+        text: str,
+        places: Sequence[Place] = _AROUND,
     ) -> None:
         """Write the text at the first of the places, seen from the point, that is free."""
         wide = LETTER * self.HEIGHT * len(text)

@@ -55,29 +55,26 @@ class Drawing:
 
     def __init__(self, width: float, height: float, label: str, style: str = "") -> None:
         self.width, self.height = width, height
-        self._open = Markup(
-            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" role="img" '
-            'aria-label="{}" class="{}">'
-        ).format(_number(width), _number(height), label, style)
-        self._parts: list[Markup] = []
+        self._parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_number(width)} '
+            f'{_number(height)}" role="img" aria-label="{escape(label)}" class="{escape(style)}" '
+            # A figure of few cells must not have larger type than one of many.
+            f'style="max-width:{_number(1.17 * width)}px">'
+        ]
 
     def add(
         self, tag: str, attributes: Mapping[str, str | float], text: str = "", hint: str = ""
     ) -> None:
         """Add an element; ``hint`` appears where the pointer rests."""
-        written = Markup(" ").join(
-            Markup('{}="{}"').format(Markup(name), _number(one) if _is_number(one) else one)  # type: ignore[arg-type]
-            for name, one in attributes.items()
-        )
-        told = Markup("<title>{}</title>").format(hint) if hint else Markup("")
-        name = Markup(tag)
-        self._parts.append(
-            Markup("<{} {}>{}{}</{}>").format(name, written, told, escape(text), name)
-        )
+        written = " ".join(f'{name}="{_value(one)}"' for name, one in attributes.items())
+        told = f"<title>{escape(hint)}</title>" if hint else ""
+        self._parts.append(f"<{tag} {written}>{told}{escape(text)}</{tag}>")
 
-    def text(self, x: float, y: float, text: str, style: str = "tick", anchor: str = "middle") -> None:
+    def text(
+        self, x: float, y: float, text: str, style: str = "tick", anchor: str = "middle"
+    ) -> None:
         """Add a text at its baseline."""
-        where = {"x": x, "y": y, "class": style, "text-anchor": anchor}
+        where: dict[str, str | float] = {"x": x, "y": y, "class": style, "text-anchor": anchor}
         self.add("text", where, text)
 
     def line(self, ends: tuple[float, float, float, float], style: str) -> None:
@@ -92,7 +89,7 @@ class Drawing:
 
     def done(self) -> Markup:
         """Return the figure as it goes into the page."""
-        return self._open + Markup("").join(self._parts) + Markup("</svg>")
+        return Markup("".join(self._parts) + "</svg>")  # every part was escaped when it was added
 
 
 def axes(drawing: Drawing, frame: Frame, x: Scale, y: Scale, labels: tuple[str, str]) -> None:
@@ -116,7 +113,8 @@ def tick_labels(scale: Scale, most: int) -> list[tuple[float, str]]:
         return [(tick, _power(tick)) for tick in ticks]
     if scale.log:
         return [(tick, f"{tick:.10g}") for tick in ticks]
-    digits = max((len(f"{tick:.10g}".partition(".")[2]) for tick in ticks), default=0)
+    step = min((b - a for a, b in zip(ticks, ticks[1:], strict=False)), default=1.0)
+    digits = next((digits for digits in range(20) if step * 10**digits > 0.999), 20)
     return [(tick, f"{tick:,.{digits}f}".replace("-", "−")) for tick in ticks]
 
 
@@ -133,7 +131,7 @@ def _round(scale: Scale, most: int) -> list[float]:
     rough = 10 ** floor(log10(reach / most))
     step = next(rough * part for part in (1, 2, 5, 10, 20) if reach / (rough * part) <= most)
     first, last = ceil(scale.low / step - 1e-9), floor(scale.high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return [index * step for index in range(first, last + 1)]
 
 
 def _decades(low: float, high: float, most: int) -> list[float]:
@@ -148,8 +146,8 @@ def _decades(low: float, high: float, most: int) -> list[float]:
     return found[::every]
 
 
-def _is_number(one: str | float) -> bool:
-    return isinstance(one, (int, float))
+def _value(one: str | float) -> str:
+    return str(escape(one)) if isinstance(one, str) else _number(one)
 
 
 def _number(value: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from spectrim.report.drawing import LETTER, Drawing
-from spectrim.report.words import plain, role_group, share
+from spectrim.report.words import GAP, plain, role_group, share
 
 STEPS = 10
 _TYPE = 11.0
@@ -158,7 +158,7 @@ def _hint(block: int, role: str, group: list[dict[str, Any]]) -> str:
     return f"{where}, {part} of {dense:,} numbers kept, predicted loss {plain(loss, 2)} nats/token"
 
 
-def _kept(group: list[Cell], sign: str = " %") -> str:
+def _kept(group: list[Cell], sign: str = f"{GAP}%") -> str:
     stored, dense = sum(cell.stored for cell in group), sum(cell.dense for cell in group)
     return f"{100 * stored / dense if dense else 100:.0f}{sign}"
 

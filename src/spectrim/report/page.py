@@ -42,8 +42,11 @@ def write_page(folder: Path, target: Path | None = None, others: Sequence[Path] 
     written = page(read(folder), [read(other) for other in others])
     target = target or folder / "report.html"
     beside = target.with_name(f".{target.name}.{os.getpid()}")
-    beside.write_text(written, encoding="utf-8")
-    beside.replace(target)
+    try:
+        beside.write_text(written, encoding="utf-8")
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
     return target
 
 
@@ -67,8 +70,8 @@ def page(output: Output, others: Sequence[Output] = ()) -> str:
             left_out=quality[1] if quality else [],
             predicted=predicted_against_measured(scores.get("prediction")),
             correlation=(scores.get("prediction") or {}).get("correlation"),
-            maps=[heatmap(decisions, upright=turned) for turned in (False, True)] * bool(decisions),
-            steps=range(STEPS + 1),
+            maps=[heatmap(decisions, upright=turned) for turned in (False, True) if decisions],
+            steps=list(range(STEPS + 1)),
             panels=panels(decisions, output.curves),
             depths=range(DEPTHS),
             roles=_roles(decisions),
@@ -133,9 +136,7 @@ def _quality(dense: dict[str, Any], small: dict[str, Any]) -> list[Headline]:
     ]
 
 
-def _kept(
-    dense: dict[str, Any], small: dict[str, Any], key: str, name: str, show: Any
-) -> Headline:
+def _kept(dense: dict[str, Any], small: dict[str, Any], key: str, name: str, show: Any) -> Headline:
     before, after = value(dense, key), value(small, key)
     part = after / before if before and after is not None else None
     detail = f"{show(after)} of {show(before)}."

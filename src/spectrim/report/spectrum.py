@@ -39,7 +39,9 @@ def panels(decisions: list[dict[str, Any]], curves: dict[str, Any]) -> list[Mark
     scale = Scale(max(lowest, highest / _DECADES), highest, _FRAME.bottom, _FRAME.top, log=True)
     depth = 1 + max(line.block for line in found)
     roles = dict.fromkeys(line.role for line in found)
-    return [_panel(role, [one for one in found if one.role == role], scale, depth) for role in roles]
+    return [
+        _panel(role, [one for one in found if one.role == role], scale, depth) for role in roles
+    ]
 
 
 def _line(decision: dict[str, Any], curves: dict[str, Any]) -> Line | None:
@@ -66,11 +68,13 @@ def _line(decision: dict[str, Any], curves: dict[str, Any]) -> Line | None:
 def _panel(role: str, lines: list[Line], y: Scale, depth: int) -> Markup:
     drawing = Drawing(_WIDTH, _HEIGHT, f"Singular values of {role}, a line for each block", "chart")
     x = Scale(0, max(line.ranks[-1] for line in lines), _FRAME.left, _FRAME.right)
-    axes(drawing, _FRAME, x, y, ("rank", ""))
+    axes(drawing, _FRAME, x, y, ("rank", "σ"))
     drawing.text(_FRAME.left, 14, role, "panel", "start")
     for line in lines:
         shown = [pair for pair in zip(line.ranks, line.values, strict=True) if pair[1] >= y.low]
-        drawing.path(((x(rank), y(value)) for rank, value in shown), f"spectrum {_tone(line, depth)}")
+        drawing.path(
+            ((x(rank), y(value)) for rank, value in shown), f"spectrum {_tone(line, depth)}"
+        )
     for line in lines:
         _chosen(drawing, line, x, y, depth)
     return drawing.done()

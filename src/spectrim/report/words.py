@@ -6,6 +6,7 @@ import re
 from math import floor, isfinite, log10
 
 MISSING = "–"
+GAP = "\u00a0"  # between number and unit, where a line must not break
 ARROWS = {"lower": "↓", "higher": "↑", "none": ""}
 _EXPERT = re.compile(r"expert\d+_")
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -35,12 +36,15 @@ def fixed(number: float | None, digits: int = 3, sign: bool = False) -> str:
 
 def share(part: float | None, digits: int = 1) -> str:
     """Return a part of one as per cent."""
-    return MISSING if part is None or not isfinite(part) else f"{100 * part:.{digits}f} %"
+    return MISSING if part is None or not isfinite(part) else f"{100 * part:.{digits}f}{GAP}%"
 
 
 def times(ratio: float | None) -> str:
     """Return a ratio as a factor."""
-    return MISSING if ratio is None or not isfinite(ratio) else f"× {ratio:.2f}"
+    if ratio is None or not isfinite(ratio):
+        return MISSING
+    digits = 3 if 0 < abs(ratio - 1) < 0.01 else 2  # so that a little saved is not nothing saved
+    return f"×{GAP}{ratio:.{digits}f}"
 
 
 def count(number: float | None, unit: str = "") -> str:
@@ -51,8 +55,8 @@ def count(number: float | None, unit: str = "") -> str:
         if abs(number) >= step * 0.99995:
             scaled = number / step
             digits = 2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 999.95 else 0
-            return f"{scaled:.{digits}f} {letter}{unit}"
-    return f"{number:.0f} {unit}".rstrip()
+            return f"{scaled:.{digits}f}{GAP}{letter}{unit}"
+    return f"{number:.0f}{GAP}{unit}" if unit else f"{number:.0f}"
 
 
 def bytes_(number: float | None) -> str:

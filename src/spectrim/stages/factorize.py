@@ -37,13 +37,16 @@ def factorize(job: Job, options: Factorize) -> None:
     """
     decompose(job, options)
     curves = read_curves(job, options)
+    refinement = options.refine
     if job.plan is None:
         job.plan = allocate(job, options, curves)
-    job.plan.check(inner_sites(job))
-    job.curves = {curve.site.name: thin(curve) for curve in curves}
+    else:
+        job.plan.check(inner_sites(job))
+        refinement = "on" if job.plan.about.get("refined", True) else "off"
+    job.curves = shown_curves(job, options, curves)
     cut(job, options)
-    if options.refine != "off":
-        refine(job, always=options.refine == "on")
+    if refinement != "off":
+        refine(job, always=refinement == "on")
 
 
 def inner_sites(job: Job) -> list[Site]:
@@ -110,6 +113,22 @@ def read_curves(job: Job, options: Factorize) -> list[Curve]:
                 losses = file.get_tensor(f"{site.name}.losses") if known else None
                 curves.append(_curve(job, options, site, losses))
     return curves
+
+
+def shown_curves(job: Job, options: Factorize, curves: list[Curve]) -> dict[str, Any]:
+    """Return what the report draws of every curve: ranks, sizes, losses, and singular values."""
+    folder = _folder(job, options)
+    shown: dict[str, Any] = {curve.site.name: thin(curve) for curve in curves}
+    for stack, index in job.each_block():
+        with safe_open(job.block_file(folder, stack, index), framework="pt") as file:
+            for site in job.block_sites(stack, index):
+                if f"{site.name}.values" in file.keys():  # noqa: SIM118 (it is no mapping)
+                    values = file.get_tensor(f"{site.name}.values")
+                    ranks = [int(rank) for rank in shown[site.name]["ranks"]]
+                    shown[site.name]["singular_values"] = [
+                        float(f"{value:.4g}") for value in values[[rank - 1 for rank in ranks]]
+                    ]
+    return shown
 
 
 def protected(site: Site, patterns: tuple[str, ...]) -> bool:

@@ -1,0 +1,94 @@
+"""What every allocator promises, and that the global one is as good as an exact search."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from spectrim.allocators import allocators
+from spectrim.plan import Curve
+from spectrim.sites import Site
+
+NAMES = allocators.names()
+
+
+def curves(seed: int, count: int = 5, cuts: int = 6) -> list[Curve]:
+    """Curves with falling losses and rising, concave sizes, as pivoted storage has them."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for index in range(count):
+        ranks = torch.arange(1, cuts + 1)
+        sizes = (ranks * (3 * cuts - ranks)).double() * float(1 + index % 3)
+        losses = torch.rand(cuts, generator=generator).sort(descending=True).values
+        losses = losses - losses[-1]
+        made.append(Curve(Site(f"s{index}", index, "q", cuts, 2 * cuts), ranks, sizes, losses))
+    return made
+
+
+def spent(found: list[Curve], chosen: list[int]) -> float:
+    return sum(float(curve.sizes[at]) for curve, at in zip(found, chosen, strict=True))
+
+
+def lost(found: list[Curve], chosen: list[int]) -> float:
+    return sum(float(curve.losses[at]) for curve, at in zip(found, chosen, strict=True))
+
+
+def test_there_are_allocators() -> None:
+    assert {"uniform", "global"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("part", [0.3, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize("seed", range(5))
+def test_never_above_budget(name: str, part: float, seed: int) -> None:
+    found = curves(seed)
+    budget = part * spent(found, [len(curve.sizes) - 1 for curve in found])
+    chosen = allocators.get(name)(found, budget)
+    assert len(chosen) == len(found)
+    assert spent(found, chosen) <= budget
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_budget_keeps_everything_dense(name: str) -> None:
+    found = curves(0)
+    dense = [len(curve.sizes) - 1 for curve in found]
+    assert allocators.get(name)(found, spent(found, dense)) == dense
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loss_never_rises_with_budget(name: str) -> None:
+    found = curves(1)
+    whole = spent(found, [len(curve.sizes) - 1 for curve in found])
+    losses = [lost(found, allocators.get(name)(found, part * whole)) for part in (0.4, 0.6, 0.8, 1)]
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_protected_site_keeps_its_only_cut(name: str) -> None:
+    found = curves(2)
+    first = found[0]
+    found[0] = Curve(first.site, first.ranks[-1:], first.sizes[-1:], first.losses[-1:])
+    whole = spent(found, [len(curve.sizes) - 1 for curve in found])
+    chosen = allocators.get(name)(found, 0.6 * whole)
+    assert chosen[0] == 0
+    assert spent(found, chosen) <= 0.6 * whole
+
+
+@pytest.mark.parametrize("part", [0.4, 0.6, 0.8])
+@pytest.mark.parametrize("seed", range(6))
+def test_global_is_close_to_the_exact_optimum(part: float, seed: int) -> None:
+    """The Lagrangian misses the optimum by less than the dearest single exchange."""
+    found = curves(seed)
+    budget = part * spent(found, [len(curve.sizes) - 1 for curve in found])
+    best = min(
+        lost(found, list(chosen))
+        for chosen in itertools.product(*(range(len(curve.sizes)) for curve in found))
+        if spent(found, list(chosen)) <= budget
+    )
+    chosen = allocators.get("global")(found, budget)
+    step = max(float(-curve.losses.diff().min()) for curve in found)
+    assert best <= lost(found, chosen) + 1e-6
+    assert lost(found, chosen) <= best + step
+    assert lost(found, chosen) <= lost(found, allocators.get("uniform")(found, budget)) + 1e-9

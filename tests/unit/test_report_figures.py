@@ -1,0 +1,163 @@
+"""Scales, ticks and marks: what is drawn is where the numbers say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import report_folder
+from spectrim.report.charts import FRAME, predicted_against_measured, quality_against_size
+from spectrim.report.drawing import Drawing, Scale, tick_labels
+from spectrim.report.folder import read
+from spectrim.report.heatmap import cells
+from spectrim.report.spectrum import panels
+
+SVG = "{http://www.w3.org/2000/svg}"
+POSITIVE = st.floats(1e-9, 1e9)
+
+
+@given(POSITIVE, st.floats(1.01, 1e6), st.booleans())
+def test_scales_keep_ends_and_order_and_ticks_lie_within(
+    low: float, factor: float, log: bool
+) -> None:
+    scale = Scale(low, low * factor, 10.0, 110.0, log)
+    assert scale(low) == pytest.approx(10) and scale(low * factor) == pytest.approx(110)
+    middle = [scale(low * (1 + (factor - 1) * part)) for part in (0.1, 0.4, 0.9)]
+    assert middle == sorted(middle)
+    ticks = scale.ticks(5)
+    assert len(ticks) <= 6
+    assert all(low * (1 - 1e-6) <= tick <= low * factor * (1 + 1e-6) for tick in ticks)
+    labels = [label for _, label in tick_labels(scale, 5)]
+    assert len(set(labels)) == len(labels)
+
+
+def test_values_beyond_a_scale_stay_at_its_ends() -> None:
+    scale = Scale(1, 10, 0, 100, log=True)
+    assert (scale(0), scale(-5), scale(1e9)) == (0, 0, 100)
+    assert Scale(3, 3, 0, 100)(3) == 50
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "expected"),
+    [
+        (0, 270, False, ["0", "50", "100", "150", "200", "250"]),
+        (2.93, 3.6, False, ["3.0", "3.2", "3.4", "3.6"]),
+        (-1, 1, False, ["−1.0", "−0.5", "0.0", "0.5", "1.0"]),
+        (0, 2500, False, ["0", "500", "1,000", "1,500", "2,000", "2,500"]),
+        (0.003, 0.8, True, ["0.003", "0.01", "0.03", "0.1", "0.3"]),
+        (1e-5, 1, True, ["10⁻⁵", "10⁻⁴", "10⁻³", "10⁻²", "10⁻¹", "10⁰"]),
+    ],
+)
+def test_ticks_are_round_and_written_alike(
+    low: float, high: float, log: bool, expected: list[str]
+) -> None:
+    assert [label for _, label in tick_labels(Scale(low, high, 0, 1, log), 6)] == expected
+
+
+def test_attributes_and_text_are_escaped() -> None:
+    drawing = Drawing(10, 10, '"><script>', "x")
+    drawing.text(1, 1, "<b>&")
+    drawing.add("rect", {"class": '"evil"'}, hint="</title>")
+    tree = ElementTree.fromstring(str(drawing.done()))
+    assert tree.get("aria-label") == '"><script>'
+    assert tree[0].text == "<b>&"
+    assert tree[1].get("class") == '"evil"' and tree[1][0].text == "</title>"
+
+
+def marks(svg: str) -> list[tuple[float, float]]:
+    circles = ElementTree.fromstring(svg).iter(f"{SVG}circle")
+    return [(float(one.get("cx", "")), float(one.get("cy", ""))) for one in circles]
+
+
+def test_a_perfect_prediction_lies_on_the_diagonal() -> None:
+    losses = [0.01, 0.1, 1.0]
+    svg = predicted_against_measured(
+        {"predicted": losses, "measured": losses, "budgets": [0.9, 0.8, 0.6]}
+    )
+    line = next(
+        one
+        for one in ElementTree.fromstring(str(svg)).iter(f"{SVG}line")
+        if one.get("class") == "diagonal"
+    )
+    x1, y1, x2, y2 = (float(line.get(name, "")) for name in ("x1", "y1", "x2", "y2"))
+    for x, y in marks(str(svg)):
+        assert (y - y1) * (x2 - x1) == pytest.approx((y2 - y1) * (x - x1), abs=5)
+
+
+@pytest.mark.parametrize(
+    "prediction", [None, {}, {"predicted": [None], "measured": [1.0], "budgets": [1]}]
+)
+def test_no_prediction_no_figure(prediction: dict[str, list[float]] | None) -> None:
+    assert predicted_against_measured(prediction) is None
+
+
+def test_more_loss_is_higher_and_more_bytes_further_right(tmp_path: Path) -> None:
+    good = read(report_folder.write(tmp_path / "good", blocks=2, keep=0.9, excess=0.02))
+    poor = read(report_folder.write(tmp_path / "poor", blocks=2, keep=0.5, excess=0.9))
+    found = quality_against_size(good, [poor])
+    assert found is not None
+    (dense, small) = marks(str(found[0]))
+    (box,) = [one for one in ElementTree.fromstring(str(found[0])).iter(f"{SVG}rect")]
+    other = float(box.get("x", "")) + 4, float(box.get("y", "")) + 4
+    assert FRAME.left < other[0] < small[0] < dense[0] < FRAME.right
+    assert FRAME.top < other[1] < small[1] < dense[1] < FRAME.bottom
+
+
+def test_labels_in_a_crowd_do_not_cover_each_other(tmp_path: Path) -> None:
+    output = read(report_folder.write(tmp_path / "one", blocks=2))
+    crowd = [
+        read(report_folder.write(tmp_path / f"nearby-{index}", blocks=2, excess=0.14 + index / 50))
+        for index in range(12)
+    ]
+    found = quality_against_size(output, crowd)
+    assert found is not None
+    texts = [
+        one
+        for one in ElementTree.fromstring(str(found[0])).iter(f"{SVG}text")
+        if one.get("class") == "point"
+    ]
+    boxes = []
+    for one in texts:
+        wide = 0.62 * 11 * len(str(one.text))
+        x, y = float(one.get("x", "")), float(one.get("y", ""))
+        left = x - {"start": 0, "middle": 0.5, "end": 1}[one.get("text-anchor", "")] * wide
+        boxes.append((left, y - 11, left + wide, y + 3))
+    for index, a in enumerate(boxes):
+        for b in boxes[index + 1 :]:
+            assert a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3]
+
+
+def test_experts_share_a_cell_and_keep_their_sum() -> None:
+    one = report_folder.decisions(1, 0.6, 0)[0]
+    group = [one | {"role": f"expert{index}_down", "site": str(index)} for index in range(3)]
+    (cell,) = cells(group)
+    assert (cell.role, cell.sites) == ("experts down", 3)
+    assert cell.stored == 3 * one["stored"] and cell.kept == one["stored"] / one["dense"]
+
+
+def test_spectra_have_a_panel_per_role_a_line_per_block_and_a_dot_at_the_rank() -> None:
+    chosen = report_folder.decisions(3, 0.7, 0)
+    curves = report_folder.curves(3, 0)
+    figures = panels(chosen, curves)
+    assert len(figures) == 7
+    for figure, role in zip(figures, report_folder.SHAPES, strict=True):
+        tree = ElementTree.fromstring(str(figure))
+        own = [one for one in chosen if one["role"] == role]
+        factored = [one for one in own if one["format"] != "dense"]
+        assert len(list(tree.iter(f"{SVG}path"))) == 3
+        dots = [float(one.get("cx", "")) for one in tree.iter(f"{SVG}circle")]
+        full = min(own[0]["out_features"], own[0]["in_features"])
+        expected = [40 + one["rank"] / full * 208 for one in factored]
+        assert dots == pytest.approx(expected, abs=0.01)
+
+
+def test_spectra_of_methods_without_any_are_left_out() -> None:
+    chosen = report_folder.decisions(1, 0.7, 0)
+    assert panels(chosen, {}) == []
+    assert panels(chosen, {chosen[0]["site"]: {"ranks": [1, 2], "losses": [1.0, 0.0]}}) == []
+    nothing = {"ranks": [1, 2], "singular_values": [0.0, None]}
+    assert panels(chosen, {chosen[0]["site"]: nothing}) == []

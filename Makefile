@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PROSE := $(wildcard *.md docs recipes benchmarks) src tests
 
-.PHONY: demo test check clean
+.PHONY: demo test check
 
 demo: $(INSTALLED)  ## shrink the demo model into small/, print the report, write it as HTML
 	$(BIN)/spectrim shrink demo --keep "80% of linear" -o small/
@@ -18,9 +18,6 @@ check: $(INSTALLED)  ## format, lint, types, layers, spelling
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell $(PROSE)
-
-clean:  ## remove what make made; the cache in ~/.cache/spectrim stays
-	rm -rf .venv small
 
 # torch comes first and alone, so that what comes later finds it there and does not choose another.
 # pip's own configuration decides where packages come from.

@@ -21,9 +21,10 @@ import wrapt
 if TYPE_CHECKING:
     from spectrim import sources
     from spectrim.errors import SpectrimError
+    from spectrim.evaluation import evaluate
     from spectrim.formats import FactoredLinear
+    from spectrim.inspection import inspect
     from spectrim.methods import Decomposition
-    from spectrim.pipeline import evaluate, inspect
     from spectrim.pipeline import shrink_from_options as shrink
     from spectrim.plan import Plan
     from spectrim.recipe import Recipe
@@ -56,8 +57,8 @@ _HOMES = {
     "Site": "spectrim.sites:Site",
     "SpectrimError": "spectrim.errors:SpectrimError",
     "Statistics": "spectrim.statistics:Statistics",
-    "evaluate": "spectrim.pipeline:evaluate",
-    "inspect": "spectrim.pipeline:inspect",
+    "evaluate": "spectrim.evaluation:evaluate",
+    "inspect": "spectrim.inspection:inspect",
     "shrink": "spectrim.pipeline:shrink_from_options",
     "sources": "spectrim.sources",
 }

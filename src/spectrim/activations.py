@@ -1,9 +1,10 @@
-"""Hidden states of all sequences between two blocks, kept in a file and never mapped into memory."""
+"""Hidden states of all sequences between two blocks, in a file that is never mapped."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class Activations:
         mode = "r+b" if self._partial.exists() else "w+b"
         with self._partial.open(mode) as file:
             file.seek(start * self._bytes_each)
-            file.write(memoryview(hidden.view(torch.uint8).numpy()).cast("B"))
+            file.write(_bytes(hidden))
 
     def read(self, start: int, count: int) -> Tensor:
         """Return the states of up to ``count`` sequences from ``start`` on."""
@@ -40,7 +41,7 @@ class Activations:
         buffer = torch.empty((count, *self.shape[1:]), dtype=self.dtype)
         with self.path.open("rb") as file:
             file.seek(start * self._bytes_each)
-            got = file.readinto(memoryview(buffer.view(torch.uint8).numpy()).cast("B"))
+            got = file.readinto(_bytes(buffer))
         if got != count * self._bytes_each:
             raise OSError(f"{self.path} is cut off")
         return buffer
@@ -53,3 +54,9 @@ class Activations:
         """Delete the file, complete or not."""
         self.path.unlink(missing_ok=True)
         self._partial.unlink(missing_ok=True)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor as bytes."""
+    array: Any = tensor.view(torch.uint8).numpy()
+    return memoryview(array).cast("B")

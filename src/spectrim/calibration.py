@@ -17,7 +17,7 @@ _PRIME = 1_000_003
 
 @dataclass(frozen=True)
 class Tokens:
-    """Sequences of token ids, [sequences, length] int64, and which of them are text, not padding."""
+    """Sequences of token ids, [sequences, length] int64, and which of them are text."""
 
     ids: Int[Tensor, "sequences length"]
     mask: Bool[Tensor, "sequences length"]
@@ -120,7 +120,8 @@ def join(parts: list[Splits], seed: int) -> Splits:
 def fingerprints(tokens: Tokens) -> Int[Tensor, " shingles"]:
     """Return a hash of every 32nd run of 32 tokens: enough to notice a shared passage of 64."""
     runs = tokens.ids.unfold(1, SHINGLE, SHINGLE).reshape(-1, SHINGLE)
-    return _hash(runs).unique()
+    unique: Tensor = _hash(runs).unique()
+    return unique
 
 
 def overlap(tokens: Tokens, known: Int[Tensor, " shingles"]) -> float:
@@ -145,4 +146,5 @@ def _hash(runs: Int[Tensor, "runs shingle"]) -> Int[Tensor, " runs"]:
     powers = torch.ones(SHINGLE, dtype=torch.long)
     for place in range(1, SHINGLE):
         powers[place] = powers[place - 1] * _PRIME  # wraps around, as a hash may
-    return (runs * powers).sum(1)
+    hashes: Tensor = (runs * powers).sum(1)
+    return hashes

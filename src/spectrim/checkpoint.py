@@ -1,7 +1,7 @@
 """Our checkpoint format: safetensors plus a `quantization_config` that transformers can read.
 
-After ``import spectrim``, `from_pretrained` builds every format empty from its ``shape()`` on the meta
-device and loads the factors into it; no dense copy of a factored matrix is ever allocated.
+After ``import spectrim``, `from_pretrained` builds every format empty from its ``shape()`` on the
+meta device and loads the factors into it; no dense copy of a factored matrix is ever allocated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHARD_BYTES = 5_000_000_000
 
 
 @register_quantization_config(NAME)
-class SpectrimConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class SpectrimConfig(QuantizationConfigMixin):
     """What `config.json` says about a smaller model.
 
     sites: dotted path -> {"format": name, **keywords of its ``shape()``}; paths that are not named
@@ -45,13 +45,13 @@ class SpectrimConfig(QuantizationConfigMixin):  # type: ignore[misc]
         version: int = VERSION,
         quant_method: str = NAME,
     ) -> None:
-        self.quant_method = quant_method
+        self.quant_method = quant_method  # type: ignore[assignment]  # theirs is an enumeration
         self.version = version
         self.sites = sites or {}
 
 
 @register_quantizer(NAME)
-class SpectrimQuantizer(HfQuantizer):  # type: ignore[misc]
+class SpectrimQuantizer(HfQuantizer):
     """Puts empty formats into the skeleton before transformers loads the weights."""
 
     requires_calibration = True
@@ -59,7 +59,7 @@ class SpectrimQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
-        config = self.quantization_config
+        config: Any = self.quantization_config
         if config.version > VERSION:
             raise SpectrimError(
                 f"this model was written in layout {config.version} and this spectrim reads up to "
@@ -116,10 +116,10 @@ def empty(about: dict[str, Any], dtype: torch.dtype) -> nn.Module:
 def attach(model: PreTrainedModel, sites: dict[str, dict[str, Any]]) -> None:
     """Tell a model in memory what it holds, so that its `save_pretrained` writes our format."""
     config = SpectrimConfig(sites)
-    quantizer = SpectrimQuantizer(config)
-    model.config.quantization_config = config
-    model.hf_quantizer = quantizer
-    model.is_quantized = True
+    target: Any = model
+    target.config.quantization_config = config
+    target.hf_quantizer = SpectrimQuantizer(config)
+    target.is_quantized = True
 
 
 def write_shards(parts: list[Path], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:

@@ -126,10 +126,11 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
     }
     asked = Recipe.build(recipe, changes)
     _can_write(output)
-    from spectrim import console, pipeline
+    from spectrim import pipeline
     from spectrim.report import terminal
+    from spectrim.report.progress import shown
 
-    with console.progress() as progress:
+    with shown() as progress:
         pipeline.shrink(asked, output, cache=cache, plan=plan, evaluate=evaluate, progress=progress)
     if evaluate:
         terminal.show(json.loads((output / "scores.json").read_text(encoding="utf-8")))
@@ -156,11 +157,12 @@ def evaluate(
     parse_tokens(tokens)
     if json_path is not None:
         _can_write(json_path)
-    from spectrim import console, pipeline
+    from spectrim import evaluation
     from spectrim.report import terminal
+    from spectrim.report.progress import shown
 
-    with console.progress() as progress:
-        scores = pipeline.evaluate(
+    with shown() as progress:
+        scores = evaluation.evaluate(
             folder,
             text=text,
             against=against,
@@ -182,9 +184,9 @@ def inspect(
 
     Example: spectrim inspect small/
     """
-    from spectrim import console, pipeline
+    from spectrim import console, inspection
 
-    found = pipeline.inspect(model, cache)
+    found = inspection.inspect(model, cache)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:

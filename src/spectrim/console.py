@@ -1,36 +1,12 @@
-"""What the command line shows while it works, and the table of sites."""
+"""The table of sites in the terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.progress import TimeElapsedColumn as Elapsed
 from rich.table import Table
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[int, int, str], None]]:
-    """Give a function to call as `report(done, total, what)`; each `what` is a bar on stderr."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed())
-    bars = Progress(*columns, console=Console(stderr=True))
-    tasks: dict[str, TaskID] = {}
-
-    def report(done: int, total: int, what: str) -> None:
-        if what not in tasks:
-            bars.start()  # not before: without a bar it would leave an empty line
-            tasks[what] = bars.add_task(what)
-        bars.update(tasks[what], completed=done, total=total)
-
-    try:
-        yield report
-    finally:
-        if tasks:
-            bars.stop()
 
 
 def show_sites(found: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The common currency of all methods: the predicted increase of the model's loss, nats per token."""
+"""The common currency of all methods: predicted increase of the model's loss, nats per token."""
 
 from __future__ import annotations
 

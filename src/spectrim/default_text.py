@@ -11,6 +11,7 @@ import socket
 import sysconfig
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -18,7 +19,7 @@ from huggingface_hub import constants
 from jaxtyping import Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from spectrim import sources, text
 from spectrim.calibration import Splits, Tokens, join, split, split_sizes
@@ -80,13 +81,18 @@ def _make(
         if name == "model":
             needed = sum(split_sizes(sequences))
             sampled = sample(source, tokenizer, (needed, size[1]), seed, progress)
-            parts.append(split(Tokens.full(sampled), sequences, seed, "text sampled from the model"))
+            parts.append(
+                split(Tokens.full(sampled), sequences, seed, "text sampled from the model")
+            )
         else:
             documents = documentation() if name == "documentation" else docstrings()
             tokens = text.encode(documents, tokenizer, size[1])
             parts.append(split(tokens, sequences, seed, f"Python's {name}"))
-    return join(parts, seed), "the default mix without a network (text sampled from the model, " \
-        "Python's documentation and docstrings)"
+    return (
+        join(parts, seed),
+        "the default mix without a network (text sampled from the model, "
+        "Python's documentation and docstrings)",
+    )
 
 
 def _online() -> bool:
@@ -165,9 +171,9 @@ def sample(
 
 @torch.inference_mode()
 def _sample_batch(
-    model: PreTrainedModel, start: Int[Tensor, "batch 1"], length: int
+    model: Any, start: Int[Tensor, "batch 1"], length: int
 ) -> Int[Tensor, "batch length"]:
-    out = model.generate(
+    out: Tensor = model.generate(
         start,
         attention_mask=torch.ones_like(start),
         do_sample=True,
@@ -178,5 +184,4 @@ def _sample_batch(
         max_new_tokens=length,
         pad_token_id=model.generation_config.pad_token_id or 0,
     )
-    assert isinstance(out, Tensor)
     return out[:, 1:].clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -93,6 +94,21 @@ def pack_experts(parent: nn.Module, path: str) -> None:
     experts = _at(parent, path)
     if isinstance(experts, Experts):
         parent.set_submodule(path, experts.pack())
+
+
+def filled(
+    empty: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype, experts: str | None
+) -> nn.Module:
+    """Return a frozen copy of an empty block holding these tensors, floating ones in ``dtype``."""
+    block = copy.deepcopy(empty)
+    cast = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+    block.load_state_dict(cast, assign=True)
+    if experts is not None:
+        unpack_experts(block, experts)
+    return block.eval().requires_grad_(False)
 
 
 def maps(experts: nn.Module) -> list[tuple[int, str, nn.Module]]:

@@ -18,14 +18,14 @@ from transformers import PreTrainedModel
 
 from spectrim.architectures import Architecture, Stack
 from spectrim.calibration import Splits, Tokens
-from spectrim.experts import pack_experts, unpack_experts
+from spectrim.experts import filled, pack_experts, unpack_experts
 from spectrim.formats import FactoredLinear, formats
 from spectrim.plan import Decision, Plan
 from spectrim.run import atomic_file
 from spectrim.sites import Site, replace
 from spectrim.sources import Source, Weights
-from spectrim.statistics import collect
-from spectrim.walk import BlockWalk, filled
+from spectrim.sweeps import collect
+from spectrim.walk import BlockWalk
 
 Progress = Callable[[int, int, str], None]
 
@@ -71,7 +71,7 @@ class Job:
         return key_of("statistics", 1, self.source.fingerprint, content.hexdigest())
 
     def statistics(self) -> Path:
-        """Return the folder of the calibration statistics, collecting them where they are missing."""
+        """Return the folder of the calibration statistics, collected where they are missing."""
         folder = self.cache / "statistics" / self.statistics_key
         if not (folder / "done.json").exists():
             collect(self.walk(self.splits.calibration), folder, self.sites, self.progress)
@@ -143,7 +143,7 @@ class Job:
     def write_block(
         self, folder: Path, stack: Stack, index: int, factored: dict[str, FactoredLinear]
     ) -> None:
-        """Write one block with some sites replaced; dense tensors keep their bits and their dtype."""
+        """Write one block with some sites replaced; dense tensors keep their bits and dtype."""
         prefix = f"{stack.path}.{index}."
         tensors = self.weights.read_prefix(prefix)
         if factored:
@@ -164,7 +164,9 @@ class Job:
     def rest(self) -> dict[str, Tensor]:
         """Return every tensor outside the blocks: embedding, norms, head."""
         stacks = tuple(f"{stack.path}." for stack in self.architecture.stacks)
-        return self.weights.read(name for name in self.weights.names() if not name.startswith(stacks))
+        return self.weights.read(
+            name for name in self.weights.names() if not name.startswith(stacks)
+        )
 
 
 def load_rest(model: PreTrainedModel, rest: dict[str, Tensor], dtype: torch.dtype) -> None:

@@ -6,27 +6,24 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from accelerate import init_empty_weights
 from transformers import PreTrainedModel
 
-from spectrim import architectures, checkpoint, default_text, sites, sources, text
-from spectrim.calibration import MOST_SHARED, Splits, Tokens, fingerprints, overlap, split
+from spectrim import architectures, checkpoint, sites, sources
+from spectrim.calibration import fingerprints
 from spectrim.errors import SpectrimError
-from spectrim.formats import formats
+from spectrim.evaluation import calibration_splits, small_model, write_scores
 from spectrim.job import Job, Progress, key_of, load_rest
 from spectrim.metrics import Evaluation, compare
 from spectrim.options import validate
 from spectrim.plan import Plan
-from spectrim.recipe import Calibration, Recipe, parse_tokens
+from spectrim.recipe import Recipe
 from spectrim.report import card, page
-from spectrim.run import atomic_file, atomic_folder
+from spectrim.run import atomic_folder
 from spectrim.sources import Source
 from spectrim.stages import stages
-from spectrim.weights import auto_class
 
 COMPANIONS = {".json", ".jinja", ".model", ".txt"}  # tokenizer, chat template, generation settings
 
@@ -75,7 +72,7 @@ def shrink(
             write_record(job, recipe, folder)
             if evaluate:
                 measure(job, recipe, folder)
-            card.write_card(folder, base=source.folder)
+            card.write_card(folder, base=source.folder, name=output.name)
     except (SpectrimError, OSError):
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -83,9 +80,7 @@ def shrink(
     return output
 
 
-def open_job(
-    recipe: Recipe, source: Source, cache: Path, work: Path, progress: Progress
-) -> Job:
+def open_job(recipe: Recipe, source: Source, cache: Path, work: Path, progress: Progress) -> Job:
     """Return a job for a source: skeleton, tensors outside the blocks, splits of the text."""
     model = sources.skeleton(source)
     weights = sources.Weights(source.folder, model)
@@ -105,18 +100,6 @@ def open_job(
     )
     load_rest(model, job.rest(), job.compute_dtype)
     return job
-
-
-def calibration_splits(
-    calibration: Calibration, seed: int, source: Source, cache: Path, progress: Progress
-) -> tuple[Splits, str]:
-    """Return the three splits of the calibration text, and in words which text was used."""
-    tokenizer = sources.tokenizer(source)
-    sequences, length = calibration.sequences, calibration.length
-    if calibration.text == "default":
-        return default_text.splits(source, tokenizer, (sequences, length), seed, cache, progress)
-    tokens = text.read(calibration.text, tokenizer, length, at_most=2 * sequences)
-    return split(tokens, sequences, seed, calibration.text), calibration.text
 
 
 def write_model(job: Job, folder: Path) -> None:
@@ -184,144 +167,6 @@ def measure(job: Job, recipe: Recipe, folder: Path) -> None:
     scores["refinement"] = job.notes.get("refinement")
     write_scores(scores, folder / "scores.json")
     page.write_page(folder, folder / "report.html")
-
-
-def write_scores(scores: dict[str, Any], path: Path) -> None:
-    """Write a scores dict as JSON, whole or not at all."""
-    with atomic_file(path) as partial:
-        partial.write_text(json.dumps(scores, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def small_model(folder: Path) -> PreTrainedModel:
-    """Return the model in an output folder, in eval mode, whether or not it has its name yet."""
-    return sources.model(Source(str(folder), folder, ""))
-
-
-def evaluate(
-    name: str,
-    *,
-    text: str = "default",
-    against: str | None = None,
-    tokens: str = "16x1024",
-    cache: Path | None = None,
-    json_path: Path | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Return the scores of a model beside another on a text that was not used to make it.
-
-    Args:
-        name: folder of a smaller model, or any model.
-        text: as for calibration; "default" is the report split of the default text.
-        against: the reference; None for the model that the folder was made from.
-        tokens: how many windows of how many tokens, from the beginning of the text.
-        cache: as in ``shrink``.
-        json_path: also write the scores there.
-        progress: called as ``progress(done, total, what)``.
-
-    Raises:
-        SpectrimError: the text is too short or was used for calibration, a model is not there, or
-            the two models do not share a tokenizer.
-    """
-    cache = cache or sources.default_cache()
-    progress = progress or (lambda done, total, what: None)
-    small = sources.resolve(name, cache)
-    dense = sources.resolve(against or made_from(small.folder), cache)
-    tokenizer = sources.tokenizer(small)
-    if tokenizer.get_vocab() != sources.tokenizer(dense).get_vocab():
-        raise SpectrimError(
-            f"{name} and {dense.name} do not share a tokenizer, so their losses do not compare"
-        )
-    windows, used = held_out(text, tokens, dense, cache, progress)
-    refuse_used(windows, small.folder, used)
-    scores = compare(
-        sources.model(dense),
-        sources.model(small),
-        tokenizer,
-        {used: windows.ids},
-        Evaluation(name=dense.name, folders={"dense": dense.folder, "small": small.folder}),
-        progress,
-    )
-    if json_path is not None:
-        write_scores(scores, json_path)
-    return scores
-
-
-def made_from(folder: Path) -> str:
-    """Return the name of the model that an output folder was made from."""
-    try:
-        return str(json.loads((folder / "plan.json").read_text(encoding="utf-8"))["model"])
-    except (OSError, KeyError, ValueError):
-        raise SpectrimError(
-            f"{folder} does not say what it was made from; name a model with --against"
-        ) from None
-
-
-def held_out(
-    name: str, tokens: str, source: Source, cache: Path, progress: Progress
-) -> tuple[Tokens, str]:
-    """Return the first windows of a text, and what to call it."""
-    sequences, length = parse_tokens(tokens)
-    if name == "default":
-        calibration = Calibration(text="default", tokens=f"48x{length}")
-        splits, used = calibration_splits(calibration, 0, source, cache, progress)
-        found, used = splits.report, f"report split of {used}"
-    else:
-        found, used = text.read(name, sources.tokenizer(source), length, sequences), name
-    if len(found) < sequences and name != "default" or not bool(found.mask.all()):
-        raise SpectrimError(
-            f"{name} gives {len(found)} full windows of {length} tokens and {sequences} are "
-            "wanted; ask for fewer or shorter ones with --tokens, or bring more text"
-        )
-    return Tokens.full(found.ids[:sequences]), used
-
-
-def refuse_used(windows: Tokens, folder: Path, name: str) -> None:
-    """Raise SpectrimError where the model in a folder was calibrated on these tokens."""
-    record = folder / "calibration.json"
-    if not record.exists():
-        return
-    known = torch.tensor(json.loads(record.read_text(encoding="utf-8"))["fingerprints"])
-    shared = overlap(windows, known)
-    if shared > MOST_SHARED:
-        raise SpectrimError(
-            f"{name} holds {shared:.0%} of the text that {folder} was calibrated on, so the result "
-            "would be flattered; measure on other text"
-        )
-
-
-def inspect(name: str, cache: Path | None = None) -> dict[str, Any]:
-    """Return what a model stores at every site, beside the dense shapes."""
-    source = sources.resolve(name, cache or sources.default_cache())
-    config = sources.config(source)
-    quantisation = getattr(config, "quantization_config", None)
-    factored = dict(quantisation)["sites"] if quantisation else {}
-    if quantisation:
-        del config.quantization_config
-    with init_empty_weights(include_buffers=False):
-        empty = auto_class(config).from_config(config)
-    empty.tie_weights()
-    found = []
-    for site in sites.find(empty):
-        about = factored.get(site.name)
-        numbers = site.out_features * site.in_features
-        form = formats.get(about["format"]) if about else None
-        rank = about["rank"] if about else min(site.out_features, site.in_features)
-        found.append(
-            {
-                "site": site.name,
-                "block": site.block,
-                "role": site.role,
-                "out_features": site.out_features,
-                "in_features": site.in_features,
-                "format": about["format"] if about else "dense",
-                "rank": rank,
-                "stored": form.numbers(site.out_features, site.in_features, rank)
-                if form
-                else numbers,
-                "dense": numbers,
-            }
-        )
-    return {"model": name, "sites": found}
 
 
 def shrink_from_options(

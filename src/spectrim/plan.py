@@ -77,7 +77,9 @@ class Plan:
             decisions = tuple(Decision(**entry) for entry in data.pop("decisions"))
             version, loss = data.pop("version"), float(data.pop("predicted_loss"))
         except FileNotFoundError:
-            raise SpectrimError(f"no plan at {path}; shrink writes plan.json into its output") from None
+            raise SpectrimError(
+                f"no plan at {path}; shrink writes plan.json into its output"
+            ) from None
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise SpectrimError(f"{path} is not a plan ({error}); expected plan.json") from None
         if version != VERSION:
@@ -85,7 +87,7 @@ class Plan:
         return cls(decisions, loss, data)
 
     def check(self, sites: list[Site]) -> None:
-        """Raise SpectrimError where the plan does not fit these sites, one by one, or their shapes."""
+        """Raise SpectrimError where the plan does not fit these sites or their shapes."""
         shapes = {site.name: (site.out_features, site.in_features) for site in sites}
         for decision in self.decisions:
             found = shapes.pop(decision.site, None)
@@ -97,7 +99,8 @@ class Plan:
                 )
             if not 0 < decision.rank <= min(found):
                 raise SpectrimError(
-                    f"the plan gives {decision.site} rank {decision.rank}; expected 1 to {min(found)}"
+                    f"the plan gives {decision.site} rank {decision.rank}; "
+                    f"expected 1 to {min(found)}"
                 )
         if shapes:
             raise SpectrimError(f"the plan says nothing about {next(iter(shapes))}")

@@ -7,9 +7,10 @@ the right one is solved anew for min E‖G^½ (W x - U V x')‖² (methods.md se
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -28,7 +29,6 @@ SEQUENCES = 12  # of the calibration text; more cost time and change little
 PRIOR = 0.1  # how much the moments of the whole calibration text count beside those of x'
 SHIFT = 1.0  # 1 regresses on W x, 0 on W x'; in between, both count
 DAMPING = 1e-2
-PHASES: tuple[tuple[str, ...], ...] = (("all",),)
 
 
 @dataclass
@@ -51,7 +51,7 @@ class _Crossed:
 
 
 def refine(job: Job, *, always: bool) -> None:
-    """Write refined blocks beside the cut ones; keep them if they lower the loss on the search split.
+    """Write refined blocks beside the cut ones, kept if they lower the loss on the search split.
 
     always: keep them in any case. ``job.notes["refinement"]`` says what was measured.
     """
@@ -71,7 +71,7 @@ def refine(job: Job, *, always: bool) -> None:
 
 
 def search_loss(job: Job, folder: Path) -> float:
-    """Return the loss of the model made of a folder's blocks on the search split, nats per token."""
+    """Return the loss on the search split with a folder's blocks, nats per token."""
     walk = job.walk(job.splits.search)
     losses = walk.sweep(lambda stack, index: job.stored_block(folder, stack, index, walk.dtype))
     return float(losses.double().mean())
@@ -105,92 +105,108 @@ def _refine_block(
     place: tuple[Stack, int],
     folders: tuple[Path, Path],
 ) -> None:
+    """Refine one block, its sites in the order in which they run, and carry both streams on."""
     stack, index = place
     cut, refined = folders
     dense = walk.block(stack, index)
     small = job.stored_block(cut, stack, index, walk.dtype)
     prefix = f"{stack.path}.{index}."
-    factored = {
-        name: module
-        for name, module in small.named_modules()
-        if isinstance(module, FactoredLinear) and not hasattr(module, "token_index")
-    }
-    if factored and not job.block_file(refined, stack, index).exists():
+    modules = {n: m for n, m in small.named_modules() if isinstance(m, FactoredLinear)}
+    # an expert's tokens differ between the streams, so there is nothing to regress on
+    names = [name for name in modules if ".experts." not in name]
+    wanted = _dense_inputs(walk, streams, place, dense, names)
+    if names and not job.block_file(refined, stack, index).exists():
         known = load_block(job.statistics(), stack, index)
-        for phase in _phases(list(factored)):
-            moments = _measure(walk, streams, place, (dense, small), phase)
-            for name in phase:
+        for leader, group in wanted.groups.items():
+            moments = _measure(walk, streams, place, small, wanted.inputs[leader], group)
+            for name in group:
                 matrix = weight(dense.get_submodule(name)).detach()
-                _solve(factored[name], matrix, known[prefix + name], moments[name])
+                _solve(modules[name], matrix, known[prefix + name], moments)
     if not job.block_file(refined, stack, index).exists():
-        modules = {prefix + n: m for n, m in small.named_modules() if isinstance(m, FactoredLinear)}
-        job.write_block(refined, stack, index, modules)
+        job.write_block(refined, stack, index, {prefix + n: m for n, m in modules.items()})
     small = job.stored_block(refined, stack, index, walk.dtype)
-    with torch.no_grad():
-        for at in walk.starts:
-            outside = streams.dense_encoded.get(at), streams.small_encoded.get(at)
-            streams.dense[at] = walk.run(dense, stack, index, at, streams.dense[at], outside[0])
-            streams.small[at] = walk.run(small, stack, index, at, streams.small[at], outside[1])
+    for at in walk.starts:
+        with torch.no_grad():
+            outside = streams.small_encoded.get(at)
+            streams.small[at] = walk.run(small, stack, index, at, streams.small[at], outside)
 
 
-def _phases(names: list[str]) -> list[list[str]]:
-    return [names]
+@dataclass
+class _Wanted:
+    """What the dense block feeds its sites: inputs by leader and batch, sites by shared input."""
+
+    inputs: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+
+
+def _dense_inputs(
+    walk: BlockWalk, streams: _Streams, place: tuple[Stack, int], dense: nn.Module, names: list[str]
+) -> _Wanted:
+    """Run the dense block, carry its stream on, and return what its sites received."""
+    wanted = _Wanted()
+    for at in walk.starts:
+        with _catching(dense, names) as caught, torch.no_grad():
+            outside = streams.dense_encoded.get(at)
+            streams.dense[at] = walk.run(dense, *place, at, streams.dense[at], outside)
+        leaders: list[str] = []
+        for name, x in caught.items():  # in the order in which the sites ran
+            leader = next((other for other in leaders if caught[other] is x), name)
+            if leader == name:
+                leaders.append(name)
+                wanted.inputs.setdefault(name, {})[at] = x
+            if name not in (group := wanted.groups.setdefault(leader, [])):
+                group.append(name)
+    return wanted
 
 
 def _measure(
     walk: BlockWalk,
     streams: _Streams,
     place: tuple[Stack, int],
-    blocks: tuple[nn.Module, nn.Module],
-    names: list[str],
-) -> dict[str, _Crossed]:
-    """Return the moments of the inputs of the named modules; a shared input is measured once."""
-    stack, index = place
-    moments: dict[str, _Crossed] = {}
-    seen: dict[str, Tensor] = {}
-    leaders: dict[str, str] = {}
-    with _catching(blocks[0], names) as dense_inputs, _catching(blocks[1], names) as small_inputs:
-        for at in walk.starts:
-            with torch.no_grad():
-                outside = streams.dense_encoded.get(at), streams.small_encoded.get(at)
-                walk.run(blocks[0], stack, index, at, streams.dense[at], outside[0])
-                walk.run(blocks[1], stack, index, at, streams.small[at], outside[1])
-            seen.clear()
-            for name in names:
-                x = small_inputs[name]
-                leaders[name] = next((other for other, y in seen.items() if y is x), name)
-                if leaders[name] == name:
-                    seen[name] = x
-                    part = walk.architecture.stacks[0] if x is outside[1] else stack
-                    mask = walk.stack_mask(part, at).reshape(-1)
-                    _add(moments, name, dense_inputs[name], x, mask)
-    return {name: moments[leaders[name]] for name in names}
+    small: nn.Module,
+    wanted: dict[int, Tensor],
+    group: list[str],
+) -> _Crossed:
+    """Return the moments of the input that a group of sites shares in the smaller model."""
+    moments: _Crossed | None = None
+    for at in walk.starts:
+        outside = streams.small_encoded.get(at)
+        with _catching(small, group, stop=True) as caught, torch.no_grad(), suppress(_Reached):
+            walk.run(small, *place, at, streams.small[at], outside)
+        x = caught[group[0]]
+        part = walk.architecture.stacks[0] if x is outside else place[0]
+        moments = _add(moments, wanted[at], x, walk.stack_mask(part, at).reshape(-1))
+    assert moments is not None
+    return moments
 
 
-def _add(
-    moments: dict[str, _Crossed], name: str, dense: Tensor, small: Tensor, mask: Tensor
-) -> None:
+def _add(moments: _Crossed | None, dense: Tensor, small: Tensor, mask: Tensor) -> _Crossed:
     exact = small.dtype == torch.bfloat16
     x = dense.reshape(-1, dense.shape[-1])[mask].float()
     y = small.reshape(-1, small.shape[-1])[mask].float()
     with matmul_precision("medium" if exact else "highest"):
         own, across = y.T @ y, x.T @ y
-    if name not in moments:
-        moments[name] = _Crossed(own, across, len(y))
-    else:
-        moments[name].own += own
-        moments[name].across += across
-        moments[name].tokens += len(y)
+    if moments is None:
+        return _Crossed(own, across, len(y))
+    return _Crossed(moments.own + own, moments.across + across, moments.tokens + len(y))
+
+
+class _Reached(Exception):  # noqa: N818 (not an error)
+    """The block has run as far as was needed."""
 
 
 @contextmanager
-def _catching(block: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
-    """Keep the last input of each named module while the context lasts."""
+def _catching(
+    block: nn.Module, names: list[str], *, stop: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """Keep the input of each named module while the context lasts; ``stop`` at the first one."""
     caught: dict[str, Tensor] = {}
 
-    def catch(name: str) -> object:
+    def catch(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             caught[name] = args[0]
+            if stop:
+                raise _Reached
 
         return block.get_submodule(name).register_forward_pre_hook(hook)
 
@@ -199,7 +215,7 @@ def _catching(block: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]
         yield caught
     finally:
         for handle in handles:
-            handle.remove()  # type: ignore[attr-defined]
+            handle.remove()
 
 
 def _solve(
@@ -215,7 +231,7 @@ def _solve(
     """
     assert statistics.input_moment is not None
     left, right = module.left().detach().double(), module.right().detach().double()
-    target = _projection(left, statistics) @ matrix.double()  # [rank, in]
+    target = _target(left, matrix.double(), statistics)  # [rank, in]
     own = moments.own.double() / moments.tokens
     across = moments.across.double() / moments.tokens
     wanted = SHIFT * across + (1 - SHIFT) * own
@@ -226,9 +242,14 @@ def _solve(
     module.right().data.copy_(right)
 
 
-def _projection(left: Float[Tensor, "out rank"], statistics: Statistics) -> Tensor:
-    """Return (UᵀGU)⁻¹ UᵀG, by least squares in the gradient's metric."""
-    if statistics.gradient_moment is None:
-        return torch.linalg.pinv(left)
-    root = damped_root(statistics.gradient_moment, DAMPING)
-    return torch.linalg.lstsq(root.T @ left, root.T).solution
+def _target(
+    left: Float[Tensor, "out rank"], matrix: Float[Tensor, "out in"], statistics: Statistics
+) -> Float[Tensor, "rank in"]:
+    """Return (UᵀGU)⁻¹ UᵀG W, the right factor that is best in the gradient's metric."""
+    metric = torch.eye(len(left), dtype=torch.float64)
+    if statistics.gradient_moment is not None:
+        moment = statistics.gradient_moment.double()
+        metric = moment + DAMPING * moment.diagonal().mean() * metric
+    weighted = left.T @ metric  # [rank, out]
+    root = damped_root(weighted @ left, 1e-9)
+    return torch.cholesky_solve(weighted @ matrix, root)

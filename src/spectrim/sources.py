@@ -214,7 +214,6 @@ def _check(folder: Path, trust_remote_code: bool) -> None:
         raise SpectrimError(
             f"{folder} is quantised already, with {method}; expected the model before it was"
         )
-    stored(folder)
     if not any((folder / file).is_file() for file in _TOKENIZERS):
         raise SpectrimError(
             f"{folder} has no tokenizer; expected tokenizer.json or tokenizer.model"
@@ -223,9 +222,9 @@ def _check(folder: Path, trust_remote_code: bool) -> None:
 
 def _named(kind: Any) -> PretrainedConfig:
     """Return a config of which only the model type is known, so that it is judged first."""
-    named = PretrainedConfig()
+    named: Any = PretrainedConfig()
     named.model_type = kind
-    return named
+    return named  # type: ignore[no-any-return]
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def stored_in(file: Path) -> dict[str, Entry]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
+        if length > size - 8:
             raise SpectrimError(
                 f"{file} is cut off inside its header, or no safetensors file; fetch it again"
             )

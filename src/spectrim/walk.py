@@ -8,10 +8,8 @@ running it with the true hidden states injected there. So no family needs code o
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,38 +21,11 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from spectrim.architectures import Architecture, Stack
 from spectrim.calibration import Tokens
-from spectrim.experts import unpack_experts
+from spectrim.experts import filled
+from spectrim.recorder import Call, Recorder, filled_in, shared
 from spectrim.sources import Weights
 
 HEAD_CHUNK = 128  # tokens: logits of a large vocabulary are the memory peak of the walk
-
-
-@dataclass(frozen=True)
-class Call:
-    """What the model passes to one block beside the hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-class _EncoderOutput:
-    """Stands in a Call for the encoder's output, which the walk keeps itself."""
-
-
-class _Recorder(nn.Module):
-    """Stands where a block stood: notes what it is called with and passes an answer on."""
-
-    def __init__(self, block: nn.Module, answer: Callable[[Tensor, Call], Any]) -> None:
-        super().__init__()
-        self.__dict__["stands_for"] = block  # hidden from nn.Module: its weights are not ours
-        self.__dict__["answer"] = answer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["stands_for"], name)
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return the answer to this call."""
-        return self.__dict__["answer"](hidden_states, Call(args, kwargs))
 
 
 class BlockWalk:
@@ -194,7 +165,7 @@ class BlockWalk:
         originals = list(blocks)
         try:
             for index, block in enumerate(originals):
-                blocks[index] = _Recorder(block, answer)
+                blocks[index] = Recorder(block, answer)
             yield
         finally:
             for index, block in enumerate(originals):
@@ -208,8 +179,8 @@ class BlockWalk:
         kept = []
         for index, call in enumerate(calls):
             like = first[index] if first else None
-            args = _share(call.args, like.args if like else None, encoder)
-            kwargs = _share(call.kwargs, like.kwargs if like else None, encoder)
+            args = shared(call.args, like.args if like else None, encoder)
+            kwargs = shared(call.kwargs, like.kwargs if like else None, encoder)
             kept.append(Call(args, kwargs))
         self._calls[stack.path, start] = kept
 
@@ -228,10 +199,11 @@ class BlockWalk:
             KeyError: ``start`` was not called for this stack and batch.
         """
         call = self._calls[stack.path, start][index]
-        args = _fill(call.args, encoder)
-        kwargs = _fill(call.kwargs, encoder)
-        out = block(hidden, *args, **kwargs)
-        return out[0] if isinstance(out, tuple) else out
+        args = filled_in(call.args, encoder)
+        kwargs = filled_in(call.kwargs, encoder)
+        out: Any = block(hidden, *args, **kwargs)
+        states: Tensor = out[0] if isinstance(out, tuple) else out
+        return states
 
     # ------------------------------------------------------------------ behind the last block
 
@@ -273,9 +245,7 @@ class BlockWalk:
                 module = block(stack, index)
                 for at in self.starts:
                     with torch.no_grad():
-                        hidden[at] = self.run(
-                            module, stack, index, at, hidden[at], encoded.get(at)
-                        )
+                        hidden[at] = self.run(module, stack, index, at, hidden[at], encoded.get(at))
             if self.is_encoder_decoder and not encoded:
                 with torch.no_grad():
                     encoded = {at: self.encoded(states, at) for at, states in hidden.items()}
@@ -316,51 +286,3 @@ class BlockWalk:
                     leaf,
                     functional.cross_entropy(logits.float(), counted, reduction="none"),
                 )
-
-
-def filled(
-    empty: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype, experts: str | None
-) -> nn.Module:
-    """Return a frozen copy of an empty block holding these tensors, floating ones in ``dtype``."""
-    block = copy.deepcopy(empty)
-    cast = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in tensors.items()
-    }
-    block.load_state_dict(cast, assign=True)
-    if experts is not None:
-        unpack_experts(block, experts)
-    return block.eval().requires_grad_(False)
-
-
-def _share(value: Any, like: Any, encoder: Tensor | None) -> Any:
-    """Return ``value`` with the encoder's output marked and tensors equal to ``like``'s shared."""
-    if isinstance(value, Tensor):
-        if value is encoder:
-            return _EncoderOutput()
-        if (
-            isinstance(like, Tensor)
-            and value.shape == like.shape
-            and value.dtype == like.dtype
-            and torch.equal(value, like)
-        ):
-            return like
-        return value
-    if isinstance(value, dict):
-        like = like if isinstance(like, dict) else {}
-        return {key: _share(item, like.get(key), encoder) for key, item in value.items()}
-    if isinstance(value, tuple):
-        like = like if isinstance(like, tuple) and len(like) == len(value) else (None,) * len(value)
-        return tuple(_share(item, other, encoder) for item, other in zip(value, like, strict=True))
-    return value
-
-
-def _fill(value: Any, encoder: Tensor | None) -> Any:
-    """Return ``value`` with the encoder's output put back where it was marked."""
-    if isinstance(value, _EncoderOutput):
-        return encoder
-    if isinstance(value, dict):
-        return {key: _fill(item, encoder) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_fill(item, encoder) for item in value)
-    return value

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -28,7 +28,6 @@ from transformers import (
 )
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-from transformers.utils import logging
 
 from spectrim.errors import SpectrimError
 from spectrim.tensor_files import Entry, main_dtype, read, same_content, stored
@@ -60,6 +59,10 @@ class Weights:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor without reading it."""
         return self._entry(name).shape
+
+    def bytes(self) -> int:
+        """Return the bytes of all tensors, a tied one counted once."""
+        return sum(entry.size for entry in self._entries.values())
 
     def dtype(self) -> torch.dtype:
         """Return the floating-point type that takes the most bytes."""
@@ -186,15 +189,9 @@ def _merge_tied(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' progress bars off the screen, also those that have no switch."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with redirect_stderr(StringIO()):
-            yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+    """Keep transformers' progress bars off the screen; not all of them have a switch."""
+    with redirect_stderr(StringIO()):
+        yield
 
 
 def _own_names(

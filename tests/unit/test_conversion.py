@@ -70,6 +70,20 @@ def test_a_cache_that_is_no_folder(tmp_path: Path) -> None:
     assert cache.read_text() == "a file"
 
 
+def test_until_the_last_moment_there_is_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(beside: Path, target: Path) -> None:
+        assert (beside / "file").read_text() == "whole"
+        assert not target.exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        conversion.once(tmp_path / "cache", "key", write_one)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
     old, new = tmp_path / "models" / ".half-old", tmp_path / "models" / ".half-new"
     for folder in (old, new):

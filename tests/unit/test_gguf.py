@@ -18,6 +18,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from spectrim import gguf
 from spectrim.errors import SpectrimError
 from spectrim.weights import Weights, quiet
+from tiny_folders import tiny_folder
 
 SPECIAL = ["<|end|>", "<|start|>", "<|turn|>"]
 WIDTH, INNER = 32, 64
@@ -122,12 +123,12 @@ def test_digits_are_split_off_before_words(tmp_path: Path) -> None:
 
 
 def test_what_lies_beside_the_file_has_no_say(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "wrong"}')
-    (tmp_path / "chat_template.jinja").write_text("wrong")
+    tiny_folder(tmp_path, "gpt2")  # another model with another tokenizer
     folder = unpacked(tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "model")
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
-    assert "wrong" not in str(AutoTokenizer.from_pretrained(folder).chat_template)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.tokenize("ab") == ["a", "b"]
+    assert tokenizer.chat_template
 
 
 def test_metadata_is_read_as_the_file_says(tmp_path: Path) -> None:

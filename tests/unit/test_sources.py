@@ -108,6 +108,7 @@ def test_our_own_format_is_made_known(tmp_path: Path, monkeypatch: pytest.Monkey
     resolve(str(folder), tmp_path / "cache")
     assert asked == []
     change_config(folder, quantization_config={"quant_method": "spectrim"})
+    change_tensors(folder, lambda tensors: {f"smaller.{n}": t for n, t in tensors.items()})
     assert resolve(str(folder), tmp_path / "cache").folder == folder
     assert set(asked) == {"spectrim.checkpoint"}
 

@@ -15,8 +15,8 @@ class Pivoted(FactoredLinear):
     """W of rank r as r of its own rows and what the other rows are made of (PIFA, 2501.19090).
 
     rows [rank, in] are rows of W; coefficients [out - rank, rank] express the remaining rows in
-    them. ``order`` [out] (int32) says where each output stands in (pivot rows, other rows). Lossless
-    up to rounding, and smaller than the matrix at every rank below full: no break-even.
+    them. ``order`` [out] (int32) says where each output stands in (pivot rows, other rows).
+    Lossless up to rounding, and smaller than the matrix at every rank below full: no break-even.
     """
 
     order: Int[Tensor, " out"]

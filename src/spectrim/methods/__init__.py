@@ -30,9 +30,9 @@ class Decomposition:
     """W = left @ right, its components sorted by importance, so that every cut is a slice.
 
     left [out, full] and right [full, in] are float32; values [full] are the singular values of the
-    method's own weighting; losses [full + 1] are the predicted increase of the model's loss in nats
-    per token when only the first r components stay, r = 0 … full. A method that knows nothing of the
-    loss states its own error instead, says ``in_nats`` False, and has it converted (currency.py).
+    method's own weighting; losses [full + 1] are the predicted increase of the model's loss in
+    nats per token when only the first r components stay, r = 0 … full. A method that knows nothing
+    of the loss states its own error, says ``in_nats`` False, and has it converted (currency.py).
     """
 
     left: Float[Tensor, "out full"]
@@ -53,9 +53,7 @@ def tail_losses(values: Float[Tensor, " full"], scale: float) -> Float[Tensor, "
     return (scale * tails).float()
 
 
-def damped_root(
-    moment: Float[Tensor, "dim dim"], damping: float
-) -> Float[Tensor, "dim dim"]:
+def damped_root(moment: Float[Tensor, "dim dim"], damping: float) -> Float[Tensor, "dim dim"]:
     """Return the lower Cholesky factor (float64) of moment + damping x mean diagonal x identity.
 
     A moment that is singular all the same (fewer tokens than dimensions, dead neurons) is damped
@@ -67,6 +65,7 @@ def damped_root(
         return torch.eye(len(moment), dtype=torch.float64)
     for boost in (1.0, 10.0, 100.0, 1e3, 1e4, 1e5):
         shift = max(damping, 1e-12) * boost * mean
+        root: Tensor
         root, failed = torch.linalg.cholesky_ex(
             moment + shift * torch.eye(len(moment), dtype=torch.float64)
         )

@@ -1,8 +1,8 @@
 """Two-sided whitening: the cut that costs the model's loss least, in nats per token.
 
 K-FAC (Martens and Grosse, 2015) estimates the damage of W -> Ŵ by ½ ‖G^½ (W - Ŵ) A^½‖²; with
-A = S Sᵀ and G = L Lᵀ its minimiser of rank r is L^-T [Lᵀ W S]_r S^-1 (methods.md section 1; published
-as KFAC-SVD, ICML 2026, and IO-SVD, 2605.15626).
+A = S Sᵀ and G = L Lᵀ its minimiser of rank r is L^-T [Lᵀ W S]_r S^-1. Published as KFAC-SVD
+(ICML 2026) and IO-SVD (2605.15626).
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ def two_sided_svd(
     vectors = vectors.flip(1)
     if tall:
         left = torch.linalg.solve_triangular(gradient_root.T, middle @ vectors, upper=True)
-        right = torch.linalg.solve_triangular(
-            input_root, vectors.T, upper=False, left=False
-        )
+        right = torch.linalg.solve_triangular(input_root, vectors.T, upper=False, left=False)
     else:
         left = torch.linalg.solve_triangular(gradient_root.T, vectors, upper=True)
         right = vectors.T @ gradient_root.T @ weight.double()

@@ -18,8 +18,8 @@ from spectrim.currency import currency_losses
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, formats, from_factors
 from spectrim.job import Job, key_of
-from spectrim.options import Factorize
 from spectrim.methods import Damping, Decomposition, methods
+from spectrim.options import Factorize
 from spectrim.plan import Curve, Decision, Plan, thin
 from spectrim.refinement import refine
 from spectrim.run import atomic_file
@@ -222,16 +222,14 @@ def _decision(options: Factorize, curve: Curve, index: int) -> Decision:
         in_features=site.in_features,
         format="dense" if dense else options.format,
         rank=rank,
-        stored=numbers
-        if dense
-        else form.numbers(site.out_features, site.in_features, rank),
+        stored=numbers if dense else form.numbers(site.out_features, site.in_features, rank),
         dense=numbers,
         predicted_loss=float(curve.losses[index]),
     )
 
 
 def cut(job: Job, options: Factorize) -> None:
-    """Write every block with its sites as the plan says, continuing where an earlier run stopped."""
+    """Write every block as the plan says, continuing where an earlier run stopped."""
     assert job.plan is not None
     folder = _folder(job, options)
     job.blocks = job.work / "cut"

@@ -1,0 +1,136 @@
+"""Measuring models: which text, which reference, and that the text was not used before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from spectrim import default_text, sources, text
+from spectrim.calibration import MOST_SHARED, Splits, Tokens, overlap, split
+from spectrim.errors import SpectrimError
+from spectrim.job import Progress
+from spectrim.metrics import Evaluation, compare
+from spectrim.recipe import Calibration, parse_tokens
+from spectrim.run import atomic_file
+from spectrim.sources import Source
+
+
+def calibration_splits(
+    calibration: Calibration, seed: int, source: Source, cache: Path, progress: Progress
+) -> tuple[Splits, str]:
+    """Return the three splits of the calibration text, and in words which text was used."""
+    tokenizer = sources.tokenizer(source)
+    sequences, length = calibration.sequences, calibration.length
+    if calibration.text == "default":
+        return default_text.splits(source, tokenizer, (sequences, length), seed, cache, progress)
+    tokens = text.read(calibration.text, tokenizer, length, at_most=2 * sequences)
+    return split(tokens, sequences, seed, calibration.text), calibration.text
+
+
+def write_scores(scores: dict[str, Any], path: Path) -> None:
+    """Write a scores dict as JSON, whole or not at all."""
+    with atomic_file(path) as partial:
+        partial.write_text(
+            json.dumps(scores, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+
+def small_model(folder: Path) -> PreTrainedModel:
+    """Return the model in an output folder, in eval mode, whether or not it has its name yet."""
+    return sources.model(Source(str(folder), folder, ""))
+
+
+def evaluate(
+    name: str,
+    *,
+    text: str = "default",
+    against: str | None = None,
+    tokens: str = "16x1024",
+    cache: Path | None = None,
+    json_path: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Return the scores of a model beside another on a text that was not used to make it.
+
+    Args:
+        name: folder of a smaller model, or any model.
+        text: as for calibration; "default" is the report split of the default text.
+        against: the reference; None for the model that the folder was made from.
+        tokens: how many windows of how many tokens, from the beginning of the text.
+        cache: as in ``shrink``.
+        json_path: also write the scores there.
+        progress: called as ``progress(done, total, what)``.
+
+    Raises:
+        SpectrimError: the text is too short or was used for calibration, a model is not there, or
+            the two models do not share a tokenizer.
+    """
+    cache = cache or sources.default_cache()
+    progress = progress or (lambda done, total, what: None)
+    small = sources.resolve(name, cache)
+    dense = sources.resolve(against or made_from(small.folder), cache)
+    tokenizer = sources.tokenizer(small)
+    if tokenizer.get_vocab() != sources.tokenizer(dense).get_vocab():
+        raise SpectrimError(
+            f"{name} and {dense.name} do not share a tokenizer, so their losses do not compare"
+        )
+    windows, used = held_out(text, tokens, dense, cache, progress)
+    refuse_used(windows, small.folder, used)
+    scores = compare(
+        sources.model(dense),
+        sources.model(small),
+        tokenizer,
+        {used: windows.ids},
+        Evaluation(name=dense.name, folders={"dense": dense.folder, "small": small.folder}),
+        progress,
+    )
+    if json_path is not None:
+        write_scores(scores, json_path)
+    return scores
+
+
+def made_from(folder: Path) -> str:
+    """Return the name of the model that an output folder was made from."""
+    try:
+        return str(json.loads((folder / "plan.json").read_text(encoding="utf-8"))["model"])
+    except (OSError, KeyError, ValueError):
+        raise SpectrimError(
+            f"{folder} does not say what it was made from; name a model with --against"
+        ) from None
+
+
+def held_out(
+    name: str, tokens: str, source: Source, cache: Path, progress: Progress
+) -> tuple[Tokens, str]:
+    """Return the first windows of a text, and what to call it."""
+    sequences, length = parse_tokens(tokens)
+    if name == "default":
+        calibration = Calibration(text="default", tokens=f"48x{length}")
+        splits, used = calibration_splits(calibration, 0, source, cache, progress)
+        found, used = splits.report, f"report split of {used}"
+    else:
+        found, used = text.read(name, sources.tokenizer(source), length, sequences), name
+    if len(found) < sequences and name != "default" or not bool(found.mask.all()):
+        raise SpectrimError(
+            f"{name} gives {len(found)} full windows of {length} tokens and {sequences} are "
+            "wanted; ask for fewer or shorter ones with --tokens, or bring more text"
+        )
+    return Tokens.full(found.ids[:sequences]), used
+
+
+def refuse_used(windows: Tokens, folder: Path, name: str) -> None:
+    """Raise SpectrimError where the model in a folder was calibrated on these tokens."""
+    record = folder / "calibration.json"
+    if not record.exists():
+        return
+    known = torch.tensor(json.loads(record.read_text(encoding="utf-8"))["fingerprints"])
+    shared = overlap(windows, known)
+    if shared > MOST_SHARED:
+        raise SpectrimError(
+            f"{name} holds {shared:.0%} of the text that {folder} was calibrated on, so the result "
+            "would be flattered; measure on other text"
+        )

@@ -119,17 +119,23 @@ def join(parts: list[Splits], seed: int) -> Splits:
 
 def fingerprints(tokens: Tokens) -> Int[Tensor, " shingles"]:
     """Return a hash of every 32nd run of 32 tokens: enough to notice a shared passage of 64."""
+    if tokens.ids.shape[1] < SHINGLE:
+        return torch.empty(0, dtype=torch.long)
     runs = tokens.ids.unfold(1, SHINGLE, SHINGLE).reshape(-1, SHINGLE)
     unique: Tensor = _hash(runs).unique()
     return unique
 
 
 def overlap(tokens: Tokens, known: Int[Tensor, " shingles"]) -> float:
-    """Return the part of ``known`` runs that occur, at any offset, in these tokens."""
+    """Return how many of the ``known`` runs occur, at any offset, in these tokens.
+
+    As a part of what the shorter of the two holds: 1 where one of them is all of the other's text.
+    """
     if tokens.ids.shape[1] < SHINGLE or len(known) == 0:
         return 0.0
     found = _hash(tokens.ids.unfold(1, SHINGLE, 1).reshape(-1, SHINGLE))
-    return float(torch.isin(known, found).double().mean())
+    most = min(len(known), len(tokens) * (tokens.ids.shape[1] // SHINGLE))
+    return min(int(torch.isin(known, found).sum()) / most, 1.0)
 
 
 def refuse_overlap(first: Tokens, second: Tokens, names: str) -> None:

@@ -46,6 +46,8 @@ _HELP = {
     "cache": "Folder for converted models and statistics, shared by all runs.",
     "trust-remote-code": "Run code that comes with the model.",
     "evaluate": "Measure dense and smaller model beside each other at the end.",
+    "predictions": "Also measure the loss at several budgets beside what the plan's currency "
+    "predicts for them; the report plots both.",
     "measured": "Folder or name of the model to measure.",
     "text": "Held-out text: a .txt or .jsonl file, a data set's name, or 'default'.",
     "against": "The model to compare with.",
@@ -91,6 +93,7 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
     cache: Cache = None,
     trust_remote_code: Annotated[bool, _option("trust-remote-code", "--trust-remote-code")] = False,
     evaluate: Annotated[bool, _option("evaluate", default=True)] = True,
+    predictions: Annotated[bool, _option("predictions", "--predictions")] = False,
 ) -> None:
     """Make a model smaller and write it as a model folder that transformers reads.
 
@@ -108,9 +111,10 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
 
     if model is None and recipe is None:
         raise SpectrimError("no model is named; name one, such as 'demo', or a --recipe that does")
-    said = {"keep": keep, "method": method, "allocator": allocator, "format": format}
     if plan is not None:
-        _plan_says_it(plan, said)
+        said = {"keep": keep, "method": method, "allocator": allocator, "format": format}
+        said |= {"calibration": calibration, "tokens": tokens, "refine": refine}
+        _plan_says_it(plan, {**said, "protect": protect, "seed": seed})
     changes = {
         "model": model,
         "keep": keep,
@@ -131,7 +135,15 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
     from spectrim.report.progress import shown
 
     with shown() as progress:
-        pipeline.shrink(asked, output, cache=cache, plan=plan, evaluate=evaluate, progress=progress)
+        pipeline.shrink(
+            asked,
+            output,
+            cache=cache,
+            plan=plan,
+            evaluate=evaluate,
+            predictions=predictions,
+            progress=progress,
+        )
     if evaluate:
         terminal.show(json.loads((output / "scores.json").read_text(encoding="utf-8")))
     typer.echo(f"wrote {output}" + (f"; open {output / 'report.html'}" if evaluate else ""))
@@ -235,7 +247,7 @@ def _entries(kind: str) -> list[tuple[str, str]]:
     return [(name, registry.summary(name)) for name in registry.names()]
 
 
-def _plan_says_it(plan: Path, said: Mapping[str, str | None]) -> None:
+def _plan_says_it(plan: Path, said: Mapping[str, object]) -> None:
     if not plan.is_file():
         raise SpectrimError(f"there is no plan file '{plan}'; check the path")
     for option, value in said.items():

@@ -19,7 +19,7 @@ def currency_losses(
     """Return ½ ‖G^½ (W - Ŵ_r) A^½‖² of every cut r = 0 … full of any decomposition.
 
     With M = Lᵀ W S and the weighted components p_i = Lᵀ left_i, q_i = right_i S it is
-    ½ (‖M‖² - 2 Σ p_iᵀ M q_i + Σ (p_i·p_j)(q_i·q_j)), summed up to r (methods.md section 1).
+    ½ (‖M‖² - 2 Σ p_iᵀ M q_i + Σ (p_i·p_j)(q_i·q_j)), summed up to r (docs/methods.md, section 1).
 
     Raises:
         ValueError: the statistics hold no gradient moment.

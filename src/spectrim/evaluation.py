@@ -131,6 +131,6 @@ def refuse_used(windows: Tokens, folder: Path, name: str) -> None:
     shared = overlap(windows, known)
     if shared > MOST_SHARED:
         raise SpectrimError(
-            f"{name} holds {shared:.0%} of the text that {folder} was calibrated on, so the result "
-            "would be flattered; measure on other text"
+            f"{name} and the text that {folder} was calibrated on share {shared:.0%}, so the "
+            "result would be flattered; measure on other text"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -126,13 +126,11 @@ class Job:
             for site in self.block_sites(stack, index)
             if self.plan[site.name].format != "dense"
         ]
-        if self.architecture.experts is not None:
-            unpack_experts(block, self.architecture.experts)
+        if self._parts_experts(name, [decision.site for decision in factored]):
+            unpack_experts(block, self.architecture.experts or "")
         for decision in factored:
             replace(block, decision.site.removeprefix(name + "."), self.empty_format(decision))
         tensors = load_file(self.block_file(folder, stack, index))
-        if not factored and self.architecture.experts is not None:
-            pack_experts(block, self.architecture.experts)
         return filled(
             block,
             {key.removeprefix(name + "."): tensor for key, tensor in tensors.items()},
@@ -150,11 +148,20 @@ class Job:
             block = self.dense_block(stack, index)
             for name, module in factored.items():
                 replace(block, name.removeprefix(prefix), module)
-            tensors = {name: tensor.detach() for name, tensor in block.state_dict().items()}
+            if self.architecture.experts and not self._parts_experts(prefix[:-1], factored):
+                pack_experts(block, self.architecture.experts)
+            made = {name: tensor.detach() for name, tensor in block.state_dict().items()}
+            # what is stored in another dtype than the rest, such as norms, comes as it was
+            tensors = {name: tensors.get(name, tensor) for name, tensor in made.items()}
         named = {prefix + name: tensor.contiguous() for name, tensor in tensors.items()}
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.block_file(folder, stack, index)) as partial:
             save_file(named, partial)
+
+    def _parts_experts(self, block: str, factored: Iterable[str]) -> bool:
+        """Return whether an expert of a block is factored, so that its experts are stored apart."""
+        path = f"{block}.{self.architecture.experts}."
+        return any(site.startswith(path) for site in factored)
 
     @staticmethod
     def block_file(folder: Path, stack: Stack, index: int) -> Path:

@@ -13,17 +13,19 @@ from transformers import PreTrainedModel
 
 from spectrim import architectures, checkpoint, sites, sources
 from spectrim.calibration import fingerprints
-from spectrim.errors import SpectrimError
+from spectrim.errors import SpectrimError, one_line
 from spectrim.evaluation import calibration_splits, small_model, write_scores
 from spectrim.job import Job, Progress, key_of, load_rest
 from spectrim.metrics import Evaluation, compare
 from spectrim.options import validate
 from spectrim.plan import Plan
+from spectrim.prediction import prediction
 from spectrim.recipe import Recipe
 from spectrim.report import card, page
 from spectrim.run import atomic_folder
 from spectrim.sources import Source
 from spectrim.stages import stages
+from spectrim.weights import quantised
 
 COMPANIONS = {".json", ".jinja", ".model", ".txt"}  # tokenizer, chat template, generation settings
 
@@ -35,6 +37,7 @@ def shrink(
     cache: Path | None = None,
     plan: Path | None = None,
     evaluate: bool = True,
+    predictions: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Make the model of a recipe smaller and return the folder that holds it.
@@ -47,6 +50,7 @@ def shrink(
         cache: kept between runs; by default as in sources.default_cache.
         plan: a plan.json to carry out instead of deciding anew.
         evaluate: also measure dense and smaller model on the report split and write the report.
+        predictions: also measure the loss at several budgets beside what is predicted for them.
         progress: called as ``progress(done, total, what)``.
 
     Raises:
@@ -54,33 +58,50 @@ def shrink(
     """
     cache = cache or sources.default_cache()
     progress = progress or (lambda done, total, what: None)
-    source = sources.resolve(recipe.model, cache, trust_remote_code=recipe.trust_remote_code)
     replayed = Plan.read(plan) if plan else None
+    source = sources.resolve(recipe.model, cache, trust_remote_code=recipe.trust_remote_code)
+    refuse(source, output)
     if replayed is not None and "recipe" in replayed.about:
         recipe = validate(
             Recipe, {**replayed.about["recipe"], "model": recipe.model}, f"the recipe in {plan}"
         )
-    work = cache / "work" / key_of(recipe.to_yaml(), source.fingerprint, str(output.absolute()),
-                                   replayed.to_json() if replayed else None)  # fmt: skip
+    job = open_job(recipe, source, cache, progress)
+    job.plan = replayed
+    job.work = cache / "work" / key_of(recipe.to_yaml(), job.statistics_key, str(output.absolute()),
+                                       replayed.to_json() if replayed else None)  # fmt: skip
     try:
-        job = open_job(recipe, source, cache, work, progress)
-        job.plan = replayed
         for stage in recipe.stages:
             stages.get(stage.name)(job, stage.options)
         with atomic_folder(output) as folder:
             write_model(job, folder)
             write_record(job, recipe, folder)
             if evaluate:
-                measure(job, recipe, folder)
+                measure(job, recipe, folder, predictions)
             card.write_card(folder, base=source.folder, name=output.name)
-    except (SpectrimError, OSError):
-        shutil.rmtree(work, ignore_errors=True)
+    except Exception as error:
+        if one_line(error) is not None:  # else a fault of ours, which a later version continues
+            shutil.rmtree(job.work, ignore_errors=True)
         raise
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(job.work, ignore_errors=True)
     return output
 
 
-def open_job(recipe: Recipe, source: Source, cache: Path, work: Path, progress: Progress) -> Job:
+def refuse(source: Source, output: Path) -> None:
+    """Raise SpectrimError for a model that is small already, or where a folder would be lost."""
+    if quantised(source.folder):
+        raise SpectrimError(
+            f"{source.name} is a smaller model already; shrink the model that it was made from"
+        )
+    if source.folder.resolve().is_relative_to(output.resolve()):
+        raise SpectrimError(f"{output} holds the model that is read; name another output")
+    ours = (output / "plan.json").is_file()
+    if output.is_dir() and not ours and any(output.iterdir()) or output.is_file():
+        raise SpectrimError(
+            f"{output} is there already and was not written by spectrim; name another output"
+        )
+
+
+def open_job(recipe: Recipe, source: Source, cache: Path, progress: Progress) -> Job:
     """Return a job for a source: skeleton, tensors outside the blocks, splits of the text."""
     model = sources.skeleton(source)
     weights = sources.Weights(source.folder, model)
@@ -93,7 +114,7 @@ def open_job(recipe: Recipe, source: Source, cache: Path, work: Path, progress: 
         sites=sites.find(model),
         splits=splits,
         cache=cache,
-        work=work,
+        work=cache / "work",
         keep=(recipe.keep.fraction, recipe.keep.of),
         progress=progress,
         notes={"calibration": used},
@@ -149,7 +170,7 @@ def write_record(job: Job, recipe: Recipe, folder: Path) -> None:
     )
 
 
-def measure(job: Job, recipe: Recipe, folder: Path) -> None:
+def measure(job: Job, recipe: Recipe, folder: Path, predictions: bool) -> None:
     """Measure dense and smaller model on the report split; write scores.json and the page."""
     name = f"report split of {job.notes['calibration']}"
     scores = compare(
@@ -165,6 +186,8 @@ def measure(job: Job, recipe: Recipe, folder: Path) -> None:
         job.progress,
     )
     scores["refinement"] = job.notes.get("refinement")
+    if predictions:
+        scores["prediction"] = prediction(job, recipe.stages[0].options)
     write_scores(scores, folder / "scores.json")
     page.write_page(folder, folder / "report.html")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spectrim.errors import SpectrimError
+from spectrim.formats import FactoredLinear, formats
 from spectrim.sites import Site
 
 VERSION = 1
@@ -74,7 +75,7 @@ class Plan:
         """
         try:
             data = json.loads(path.read_text())
-            decisions = tuple(Decision(**entry) for entry in data.pop("decisions"))
+            decisions = tuple(_decision(entry) for entry in data.pop("decisions"))
             version, loss = data.pop("version"), float(data.pop("predicted_loss"))
         except FileNotFoundError:
             raise SpectrimError(
@@ -85,6 +86,15 @@ class Plan:
         if version != VERSION:
             raise SpectrimError(f"{path} is a plan of version {version}; this reads {VERSION}")
         return cls(decisions, loss, data)
+
+    def restated(self, curves: list[Curve]) -> Plan:
+        """Return the plan with the numbers that follow from its choices, after an edit of them.
+
+        A rank between two cuts of its curve is predicted to lose what the smaller one does.
+        """
+        known = {curve.site.name: curve for curve in curves}
+        decisions = tuple(_restated(one, known[one.site]) for one in self.decisions)
+        return replace(self, decisions=decisions, predicted_loss=_total(decisions))
 
     def check(self, sites: list[Site]) -> None:
         """Raise SpectrimError where the plan does not fit these sites or their shapes."""
@@ -104,6 +114,33 @@ class Plan:
                 )
         if shapes:
             raise SpectrimError(f"the plan says nothing about {next(iter(shapes))}")
+
+
+def _decision(entry: dict[str, Any]) -> Decision:
+    decision = Decision(**entry)
+    for name in ("rank", "out_features", "in_features"):
+        if not isinstance(entry[name], int):
+            raise ValueError(f"{name} of {decision.site} is {entry[name]!r} and no whole number")
+    return decision
+
+
+def _restated(decision: Decision, curve: Curve) -> Decision:
+    full = min(decision.out_features, decision.in_features)
+    whole = decision.out_features * decision.in_features
+    if decision.format == "dense":
+        return replace(decision, rank=full, stored=whole, dense=whole, predicted_loss=0.0)
+    form: type[FactoredLinear] = formats.get(decision.format)
+    below = max(int((curve.ranks <= decision.rank).sum()) - 1, 0)
+    return replace(
+        decision,
+        stored=form.numbers(decision.out_features, decision.in_features, decision.rank),
+        dense=whole,
+        predicted_loss=float(curve.losses[below]),
+    )
+
+
+def _total(decisions: tuple[Decision, ...]) -> float:
+    return sum(decision.predicted_loss for decision in decisions)
 
 
 def thin(curve: Curve, points: int = 64) -> dict[str, list[float]]:

@@ -25,13 +25,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill; it gets its name at the end, in the place of an older one."""
+    path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         yield partial
-        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)  # of a run that was killed just before its end
         if path.exists():
             os.replace(path, old)
         os.replace(partial, path)

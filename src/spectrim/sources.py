@@ -202,13 +202,13 @@ def _unpacked(file: Path, cache: Path) -> Path:
 def _check(folder: Path, trust_remote_code: bool) -> None:
     """Raise the error for the first thing that is wrong with a model folder, weights unread."""
     settings = _settings(folder)
-    kind = settings.get("model_type")
+    kind = str(settings.get("model_type"))
     if "auto_map" in settings and kind not in ARCHITECTURES and not trust_remote_code:
         raise SpectrimError(
             f"{folder} brings Python code of its own for model type '{kind}', which is only run if "
             "you trust it; if you do, set trust_remote_code"
         )
-    of(_named(kind))
+    of(PretrainedConfig.from_dict({"model_type": kind}))  # judged before its other values
     _config(folder, trust_remote_code)
     if (method := quantised(folder)) not in (None, "spectrim"):
         raise SpectrimError(
@@ -218,13 +218,6 @@ def _check(folder: Path, trust_remote_code: bool) -> None:
         raise SpectrimError(
             f"{folder} has no tokenizer; expected tokenizer.json or tokenizer.model"
         )
-
-
-def _named(kind: Any) -> PretrainedConfig:
-    """Return a config of which only the model type is known, so that it is judged first."""
-    named: Any = PretrainedConfig()
-    named.model_type = kind
-    return named  # type: ignore[no-any-return]
 
 
 def _settings(folder: Path) -> dict[str, Any]:

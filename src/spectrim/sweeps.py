@@ -1,4 +1,4 @@
-"""The two sweeps over the blocks that collect the statistics (methods.md section 2).
+"""The two sweeps over the blocks that collect the statistics.
 
 Forward: run block by block, keep each block's input on disk. Reverse: recompute a block from its
 input, back-propagate the loss through it, and add x xᵀ and g gᵀ of every site. One block and its
@@ -36,11 +36,12 @@ def collect(walk: BlockWalk, folder: Path, sites: list[Site], progress: Progress
         return
     folder.mkdir(parents=True, exist_ok=True)
     sweep = _Sweep(walk, folder, sites, progress)
-    sweep.forward()
-    sweep.reverse()
+    if not sweep.complete():
+        sweep.forward()
+        sweep.reverse()
+    sweep.clear()
     with atomic_file(folder / "done.json") as partial:
         partial.write_text(json.dumps({"tokens": walk.tokens.counted()}))
-    sweep.clear()
 
 
 class _Sweep:
@@ -55,6 +56,14 @@ class _Sweep:
         self.progress = progress
         self.stacks = walk.architecture.stacks
         self.total = 2 * sum(len(walk.blocks(stack)) for stack in self.stacks)
+
+    def complete(self) -> bool:
+        """Return whether the statistics of every block are there."""
+        return all(
+            statistics_file(self.folder, stack, index).exists()
+            for stack in self.stacks
+            for index in range(len(self.walk.blocks(stack)))
+        )
 
     def file(self, stack: Stack, index: int, kind: str) -> Activations:
         """Return the hidden states (or their gradients) that enter block ``index`` of a stack."""
@@ -214,7 +223,7 @@ def _save(path: Path, collector: Collector, names: list[str], predicted: int) ->
     about: dict[str, dict[str, Any]] = {}
     for name in names:
         leader = collector.leader.get(name)
-        if leader is None:
+        if leader not in collector.inputs:  # an expert that nothing, or padding only, came to
             about[name] = {"tokens": 0}
             continue
         tokens = collector.inputs[leader].tokens

@@ -41,7 +41,10 @@ def read(name: str, tokenizer: PreTrainedTokenizerBase, length: int, at_most: in
 
 def encode(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Tokens:
     """Return documents as full sequences, opened and parted as the tokenizer does it."""
-    ids = [tokenizer(document, add_special_tokens=False).input_ids for document in documents]
+    ids = [
+        tokenizer(document, add_special_tokens=False, verbose=False).input_ids
+        for document in documents
+    ]
     return pack([found for found in ids if found], length, begin(tokenizer), tokenizer.eos_token_id)
 
 

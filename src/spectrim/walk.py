@@ -109,7 +109,8 @@ class BlockWalk:
         labels = torch.where(mask, ids, -100)
         if self.is_encoder_decoder:
             return labels[:, self.side(self.architecture.stacks[1])]
-        return torch.cat((labels[:, 1:], torch.full_like(labels[:, :1], -100)), dim=1)
+        following = torch.where(mask[:, :-1], labels[:, 1:], -100)  # padding predicts nothing
+        return torch.cat((following, torch.full_like(labels[:, :1], -100)), dim=1)
 
     def predicted(self) -> int:
         """Return how many tokens the loss is averaged over."""
@@ -216,13 +217,16 @@ class BlockWalk:
     def logits(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
         """Return the logits of hidden states behind the last block, by the model's own head."""
         stack = self.architecture.stacks[-1]
-        ids = torch.zeros(1, len(hidden), dtype=torch.long)
+        # each token is a sequence of its own, so that tables of positions are long enough, and none
+        # is padding, which some models warn of
+        other = int(self.model.config.pad_token_id == 0)
+        ids = torch.full((len(hidden), 1), other)
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if self.is_encoder_decoder:
-            nothing = BaseModelOutput(last_hidden_state=hidden[None, :1].detach())
+            nothing = BaseModelOutput(last_hidden_state=hidden[:, None].detach())
             inputs = {"decoder_input_ids": ids, "encoder_outputs": nothing, "use_cache": False}
-        with self._injecting(stack, hidden[None]):
-            return self.model(**inputs).logits[0]  # type: ignore[no-any-return]
+        with self._injecting(stack, hidden[:, None]):
+            return self.model(**inputs).logits[:, 0]  # type: ignore[no-any-return]
 
     @contextmanager
     def _injecting(self, stack: Stack, hidden: Tensor) -> Iterator[None]:

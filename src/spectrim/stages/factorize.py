@@ -35,13 +35,17 @@ def factorize(job: Job, options: Factorize) -> None:
     Raises:
         SpectrimError: the budget cannot be met, or the plan does not fit the model.
     """
+    if job.plan is None:  # what cannot be is said before the long work
+        _budget(job, [_curve(job, options, site, _unknown(site)) for site in inner_sites(job)])
+    else:
+        job.plan.check(inner_sites(job))
     decompose(job, options)
     curves = read_curves(job, options)
     refinement = options.refine
     if job.plan is None:
         job.plan = allocate(job, options, curves)
     else:
-        job.plan.check(inner_sites(job))
+        job.plan = job.plan.restated(curves)
         refinement = "on" if job.plan.about.get("refined", True) else "off"
     job.curves = shown_curves(job, options, curves)
     cut(job, options)
@@ -54,7 +58,7 @@ def inner_sites(job: Job) -> list[Site]:
     return [site for site in job.sites if site.block >= 0]
 
 
-def _folder(job: Job, options: Factorize) -> Path:
+def decompositions(job: Job, options: Factorize) -> Path:
     key = key_of(
         "decompositions", 1, job.statistics_key, options.method,
         options.damp_input, options.damp_gradient,
@@ -64,7 +68,7 @@ def _folder(job: Job, options: Factorize) -> Path:
 
 def decompose(job: Job, options: Factorize) -> None:
     """Write the decomposition of every site to the cache, block by block, where it is missing."""
-    folder = _folder(job, options)
+    folder = decompositions(job, options)
     statistics = job.statistics()
     blocks = job.each_block()
     for done, (stack, index) in enumerate(blocks, start=1):
@@ -103,21 +107,25 @@ def _decompose_block(
 
 def read_curves(job: Job, options: Factorize) -> list[Curve]:
     """Return the curve of every site inside the blocks, sizes in the unit of the budget."""
-    folder = _folder(job, options)
+    folder = decompositions(job, options)
     curves = []
     for stack, index in job.each_block():
         with safe_open(job.block_file(folder, stack, index), framework="pt") as file:
             held = set(file.keys())
             for site in job.block_sites(stack, index):
-                known = f"{site.name}.losses" in held and not protected(site, options.protect)
+                known = f"{site.name}.losses" in held
                 losses = file.get_tensor(f"{site.name}.losses") if known else None
                 curves.append(_curve(job, options, site, losses))
     return curves
 
 
+def _unknown(site: Site) -> Tensor:
+    return torch.zeros(min(site.out_features, site.in_features) + 1)
+
+
 def shown_curves(job: Job, options: Factorize, curves: list[Curve]) -> dict[str, Any]:
     """Return what the report draws of every curve: ranks, sizes, losses, and singular values."""
-    folder = _folder(job, options)
+    folder = decompositions(job, options)
     shown: dict[str, Any] = {curve.site.name: thin(curve) for curve in curves}
     for stack, index in job.each_block():
         with safe_open(job.block_file(folder, stack, index), framework="pt") as file:
@@ -142,7 +150,7 @@ def _curve(job: Job, options: Factorize, site: Site, losses: Tensor | None) -> C
     shape = (site.out_features, site.in_features)
     dense = torch.tensor([_dense_size(job, site)], dtype=torch.float64)
     full = torch.tensor([min(shape)])
-    if losses is None:
+    if losses is None or protected(site, options.protect):
         return Curve(site, full, dense, torch.zeros(1))
     ranks = torch.arange(options.rank_multiple, min(shape) + 1, options.rank_multiple)
     form: type[FactoredLinear] = formats.get(options.format)
@@ -231,7 +239,7 @@ def _decision(options: Factorize, curve: Curve, index: int) -> Decision:
 def cut(job: Job, options: Factorize) -> None:
     """Write every block as the plan says, continuing where an earlier run stopped."""
     assert job.plan is not None
-    folder = _folder(job, options)
+    folder = decompositions(job, options)
     job.blocks = job.work / "cut"
     blocks = job.each_block()
     for done, (stack, index) in enumerate(blocks, start=1):
@@ -257,6 +265,11 @@ def _cut_site(
 ) -> FactoredLinear:
     module = block.get_submodule(decision.site.removeprefix(f"{stack.path}.{index}."))
     name = decision.site
+    if f"{name}.left" not in pieces:
+        raise SpectrimError(
+            f"the plan factors {name}, but no token of the calibration text came there; make it "
+            "dense in the plan, or bring more text"
+        )
     return from_factors(
         decision.format,
         pieces[f"{name}.left"][:, : decision.rank],

@@ -1,0 +1,93 @@
+"""Tiny models made smaller end to end: texts, recipes, and reading back what was written."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel, Qwen2Tokenizer
+
+from spectrim import pipeline, sources
+from spectrim.plan import Plan
+from spectrim.recipe import Recipe
+from spectrim.sources import Source
+from spectrim.weights import quiet
+from tiny_folders import tiny_folder
+from tiny_models import VOCABULARY
+
+TOKENS = "12x32"
+SEQUENCES = 12 + 2 + 2  # what calibration, search and report take
+
+
+def write_text(file: Path, *, words: int = 24 * 32, seed: int = 0) -> Path:
+    """Write a file of so many random words, each one token of the tiny tokenizer."""
+    drawn = random.Random(seed)
+    file.write_text(" ".join(f"w{drawn.randrange(3, VOCABULARY)}" for _ in range(words)))
+    return file
+
+
+def family_folder(folder: Path, family: str, *, dtype: torch.dtype = torch.float32) -> Path:
+    """Save a tiny model with a tokenizer that transformers loads for its model type."""
+    tiny_folder(folder, family, dtype=dtype)
+    if family == "qwen2":  # always read as byte pairs; here without a pair, so as characters
+        known = ["<unk>", "<s>", "</s>", "w", "Ġ", "Ċ", *"0123456789"]
+        special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+        vocabulary = {word: place for place, word in enumerate(known)}
+        Qwen2Tokenizer(vocab=vocabulary, merges=[], **special).save_pretrained(folder)
+    return folder
+
+
+def recipe(source: Path, text: Path, keep: str = "70% of linear", **factorize: object) -> Recipe:
+    """Return a small recipe; factorize: options of that stage."""
+    changes = {
+        "model": str(source),
+        "keep": keep,
+        "calibration.text": str(text),
+        "calibration.tokens": TOKENS,
+        **{f"factorize.{name}": value for name, value in factorize.items()},
+    }
+    return Recipe.build(None, changes)
+
+
+def shrink(asked: Recipe, output: Path, plan: Path | None = None) -> Path:
+    """Run a recipe with its cache beside the output, without measuring."""
+    with quiet():
+        return pipeline.shrink(
+            asked, output, cache=output.parent / "cache", plan=plan, evaluate=False
+        )
+
+
+def load(folder: Path) -> PreTrainedModel:
+    """Return the model in a folder."""
+    return sources.model(Source(str(folder), folder, ""))
+
+
+def stored(folder: Path) -> dict[str, Tensor]:
+    """Return all tensors in a folder's weight files."""
+    parts = [load_file(file) for file in sorted(folder.glob("*.safetensors"))]
+    assert sum(len(part) for part in parts) == len({name for part in parts for name in part})
+    return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+def plan_of(folder: Path) -> Plan:
+    """Return the plan in an output folder."""
+    return Plan.read(folder / "plan.json")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return the content of all files in a folder, those apart that say when or how fast."""
+    return {
+        file.name: file.read_bytes()
+        for file in sorted(folder.iterdir())
+        if file.name not in ("scores.json", "report.html")
+    }
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Return whether two sets of tensors have the same names, types and bits."""
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )

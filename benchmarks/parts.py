@@ -182,7 +182,7 @@ def _write(output: Path, keeps: list[float]) -> None:
         "| | 100 % | dense (loss) | 100 % | "
         + " | ".join(f"{dense[t]['loss']:.3f}" for t in texts) + " | |",
     ]  # fmt: skip
-    for key, row in sorted(rows.items(), key=lambda item: -item[1]["keep"]):
+    for row in sorted(rows.values(), key=lambda row: -row["keep"]):
         if "stored" not in row:
             continue
         published = rows.get(f"WikiText-2 | {next(iter(ROWS))} | {row['keep']:g}")

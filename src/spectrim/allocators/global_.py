@@ -14,7 +14,7 @@ def global_(curves: list[Curve], budget: float) -> list[int]:
 
     For a multiplier λ every site takes the cut that minimises loss + λ size, over all its cuts, as
     the curves need not be convex; λ is bisected until the budget is just met, and the gap that
-    remains is spent on the single exchanges that gain most for their size (docs/methods.md, section 1).
+    remains is spent on the exchanges that gain most for their size (docs/methods.md, section 1).
     budget: in the unit of the curves' sizes.
     """
     sizes, losses = _table(curves)

@@ -100,7 +100,7 @@ def columns(scores: dict[str, Any]) -> list[str]:
 
 
 def _with_parts(row: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
-    """Add the bytes on disk as parts of the dense model in other dtypes: docs/methods.md, section 7."""
+    """Add the bytes on disk as parts of the dense model in other dtypes."""
     numbers, stored = value(dense, "numbers"), value(row, "bytes_on_disk")
     if not numbers or stored is None:
         return row

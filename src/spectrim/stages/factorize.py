@@ -59,6 +59,7 @@ def inner_sites(job: Job) -> list[Site]:
 
 
 def decompositions(job: Job, options: Factorize) -> Path:
+    """Return the folder of the cache that holds the decompositions these options ask for."""
     key = key_of(
         "decompositions", 1, job.statistics_key, options.method,
         options.damp_input, options.damp_gradient,

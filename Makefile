@@ -7,7 +7,7 @@ PROSE := $(wildcard *.md docs recipes benchmarks) src tests
 .PHONY: demo test check
 
 demo: $(INSTALLED)  ## shrink the demo model into small/, print the report, write it as HTML
-	$(BIN)/spectrim shrink demo --keep "80% of linear" --predictions -o small/
+	$(BIN)/spectrim shrink demo --keep "80% of linear" --tokens 16x1024 --predictions -o small/
 
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest

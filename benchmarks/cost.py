@@ -3,10 +3,10 @@
     python benchmarks/cost.py [--sequences 12] [--json cost.json]
 
 Each measurement runs in a process of its own, on the demo model and random token ids (cost does not
-depend on the text): one bf16 forward pass; our two sweeps; the plain way, which loads the fp32 model,
-hooks every linear map at once and takes a double-precision eigendecomposition of both moments of
-every site; the fp32 model with its gradients (the yardstick for memory); and a shrink from cached
-statistics.
+depend on the text): one bf16 forward pass; our two sweeps; the plain way, which loads the fp32
+model, hooks every linear map at once and takes a double-precision eigendecomposition of both
+moments of every site; the fp32 model with its gradients (the yardstick for memory); and a shrink
+from cached statistics.
 """
 
 from __future__ import annotations

@@ -7,10 +7,9 @@ meta device and loads the factors into it; no dense copy of a factored matrix is
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -24,10 +23,13 @@ from spectrim.errors import SpectrimError
 from spectrim.experts import unpack_experts
 from spectrim.formats import formats
 from spectrim.sites import replace
+from spectrim.tensor_files import DTYPES, Entry, stored_in
 
 NAME = "spectrim"
 VERSION = 1
 SHARD_BYTES = 5_000_000_000
+COPIED = 1 << 22  # bytes at a time
+ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")  # in a file
 
 
 @register_quantization_config(NAME)
@@ -151,30 +153,31 @@ def write_shards(parts: list[Path], folder: Path, shard_bytes: int = SHARD_BYTES
 
 
 def _merge(parts: list[Path], target: Path) -> dict[str, Any]:
-    """Write the tensors of all parts into one safetensors file and return its header."""
-    merged: dict[str, Any] = {}
-    offset = 0
-    for part in parts:
-        header, _, size = _header(part)
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            merged[name] = {**entry, "data_offsets": [begin + offset, end + offset]}
-        offset += size
-    text = json.dumps({"__metadata__": {"format": "pt"}, **merged}, separators=(",", ":")).encode()
+    """Write the tensors of all parts into one safetensors file and return its header.
+
+    They are ordered as safetensors orders them, so that each lies where its numbers are aligned.
+    """
+    found = {name: entry for part in parts for name, entry in stored_in(part).items()}
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    names = sorted(found, key=lambda name: (ORDER.index(codes[found[name].dtype]), name))
+    header: dict[str, Any] = {}
+    end = 0
+    for name in names:
+        entry = found[name]
+        places = [end, end := end + entry.size]
+        code, shape = codes[entry.dtype], list(entry.shape)
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": places}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with target.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
-        for part in parts:
-            with part.open("rb") as source:
-                source.seek(_header(part)[1])
-                shutil.copyfileobj(source, out, 1 << 22)
-    return merged
+        for name in names:
+            _copy(found[name], out)
+    return header
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """Return a safetensors file's entries, where its data begins, and how many bytes they are."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, Any] = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return header, 8 + length, path.stat().st_size - 8 - length
+def _copy(entry: Entry, out: BinaryIO) -> None:
+    with entry.file.open("rb") as source:
+        source.seek(entry.start)
+        for begin in range(0, entry.size, COPIED):
+            out.write(source.read(min(COPIED, entry.size - begin)))

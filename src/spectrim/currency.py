@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.methods import Damping, Decomposition, damped_root
+from spectrim.methods import Damping, Decomposition, damped
 from spectrim.statistics import Statistics
 
 
@@ -18,22 +18,21 @@ def currency_losses(
 ) -> Float[Tensor, " cuts"]:
     """Return ½ ‖G^½ (W - Ŵ_r) A^½‖² of every cut r = 0 … full of any decomposition.
 
-    With M = Lᵀ W S and the weighted components p_i = Lᵀ left_i, q_i = right_i S it is
-    ½ (‖M‖² - 2 Σ p_iᵀ M q_i + Σ (p_i·p_j)(q_i·q_j)), summed up to r (docs/methods.md, section 1).
+    With components u_i v_i it is ½ (tr(WᵀGWA) - 2 Σ u_iᵀ G W A v_iᵀ + Σ (u_iᵀ G u_j)(v_i A v_jᵀ)),
+    summed up to r (docs/methods.md, section 1).
 
     Raises:
         ValueError: the statistics hold no gradient moment.
     """
     if statistics.input_moment is None or statistics.gradient_moment is None:
         raise ValueError("the common currency needs the input moment and the gradient moment")
-    input_root = damped_root(statistics.input_moment, damping.input)
-    gradient_root = damped_root(statistics.gradient_moment, damping.gradient)
-    middle = gradient_root.T @ weight.double() @ input_root  # [out, in]
-    left = gradient_root.T @ decomposition.left.double()  # [out, full]
-    right = decomposition.right.double() @ input_root  # [full, in]
-    crossed = ((left.T @ middle) * right).sum(1).cumsum(0)  # [full]
-    gram = (left.T @ left) * (right @ right.T)  # [full, full]
+    inputs = damped(statistics.input_moment, damping.input)
+    gradients = damped(statistics.gradient_moment, damping.gradient)
+    weight, left = weight.double(), decomposition.left.double()
+    right = decomposition.right.double()
+    crossed = (((left.T @ gradients) @ weight @ inputs) * right).sum(1).cumsum(0)  # [full]
+    gram = (left.T @ gradients @ left) * (right @ inputs @ right.T)  # [full, full]
     squares = gram.cumsum(0).cumsum(1).diagonal()  # [full]
-    whole = middle.square().sum()
+    whole = ((gradients @ weight) * (weight @ inputs)).sum()
     losses = 0.5 * (whole - 2 * crossed + squares).clamp_min(0)
     return torch.cat((0.5 * whole[None], losses)).float()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 from collections.abc import Iterable
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class SpectrimError(Exception):
@@ -45,10 +48,11 @@ def one_line(error: BaseException) -> str | None:
 
 
 def _disk_full(error: BaseException | None) -> bool:
-    """Return whether a full disk is behind it; libraries wrap OSError in errors of their own."""
+    """Return whether a full disk, or a quota, is behind it; libraries wrap OSError in their own."""
     while error is not None:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left on device" in str(error):
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if any(os.strerror(number) in str(error) for number in _FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

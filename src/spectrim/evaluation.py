@@ -114,9 +114,10 @@ def held_out(
         found, used = splits.report, f"report split of {used}"
     else:
         found, used = text.read(name, sources.tokenizer(source), length, sequences), name
-    if len(found) < sequences and name != "default" or not bool(found.mask.all()):
+    full = int(found.mask.all(dim=1).sum())
+    if full < min(sequences, len(found)) or full < sequences and name != "default":
         raise SpectrimError(
-            f"{name} gives {len(found)} full windows of {length} tokens and {sequences} are "
+            f"{name} gives {full} full windows of {length} tokens and {sequences} are "
             "wanted; ask for fewer or shorter ones with --tokens, or bring more text"
         )
     return Tokens.full(found.ids[:sequences]), used

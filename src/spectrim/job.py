@@ -180,4 +180,4 @@ def load_rest(model: PreTrainedModel, rest: dict[str, Tensor], dtype: torch.dtyp
     """Give a skeleton its tensors outside the blocks, floating ones in ``dtype``."""
     cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in rest.items()}
     model.load_state_dict(cast, strict=False, assign=True)
-    model.tie_weights()
+    model.tie_weights(recompute_mapping=False)  # what the checkpoint holds apart stays apart

@@ -27,6 +27,7 @@ from spectrim.sources import Source
 from spectrim.stages import stages
 from spectrim.weights import quantised
 
+WRITTEN = {"config.json", "plan.json", "curves.json", "calibration.json", "scores.json"}
 COMPANIONS = {".json", ".jinja", ".model", ".txt"}  # tokenizer, chat template, generation settings
 
 
@@ -140,13 +141,13 @@ def write_model(job: Job, folder: Path) -> None:
         config["quantization_config"] = checkpoint.SpectrimConfig(factored).to_dict()
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for path in sorted(job.source.folder.iterdir()):
-        if path.is_file() and path.suffix in COMPANIONS and not is_weights(path):
+        if path.is_file() and path.suffix in COMPANIONS and not is_written(path):
             shutil.copyfile(path, folder / path.name)
 
 
-def is_weights(path: Path) -> bool:
+def is_written(path: Path) -> bool:
     """Return whether a file of a model folder is written anew rather than copied."""
-    return path.name == "config.json" or ".safetensors" in path.name
+    return path.name in WRITTEN or ".safetensors" in path.name
 
 
 def write_record(job: Job, recipe: Recipe, folder: Path) -> None:

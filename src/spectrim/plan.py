@@ -117,11 +117,10 @@ class Plan:
 
 
 def _decision(entry: dict[str, Any]) -> Decision:
-    decision = Decision(**entry)
     for name in ("rank", "out_features", "in_features"):
         if not isinstance(entry[name], int):
-            raise ValueError(f"{name} of {decision.site} is {entry[name]!r} and no whole number")
-    return decision
+            raise ValueError(f"{name} of {entry['site']} is {entry[name]!r} and no whole number")
+    return Decision(**entry)
 
 
 def _restated(decision: Decision, curve: Curve) -> Decision:

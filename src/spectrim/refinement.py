@@ -13,19 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from spectrim.architectures import Stack
 from spectrim.calibration import Tokens
 from spectrim.formats import FactoredLinear
 from spectrim.job import Job
-from spectrim.methods import damped_root
-from spectrim.sites import weight
+from spectrim.methods import cholesky, damped
 from spectrim.statistics import Statistics, load_block, matmul_precision
 from spectrim.walk import BlockWalk
 
-SEQUENCES = 12  # of the calibration text; more cost time and change little
+SEQUENCES = 8  # of the calibration text; more cost time and change little
 PRIOR = 1.0  # how much the moments of the whole calibration text count beside those of x'
 SHIFT = 0.5  # 1 regresses on W x, 0 on W x'; full shift chases noise (SAES-SVD, 2602.03051)
 DAMPING = 1e-2
@@ -120,8 +118,7 @@ def _refine_block(
         for leader, group in wanted.groups.items():
             moments = _measure(walk, streams, place, small, wanted.inputs[leader], group)
             for name in group:
-                matrix = weight(dense.get_submodule(name)).detach()
-                _solve(modules[name], matrix, known[prefix + name], moments)
+                _solve(modules[name], known[prefix + name], moments)
     if not job.block_file(refined, stack, index).exists():
         job.write_block(refined, stack, index, {prefix + n: m for n, m in modules.items()})
     small = job.stored_block(refined, stack, index, walk.dtype)
@@ -218,38 +215,18 @@ def _catching(
             handle.remove()
 
 
-def _solve(
-    module: FactoredLinear,
-    matrix: Float[Tensor, "out in"],
-    statistics: Statistics,
-    moments: _Crossed,
-) -> None:
-    """Replace the right factor by (UᵀGU)⁻¹UᵀG W M̃ (A')⁻¹, drawn towards the one it has.
+def _solve(module: FactoredLinear, statistics: Statistics, moments: _Crossed) -> None:
+    """Replace the right factor V by (Uᵀ G U)⁻¹ Uᵀ G W M (A')⁻¹, drawn towards the one it has.
 
-    The present factor, which is best for x' = x over the whole calibration text, stands for PRIOR
-    times the calibration moments; so few tokens cannot carry the solution away.
+    A cut leaves V = (Uᵀ G U)⁻¹ Uᵀ G W, best where x' = x, so neither W nor G is needed again. V
+    also stands as the prior, with PRIOR times the moments of the whole calibration text; so few
+    tokens cannot carry the solution away.
     """
     assert statistics.input_moment is not None
-    left, right = module.left().detach().double(), module.right().detach().double()
-    target = _target(left, matrix.double(), statistics)  # [rank, in]
+    right = module.right().detach().double()
     own = moments.own.double() / moments.tokens
     across = moments.across.double() / moments.tokens
-    wanted = SHIFT * across + (1 - SHIFT) * own
-    moment = statistics.input_moment.double()
-    prior = PRIOR * (moment + DAMPING * moment.diagonal().mean() * torch.eye(len(moment)))
-    root = torch.linalg.cholesky(own + prior)
-    right = torch.cholesky_solve((target @ wanted + right @ prior).T, root).T
-    module.right().data.copy_(right)
-
-
-def _target(
-    left: Float[Tensor, "out rank"], matrix: Float[Tensor, "out in"], statistics: Statistics
-) -> Float[Tensor, "rank in"]:
-    """Return (UᵀGU)⁻¹ UᵀG W, the right factor that is best in the gradient's metric."""
-    metric = torch.eye(len(left), dtype=torch.float64)
-    if statistics.gradient_moment is not None:
-        moment = statistics.gradient_moment.double()
-        metric = moment + DAMPING * moment.diagonal().mean() * metric
-    weighted = left.T @ metric  # [rank, out]
-    root = damped_root(weighted @ left, 1e-9)
-    return torch.cholesky_solve(weighted @ matrix, root)
+    prior = PRIOR * damped(statistics.input_moment, DAMPING)
+    wanted = SHIFT * across + (1 - SHIFT) * own + prior
+    solved = torch.cholesky_solve((right @ wanted).T, cholesky(own + prior)).T
+    module.right().data.copy_(solved)

@@ -163,7 +163,7 @@ def fingerprint(folder: Path) -> str:
 def _locate(name: str, cache: Path, revision: str | None, trust_remote_code: bool) -> Path:
     if name == "demo":
         return _demo(cache)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # leaves ~nobody as it is
     if path.is_dir():
         return path
     if path.is_file() and path.suffix == ".gguf":

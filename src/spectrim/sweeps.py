@@ -8,6 +8,7 @@ graph are in memory at a time.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from spectrim.activations import Activations
 from spectrim.architectures import Stack
 from spectrim.collector import Collector
+from spectrim.errors import SpectrimError
 from spectrim.run import atomic_file
 from spectrim.sites import Site
 from spectrim.statistics import statistics_file
@@ -36,9 +38,17 @@ def collect(walk: BlockWalk, folder: Path, sites: list[Site], progress: Progress
         return
     folder.mkdir(parents=True, exist_ok=True)
     sweep = _Sweep(walk, folder, sites, progress)
-    if not sweep.complete():
-        sweep.forward()
-        sweep.reverse()
+    try:
+        if not sweep.complete():
+            sweep.forward()
+            sweep.reverse()
+    except SpectrimError:  # the model's fault: nothing of it is of use
+        shutil.rmtree(folder)
+        raise
+    except OSError:  # a full disk, say: what is complete is continued from
+        for half in folder.glob("*.partial"):
+            half.unlink()
+        raise
     sweep.clear()
     with atomic_file(folder / "done.json") as partial:
         partial.write_text(json.dumps({"tokens": walk.tokens.counted()}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def read(name: str, tokenizer: PreTrainedTokenizerBase, length: int, at_most: in
     Raises:
         SpectrimError: no such text, an empty one, or a JSONL file without a text column.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_file():
         documents = _lines(path, tokenizer) if path.suffix == ".jsonl" else [_text(path)]
     elif path.exists():

@@ -51,6 +51,32 @@ def test_never_above_budget(name: str, part: float, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("budget", [60.0, 62.0, 75.0, 90.0, 120.0, 199.0])
+def test_never_above_budget_although_one_site_cannot_be_small(name: str, budget: float) -> None:
+    sizes = [[50, 100], list(range(10, 101, 10))]
+    found = [
+        Curve(
+            Site(f"s{index}", index, "q", 10, 10),
+            torch.arange(1, len(one) + 1),
+            torch.tensor(one).double(),
+            torch.linspace(1, 0, len(one)),
+        )
+        for index, one in enumerate(sizes)
+    ]
+    assert spent(found, allocators.get(name)(found, budget)) <= budget
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_budget_keeps_what_could_be_smaller_for_nothing(name: str) -> None:
+    found = [
+        Curve(curve.site, curve.ranks, curve.sizes, torch.zeros_like(curve.losses))
+        for curve in curves(0)
+    ]
+    dense = [len(curve.sizes) - 1 for curve in found]
+    assert allocators.get(name)(found, spent(found, dense)) == dense
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_full_budget_keeps_everything_dense(name: str) -> None:
     found = curves(0)
     dense = [len(curve.sizes) - 1 for curve in found]

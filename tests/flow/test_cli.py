@@ -303,7 +303,7 @@ def test_scores_are_shown_after_shrinking_and_progress_stays_out_of_the_output(
 
 
 def test_evaluate_hands_its_options_on_and_shows_the_scores(monkeypatch, tmp_path, capsys):
-    from spectrim import pipeline
+    from spectrim import evaluation
     from spectrim.report import terminal
 
     asked, shown = {}, []
@@ -312,7 +312,7 @@ def test_evaluate_hands_its_options_on_and_shows_the_scores(monkeypatch, tmp_pat
         asked.update(folder=folder, **options)
         return {"model": "demo"}
 
-    monkeypatch.setattr(pipeline, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     monkeypatch.setattr(terminal, "show", shown.append)
     scores = tmp_path / "scores.json"
     code, _, err = run(
@@ -353,9 +353,9 @@ SITES = {
 
 
 def test_inspect_shows_what_is_stored_beside_the_dense_shape(monkeypatch, capsys):
-    from spectrim import pipeline
+    from spectrim import inspection
 
-    monkeypatch.setattr(pipeline, "inspect", lambda model, cache: SITES)
+    monkeypatch.setattr(inspection, "inspect", lambda model, cache: SITES)
     _, out, _ = run(capsys, "inspect", "small")
     rows = {words[0]: words[1:] for line in out.splitlines() if (words := line.split())}
     assert rows["a.q"] == ["q", "4", "x", "8", "pivoted", "2", "20", "62.5%"]
@@ -364,8 +364,8 @@ def test_inspect_shows_what_is_stored_beside_the_dense_shape(monkeypatch, capsys
 
 
 def test_inspect_prints_json_for_machines(monkeypatch, capsys):
-    from spectrim import pipeline
+    from spectrim import inspection
 
-    monkeypatch.setattr(pipeline, "inspect", lambda model, cache: SITES)
+    monkeypatch.setattr(inspection, "inspect", lambda model, cache: SITES)
     _, out, _ = run(capsys, "inspect", "small", "--json")
     assert json.loads(out) == SITES

@@ -24,6 +24,7 @@ from spectrim.statistics import Statistics, load_block
 from spectrim.sweeps import collect
 from spectrim.walk import BlockWalk
 from spectrim.weights import Weights
+from tiny_folders import change_tensors
 from tiny_models import FAMILIES, build, tokens, unpack
 from tiny_runs import family_folder
 
@@ -379,8 +380,16 @@ def test_sweeps_killed_at_any_change_of_a_file_give_the_same_files(
 # from a folder
 
 
-def test_the_skeleton_of_a_folder_walks_like_the_model_in_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("apart", [False, True], ids=["tied", "apart"])
+def test_the_skeleton_of_a_folder_walks_like_the_model_in_it(apart: bool, tmp_path: Path) -> None:
+    """Also where its files hold another head than the config, which ties it, makes one expect."""
     folder = family_folder(tmp_path / "source", "gemma3_text")
+
+    def untie(held: dict[str, Tensor]) -> None:
+        if apart:
+            held["lm_head.weight"] = held["model.embed_tokens.weight"].flip(0).clone()
+
+    change_tensors(folder, untie)
     source = sources.resolve(str(folder), tmp_path / "cache")
     skeleton = sources.skeleton(source)
     weights = sources.Weights(source.folder, skeleton)

@@ -17,6 +17,8 @@ def global_(curves: list[Curve], budget: float) -> list[int]:
     remains is spent on the exchanges that gain most for their size (docs/methods.md, section 1).
     budget: in the unit of the curves' sizes.
     """
+    if budget >= sum(float(curve.sizes[-1]) for curve in curves):
+        return [len(curve.sizes) - 1 for curve in curves]  # also where a smaller cut loses nothing
     sizes, losses = _table(curves)
     low, high = 0.0, 1.0
     while _total(sizes, _best(sizes, losses, high)) > budget and high < 1e30:

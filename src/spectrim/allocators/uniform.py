@@ -11,13 +11,21 @@ def uniform(curves: list[Curve], budget: float) -> list[int]:
     budget: what all sites together may take, in the unit of the curves' sizes. A curve with one cut
     only (a protected site) keeps it, and the others share what is left.
     """
-    free = [curve for curve in curves if len(curve.sizes) > 1]
-    fixed = sum(float(curve.sizes[-1]) for curve in curves if len(curve.sizes) == 1)
-    whole = sum(float(curve.sizes[-1]) for curve in free)
-    part = (budget - fixed) / whole if whole else 1.0
+    fixed = [len(curve.sizes) == 1 for curve in curves]
+    part = 1.0
+    while not all(fixed):
+        both = list(zip(curves, fixed, strict=True))
+        left = budget - sum(float(curve.sizes[0]) for curve, held in both if held)
+        part = left / sum(float(curve.sizes[-1]) for curve, held in both if not held)
+        # what cannot be as small as its part takes its smallest cut, at the cost of the others
+        more = [held or bool(_below(curve, part) == 0) for curve, held in both]
+        if more == fixed:
+            break
+        fixed = more
     return [
-        len(curve.sizes) - 1
-        if len(curve.sizes) == 1
-        else max(int((curve.sizes <= part * curve.sizes[-1] * (1 + 1e-9)).sum()) - 1, 0)
-        for curve in curves
+        0 if held else _below(curve, part) - 1 for curve, held in zip(curves, fixed, strict=True)
     ]
+
+
+def _below(curve: Curve, part: float) -> int:
+    return int((curve.sizes <= part * curve.sizes[-1] * (1 + 1e-9)).sum())

@@ -44,7 +44,7 @@ class Pivoted(FactoredLinear):
         scale of its columns.
         """
         basis = torch.linalg.qr(left).Q  # [out, rank]
-        _, triangle, permutation = qr(basis.T.numpy(), mode="economic", pivoting=True)
+        triangle, permutation = qr(basis.T.numpy(), mode="r", pivoting=True)
         solved = solve_triangular(triangle[:, : self.rank], triangle[:, self.rank :])
         pivots = torch.from_numpy(permutation).long()
         self.rows.copy_(left[pivots[: self.rank]] @ right)

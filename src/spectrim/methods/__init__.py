@@ -53,22 +53,35 @@ def tail_losses(values: Float[Tensor, " full"], scale: float) -> Float[Tensor, "
     return (scale * tails).float()
 
 
-def damped_root(moment: Float[Tensor, "dim dim"], damping: float) -> Float[Tensor, "dim dim"]:
-    """Return the lower Cholesky factor (float64) of moment + damping x mean diagonal x identity.
+def damped(moment: Float[Tensor, "dim dim"], damping: float) -> Float[Tensor, "dim dim"]:
+    """Return moment + damping x mean diagonal x identity in float64; a moment of zeros is neutral.
 
-    A moment that is singular all the same (fewer tokens than dimensions, dead neurons) is damped
-    tenfold more until it factors; a moment of zeros factors to the identity, which is neutral.
+    Zeros (a dead neuron's whole input, a map that the loss ignores) become the identity.
     """
     moment = moment.double()
     mean = moment.diagonal().mean()
     if not mean > 0:
         return torch.eye(len(moment), dtype=torch.float64)
-    for boost in (1.0, 10.0, 100.0, 1e3, 1e4, 1e5):
-        shift = max(damping, 1e-12) * boost * mean
+    return moment + damping * mean * torch.eye(len(moment), dtype=torch.float64)
+
+
+def cholesky(moment: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
+    """Return the lower Cholesky factor of a moment.
+
+    One that is singular (fewer tokens than dimensions, dead neurons) is damped tenfold more, from
+    1e-12 of its mean diagonal on, until it factors.
+
+    Raises:
+        ArithmeticError: the matrix is far from positive semidefinite.
+    """
+    shift = 0.0
+    mean = float(moment.diagonal().mean())
+    while shift < 1.0:
         root: Tensor
         root, failed = torch.linalg.cholesky_ex(
-            moment + shift * torch.eye(len(moment), dtype=torch.float64)
+            moment + shift * mean * torch.eye(len(moment), dtype=moment.dtype)
         )
         if not failed:
             return root
+        shift = max(10 * shift, 1e-12)
     raise ArithmeticError("a second moment is not positive semidefinite")

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.methods import Damping, Decomposition, damped_root, tail_losses
+from spectrim.methods import Damping, Decomposition, cholesky, damped, tail_losses
 from spectrim.statistics import Statistics
 
 
@@ -31,33 +31,44 @@ def loss_aware_svd(
     if statistics.input_moment is None or statistics.gradient_moment is None:
         raise ValueError("loss_aware_svd needs the input moment and the gradient moment")
     damping = damping or Damping()
-    decomposition = two_sided_svd(
-        weight,
-        damped_root(statistics.input_moment, damping.input),
-        damped_root(statistics.gradient_moment, damping.gradient),
-    )
-    return replace(decomposition, in_nats=True)
+    inputs = damped(statistics.input_moment, damping.input)
+    gradients = damped(statistics.gradient_moment, damping.gradient)
+    return replace(two_sided_svd(weight, inputs, gradients), in_nats=True)
 
 
 def two_sided_svd(
     weight: Float[Tensor, "out in"],
-    input_root: Float[Tensor, "in in"],
-    gradient_root: Float[Tensor, "out out"],
+    inputs: Float[Tensor, "in in"],
+    gradients: Float[Tensor, "out out"] | None,
 ) -> Decomposition:
-    """Return the SVD of Lᵀ W S with both roots undone, for lower roots S [in, in] and L [out, out].
+    """Return the SVD of Lᵀ W S with both roots undone, for moments A = S Sᵀ and G = L Lᵀ.
 
-    The eigenvectors of the smaller Gram matrix, in float64, replace an SVD: the components behind
-    its rounding (1e-8 of the largest) carry no loss.
+    Only the root of the smaller side is ever taken. With S: Ŵ = (W S V_r)(V_rᵀ S^-1), V from the
+    eigenvectors of Sᵀ Wᵀ G W S. With L: Ŵ = (L^-T U_r)(U_rᵀ Lᵀ W), U from those of Lᵀ W A Wᵀ L.
+    In float64, so the components behind the rounding (1e-8 of the largest) carry no loss.
+    gradients: None for the identity.
     """
-    middle = gradient_root.T @ weight.double() @ input_root  # [out, in]
-    tall = middle.shape[0] >= middle.shape[1]
-    eigenvalues, vectors = torch.linalg.eigh(middle.T @ middle if tall else middle @ middle.T)
-    values = eigenvalues.flip(0).clamp_min(0).sqrt()
-    vectors = vectors.flip(1)
-    if tall:
-        left = torch.linalg.solve_triangular(gradient_root.T, middle @ vectors, upper=True)
-        right = torch.linalg.solve_triangular(input_root, vectors.T, upper=False, left=False)
+    weight = weight.double()
+    if weight.shape[0] >= weight.shape[1]:
+        root = cholesky(inputs)
+        half = weight @ root  # [out, in]
+        weighted = half if gradients is None else gradients @ half
+        values, vectors = _descending(half.T @ weighted)
+        right = torch.linalg.solve_triangular(root, vectors.T, upper=False, left=False)
+        left = half @ vectors
     else:
-        left = torch.linalg.solve_triangular(gradient_root.T, vectors, upper=True)
-        right = vectors.T @ gradient_root.T @ weight.double()
+        eye = torch.eye(weight.shape[0], dtype=torch.float64)
+        root = eye if gradients is None else cholesky(gradients)
+        half = root.T @ weight  # [out, in]
+        values, vectors = _descending(half @ inputs @ half.T)
+        left = torch.linalg.solve_triangular(root.T, vectors, upper=True)
+        right = vectors.T @ half
     return Decomposition(left.float(), right.float(), values.float(), tail_losses(values, 0.5))
+
+
+def _descending(
+    gram: Float[Tensor, "dim dim"],
+) -> tuple[Float[Tensor, " dim"], Float[Tensor, "dim dim"]]:
+    """Return singular values and vectors, largest first, from a Gram matrix."""
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    return eigenvalues.flip(0).clamp_min(0).sqrt(), vectors.flip(1)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.methods import Damping, Decomposition, damped_root
+from spectrim.methods import Damping, Decomposition, damped
 from spectrim.methods.loss_aware_svd import two_sided_svd
 from spectrim.statistics import Statistics
 
@@ -27,8 +26,4 @@ def whitened_svd(
     if statistics.input_moment is None:
         raise ValueError("whitened_svd needs the input moment")
     damping = damping or Damping()
-    return two_sided_svd(
-        weight,
-        damped_root(statistics.input_moment, damping.input),
-        torch.eye(weight.shape[0], dtype=torch.float64),
-    )
+    return two_sided_svd(weight, damped(statistics.input_moment, damping.input), None)

@@ -211,8 +211,9 @@ def _budget(job: Job, curves: list[Curve]) -> float:
     least = sum(float(curve.sizes[0]) for curve in curves)
     if budget < least:
         raise SpectrimError(
-            f"cannot keep {fraction:.4g} of the {unit}: what is not factored and the smallest cuts "
-            f"take {(least + outside) / (inside + outside):.1%} already; keep more or protect less"
+            f"cannot keep {fraction * 100:.4g}% of {unit}: what is not factored and the smallest "
+            f"cuts take {(least + outside) / (inside + outside):.1%} already; keep more or protect "
+            "less"
         )
     return budget
 

@@ -86,7 +86,8 @@ def _job(calibration: str, cache: Path, output: Path) -> Job:
     changes = {"model": "demo", "calibration.text": calibration, "calibration.tokens": "48x1024"}
     source = sources.resolve("demo", cache)
     with shown() as progress:
-        job = open_job(Recipe.build(None, changes), source, cache, output / "work", progress)
+        job = open_job(Recipe.build(None, changes), source, cache, progress)
+        job.work = output / "work"
         job.statistics()
     job.progress = lambda done, total, what: None
     return job
@@ -158,7 +159,8 @@ def _kept(output: Path, calibration: str, label: str, keep: float, make: Any) ->
     key = f"{calibration} | {label} | {keep:g}"
     if key in rows:
         return
-    rows[key] = {"calibration": calibration, "label": label, "keep": keep, **make()}
+    about = {"calibration": calibration, "label": label, "keep": keep, "commit": _commit()}
+    rows[key] = {**about, **make()}
     partial = output / "rows.partial"
     partial.write_text(json.dumps(rows, indent=1))
     partial.replace(output / "rows.json")
@@ -195,7 +197,9 @@ def _write(output: Path, keeps: list[float]) -> None:
             f"| {row['calibration']} | {row['keep']:.0%} | {row['label']} | {row['stored']:.1%} | "
             + " | ".join(cells) + f" | {parts} |"
         )  # fmt: skip
-    (output / "results.md").write_text("\n".join(lines) + "\n\n" + _how() + "\n")
+    (output / "results.md").write_text(
+        "\n".join(lines) + "\n\n" + _how({row["commit"] for row in rows.values()}) + "\n"
+    )
     print((output / "results.md").read_text())
 
 
@@ -204,13 +208,17 @@ def _excess(row: dict[str, Any], dense: dict[str, Any]) -> str:
     return f"{float(paired.mean()):.3f} ± {1.96 * float(paired.std()) / len(paired) ** 0.5:.3f}"
 
 
-def _how() -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+def _commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+def _how(commits: set[str]) -> str:
     return (
         "Excess loss over the dense model, nats per token ± 1.96 standard errors over windows. "
         "Windows of 1024 tokens: 16 of WikiText-2, 6 of each other text; seed 0; bf16; "
         f"{torch.get_num_threads()} threads, {platform.machine()}; torch {torch.__version__}, "
-        f"transformers {transformers.__version__}; commit {commit.stdout.strip()}."
+        f"transformers {transformers.__version__}; commits {', '.join(sorted(commits))}."
     )
 
 

@@ -41,6 +41,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "+ global": {},
     "+ refinement": {"refine": "on"},
 }
+
 OUTSIDE = {
     "C4": "lm/exllamav2_cal/c4.utf8",
     "code": "lm/exllamav2_cal/code.utf8",
@@ -111,7 +112,11 @@ def _measure_all(
 ) -> None:
     walks = {name: job.walk(windows, batch=2) for name, windows in texts.items()}
     _kept(output, calibration, "dense", 1.0, lambda: _losses(walks, None, job))
-    rows = ROWS if calibration != "default" else {"default": {}}
+    rows = (
+        ROWS
+        if calibration != "default"
+        else {"the default (refinement where it helps)": {"refine": "auto"}}
+    )
     for keep in keeps:
         for label, options in rows.items():
             _kept(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -46,14 +46,19 @@ def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture(autouse=True)
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run on one thread, flow tests apart: tiny matrices were 7 times slower by torch's default."""
+@cache
+def default_threads() -> int:
+    """Return how many threads torch takes by itself."""
+    return sys.modules["torch"].get_num_threads()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Run on one thread, fixtures included: tiny matrices were 7 times slower by torch's default.
+
+    Only the demo model, which has large ones, is let off.
+    """
     torch = sys.modules.get("torch")
-    if torch is None or "flow" in request.path.parts:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    if torch is not None:
+        many, demo = default_threads(), "demo_cache" in item.fixturenames
+        torch.set_num_threads(many if demo else 1)

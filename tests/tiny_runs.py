@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel, Qwen2Tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedModel,
+    Qwen2Tokenizer,
+)
 
+import spectrim
 from spectrim import pipeline, sources
-from spectrim.plan import Plan
+from spectrim.plan import Decision, Plan
 from spectrim.recipe import Recipe
 from spectrim.sources import Source
 from spectrim.weights import quiet
@@ -91,3 +98,38 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
     )
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tiny model and what was made of it."""
+
+    family: str
+    source: Path
+    text: Path
+    small: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.small.parent
+
+    def factored(self) -> list[Decision]:
+        return [one for one in plan_of(self.small).decisions if one.format != "dense"]
+
+
+def make(family: str, folder: Path) -> Made:
+    """Make a family's tiny model smaller, to 70 %."""
+    source = family_folder(folder / "source", family)
+    text = write_text(folder / "text.txt")
+    return Made(family, source, text, shrink(recipe(source, text), folder / "small"))
+
+
+def from_pretrained(made: Made, folder: Path) -> PreTrainedModel:
+    """Load as users do: spectrim is imported, and nothing else is said."""
+    assert spectrim.__version__
+    both = made.family.startswith(("bart", "t5"))
+    known = AutoModelForSeq2SeqLM if both else AutoModelForCausalLM
+    with quiet():
+        model, report = known.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"], report
+    return model.eval()

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectrim.errors import SpectrimError
+
 
 class Activations:
     """Hidden states [sequences, length, hidden] on disk, read and written batch by batch.
@@ -43,7 +45,7 @@ class Activations:
             file.seek(start * self._bytes_each)
             got = file.readinto(_bytes(buffer))
         if got != count * self._bytes_each:
-            raise OSError(f"{self.path} is cut off")
+            raise SpectrimError(f"{self.path} is cut off; delete its folder and run again")
         return buffer
 
     def finish(self) -> None:

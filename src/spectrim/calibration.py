@@ -99,6 +99,7 @@ def split(tokens: Tokens, sequences: int, seed: int, name: str = "the text") -> 
         begin = stretch
     splits = Splits(*drawn)
     refuse_overlap(splits.calibration, splits.report, "the calibration and the report split")
+    refuse_overlap(splits.search, splits.report, "the search and the report split")
     return splits
 
 

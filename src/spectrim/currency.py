@@ -26,6 +26,8 @@ def currency_losses(
     """
     if statistics.input_moment is None or statistics.gradient_moment is None:
         raise ValueError("the common currency needs the input moment and the gradient moment")
+    if not statistics.input_moment.any() or not statistics.gradient_moment.any():
+        return torch.zeros_like(decomposition.losses)  # nothing reaches the loss
     inputs = damped(statistics.input_moment, damping.input)
     gradients = damped(statistics.gradient_moment, damping.gradient)
     weight, left = weight.double(), decomposition.left.double()

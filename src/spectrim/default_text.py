@@ -17,6 +17,7 @@ from urllib.parse import urlparse
 import torch
 from huggingface_hub import constants
 from jaxtyping import Int
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -58,10 +59,10 @@ def splits(
         tensors = {part: getattr(made, part).ids for part in ("calibration", "search", "report")}
         with atomic_file(folder / "splits.safetensors") as partial:
             save_file(tensors, partial, metadata={"name": name})
-        (folder / "name.txt").write_text(name)
     held = load_file(folder / "splits.safetensors")
     parts = {part: Tokens.full(ids) for part, ids in held.items()}
-    return Splits(**parts), (folder / "name.txt").read_text()
+    with safe_open(folder / "splits.safetensors", framework="pt") as file:
+        return Splits(**parts), file.metadata()["name"]
 
 
 def _make(

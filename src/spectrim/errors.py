@@ -41,7 +41,7 @@ def one_line(error: BaseException) -> str | None:
     if isinstance(error, SpectrimError):
         return " ".join(str(error).split())
     if _disk_full(error):
-        return "the disk is full; free some space and run the same command again to continue"
+        return "the disk is full; free some space and run the same command again"
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use '{error.filename}'; {error.strerror}"
     return None

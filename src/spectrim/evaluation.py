@@ -14,7 +14,7 @@ from spectrim.calibration import MOST_SHARED, Splits, Tokens, overlap, split
 from spectrim.errors import SpectrimError
 from spectrim.job import Progress
 from spectrim.metrics import Evaluation, compare
-from spectrim.recipe import Calibration, parse_tokens
+from spectrim.recipe import Calibration, Recipe, parse_tokens
 from spectrim.run import atomic_file
 from spectrim.sources import Source
 
@@ -78,7 +78,7 @@ def evaluate(
         raise SpectrimError(
             f"{name} and {dense.name} do not share a tokenizer, so their losses do not compare"
         )
-    windows, used = held_out(text, tokens, dense, cache, progress)
+    windows, used = held_out(text, tokens, dense, small.folder, cache, progress)
     refuse_used(windows, small.folder, used)
     scores = compare(
         sources.model(dense),
@@ -104,13 +104,19 @@ def made_from(folder: Path) -> str:
 
 
 def held_out(
-    name: str, tokens: str, source: Source, cache: Path, progress: Progress
+    name: str, tokens: str, source: Source, small: Path, cache: Path, progress: Progress
 ) -> tuple[Tokens, str]:
-    """Return the first windows of a text, and what to call it."""
+    """Return the first windows of a text, and what to call it.
+
+    The default text is the report split of the one that the model in ``small`` was made with.
+    """
     sequences, length = parse_tokens(tokens)
     if name == "default":
-        calibration = Calibration(text="default", tokens=f"48x{length}")
-        splits, used = calibration_splits(calibration, 0, source, cache, progress)
+        asked = Recipe(model=source.name, calibration=Calibration(tokens=f"48x{length}"))
+        if (small / "recipe.yaml").is_file():
+            asked = Recipe.from_yaml(small / "recipe.yaml")
+        calibration = Calibration(text="default", tokens=asked.calibration.tokens)
+        splits, used = calibration_splits(calibration, asked.seed, source, cache, progress)
         found, used = splits.report, f"report split of {used}"
     else:
         found, used = text.read(name, sources.tokenizer(source), length, sequences), name

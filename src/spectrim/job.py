@@ -21,7 +21,7 @@ from spectrim.calibration import Splits, Tokens
 from spectrim.experts import filled, pack_experts, unpack_experts
 from spectrim.formats import FactoredLinear, formats
 from spectrim.plan import Decision, Plan
-from spectrim.run import atomic_file
+from spectrim.run import atomic_file, locked
 from spectrim.sites import Site, replace
 from spectrim.sources import Source, Weights
 from spectrim.sweeps import collect
@@ -73,8 +73,9 @@ class Job:
     def statistics(self) -> Path:
         """Return the folder of the calibration statistics, collected where they are missing."""
         folder = self.cache / "statistics" / self.statistics_key
-        if not (folder / "done.json").exists():
-            collect(self.walk(self.splits.calibration), folder, self.sites, self.progress)
+        with locked(folder):
+            if not (folder / "done.json").exists():
+                collect(self.walk(self.splits.calibration), folder, self.sites, self.progress)
         return folder
 
     @property
@@ -147,7 +148,8 @@ class Job:
         if factored:
             block = self.dense_block(stack, index)
             for name, module in factored.items():
-                replace(block, name.removeprefix(prefix), module)
+                stored = module.to(self.weights.dtype())  # refinement may compute in another
+                replace(block, name.removeprefix(prefix), stored)
             if self.architecture.experts and not self._parts_experts(prefix[:-1], factored):
                 pack_experts(block, self.architecture.experts)
             made = {name: tensor.detach() for name, tensor in block.state_dict().items()}

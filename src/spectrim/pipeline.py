@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from spectrim import architectures, checkpoint, sites, sources
+from spectrim import architectures, checkpoint, default_text, sites, sources, text
 from spectrim.calibration import fingerprints
 from spectrim.errors import SpectrimError, one_line
 from spectrim.evaluation import calibration_splits, small_model, write_scores
@@ -67,6 +67,8 @@ def shrink(
             Recipe, {**replayed.about["recipe"], "model": recipe.model}, f"the recipe in {plan}"
         )
     job = open_job(recipe, source, cache, progress)
+    if predictions and len(job.architecture.stacks) > 1:
+        raise SpectrimError("predictions do not cover encoder-decoders; leave out --predictions")
     job.plan = replayed
     job.work = cache / "work" / key_of(recipe.to_yaml(), job.statistics_key, str(output.absolute()),
                                        replayed.to_json() if replayed else None)  # fmt: skip
@@ -77,7 +79,13 @@ def shrink(
             write_model(job, folder)
             write_record(job, recipe, folder)
             if evaluate:
-                measure(job, recipe, folder, predictions)
+                try:
+                    measure(job, recipe, folder, predictions)
+                except MemoryError as error:
+                    raise SpectrimError(
+                        "there is too little memory to measure the whole models; "
+                        "run again with --no-evaluate"
+                    ) from error
             card.write_card(folder, base=source.folder, name=output.name)
     except Exception as error:
         if one_line(error) is not None:  # else a fault of ours, which a later version continues
@@ -174,11 +182,17 @@ def write_record(job: Job, recipe: Recipe, folder: Path) -> None:
 def measure(job: Job, recipe: Recipe, folder: Path, predictions: bool) -> None:
     """Measure dense and smaller model on the report split; write scores.json and the page."""
     name = f"report split of {job.notes['calibration']}"
+    tokenizer = sources.tokenizer(job.source)
+    texts = {name: job.splits.report.ids}
+    length = job.splits.report.ids.shape[1]
+    if recipe.calibration.text != "default":  # of which the documentation is a part
+        other = text.encode(default_text.documentation(), tokenizer, length)
+        texts["Python's documentation"] = other.ids[: len(job.splits.report)]
     scores = compare(
         sources.model(job.source),
         small_model(folder),
-        sources.tokenizer(job.source),
-        {name: job.splits.report.ids},
+        tokenizer,
+        texts,
         Evaluation(
             name=job.source.name,
             folders={"dense": job.source.folder, "small": folder},
@@ -186,6 +200,11 @@ def measure(job: Job, recipe: Recipe, folder: Path, predictions: bool) -> None:
         ),
         job.progress,
     )
+    if "sampled" in name:
+        scores["warnings"].append(
+            "Most of this text was sampled from the dense model itself, so it flatters both "
+            "models; 'spectrim evaluate' measures on a text of yours."
+        )
     scores["refinement"] = job.notes.get("refinement")
     if predictions:
         scores["prediction"] = prediction(job, recipe.stages[0].options)
@@ -197,17 +216,17 @@ def shrink_from_options(
     model: str,
     *,
     output: str | Path,
-    keep: str = "80% of linear",
-    calibration: str = "default",
-    tokens: str = "48x1024",
+    keep: str | None = None,
+    calibration: str | None = None,
+    tokens: str | None = None,
     recipe: str | Path | None = None,
     plan: str | Path | None = None,
     cache: str | Path | None = None,
-    seed: int = 0,
-    refine: str = "auto",
-    method: str = "loss_aware_svd",
-    allocator: str = "global",
-    format: str = "pivoted",
+    seed: int | None = None,
+    refine: str | None = None,
+    method: str | None = None,
+    allocator: str | None = None,
+    format: str | None = None,
 ) -> PreTrainedModel:
     """Make a model smaller, write it to ``output``, and return it in eval mode.
 
@@ -227,8 +246,6 @@ def shrink_from_options(
         "factorize.allocator": allocator,
         "factorize.format": format,
     }
-    if recipe is not None:
-        changes = {"model": model}
     folder = shrink(
         Recipe.build(recipe, changes),
         Path(output),

@@ -98,6 +98,8 @@ class Plan:
 
     def check(self, sites: list[Site]) -> None:
         """Raise SpectrimError where the plan does not fit these sites or their shapes."""
+        for name in {one.format for one in self.decisions} - {"dense"}:
+            formats.check(name)
         shapes = {site.name: (site.out_features, site.in_features) for site in sites}
         for decision in self.decisions:
             found = shapes.pop(decision.site, None)

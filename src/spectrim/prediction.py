@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spectrim.calibration import Tokens
+from spectrim.errors import SpectrimError
 from spectrim.job import Job
 from spectrim.options import Factorize
 from spectrim.plan import Plan
@@ -25,28 +26,39 @@ def prediction(job: Job, options: Factorize) -> dict[str, object]:
     """Return budgets, the loss increase predicted for each, that measured, and their correlation.
 
     Measured on the search split, in nats per token, with the cut matrices multiplied out and
-    nothing refined; all budgets go through the blocks side by side. The correlation is Pearson's,
-    of the logarithms, as the losses span orders of magnitude. Encoder-decoders are not covered.
+    nothing refined; all budgets go through the blocks side by side. Budgets that what is protected
+    leaves no room for are left out. The correlation is Pearson's, of the logarithms, as the losses
+    span orders of magnitude; increases that are not positive are left out of it.
+
+    Raises:
+        SpectrimError: the model is an encoder-decoder, which this does not cover.
     """
+    if len(job.architecture.stacks) > 1:
+        raise SpectrimError("predictions do not cover encoder-decoders; leave out --predictions")
     tokens = job.splits.search
     walk = job.walk(Tokens(tokens.ids[:SEQUENCES], tokens.mask[:SEQUENCES]))
-    plans = [_plan(job, options, keep) for keep in BUDGETS]
+    known = {keep: _plan(job, options, keep) for keep in BUDGETS}
+    plans = [plan for plan in known.values() if plan is not None]
     dense, *measured = _losses(job, options, walk, plans)
     predicted = [plan.predicted_loss for plan in plans]
     increase = [loss - dense for loss in measured]
-    both = torch.tensor([predicted, increase]).clamp_min(1e-6).log()
+    both = torch.tensor([predicted, increase])
+    both = both[:, (both > 0).all(0)].log()
     return {
-        "budgets": list(BUDGETS),
-        "of": job.keep[1],
+        "budgets": [keep for keep, plan in known.items() if plan is not None],
+        "of": "linear",
         "predicted": predicted,
         "measured": increase,
         "correlation": float(torch.corrcoef(both)[0, 1]),
     }
 
 
-def _plan(job: Job, options: Factorize, keep: float) -> Plan:
+def _plan(job: Job, options: Factorize, keep: float) -> Plan | None:
     at = dataclasses.replace(job, keep=(keep, "linear"))
-    return allocate(at, options, read_curves(at, options))
+    try:
+        return allocate(at, options, read_curves(at, options))
+    except SpectrimError:
+        return None
 
 
 def _losses(job: Job, options: Factorize, walk: BlockWalk, plans: list[Plan]) -> Iterator[float]:

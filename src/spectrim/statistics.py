@@ -38,7 +38,6 @@ class Statistics:
     tokens: int
     input_mean: Float[Tensor, " in"] | None = None
     input_moment: Float[Tensor, "in in"] | None = None
-    output_mean: Float[Tensor, " out"] | None = None
     gradient_moment: Float[Tensor, "out out"] | None = None
 
 

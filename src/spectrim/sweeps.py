@@ -243,5 +243,11 @@ def _save(path: Path, collector: Collector, names: list[str], predicted: int) ->
             tensors[f"{name}.input_mean"] = collector.inputs[name].sum / max(tokens, 1)
         if name in collector.gradients:
             tensors[f"{name}.gradient_moment"] = collector.gradients[name].moment() / predicted
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise SpectrimError(
+                f"the statistics {name} overflowed; the model's activations are not finite on the "
+                "calibration text, use another text or a checkpoint in another dtype"
+            )
     with atomic_file(path) as partial:
         save_file(tensors, partial, metadata={"sites": json.dumps(about)})

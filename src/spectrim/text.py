@@ -65,7 +65,7 @@ def _text(path: Path) -> str:
 
 def _lines(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     documents = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -182,7 +182,7 @@ def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch):
     assert (code, err) == (130, "interrupted; run the same command again to continue\n")
 
 
-FULL = "the disk is full; free some space and run the same command again to continue"
+FULL = "the disk is full; free some space and run the same command again"
 
 
 @pytest.mark.parametrize(

@@ -1,35 +1,32 @@
-"""Every family from a model folder to a smaller model folder, and every plug-in on some of them."""
+"""Every family from a model folder to a smaller model folder that transformers loads."""
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 import spectrim
 from spectrim import sources
-from spectrim.allocators import allocators
 from spectrim.architectures import of
 from spectrim.formats import FactoredLinear, formats
 from spectrim.inspection import inspect
-from spectrim.methods import methods
-from spectrim.plan import Decision
 from spectrim.sites import bias, find, module, replace, tied
 from spectrim.weights import Weights, quiet
 from tiny_folders import change_tensors
 from tiny_models import FAMILIES, build_empty, logits, tokens, unpack
 from tiny_runs import (
+    Made,
     equal,
     family_folder,
     files,
+    from_pretrained,
     load,
+    make,
     plan_of,
     recipe,
     shrink,
@@ -37,54 +34,11 @@ from tiny_runs import (
     write_text,
 )
 
-CAUSAL = [family for family in FAMILIES if not family.startswith(("bart", "t5"))]
-
-
-@dataclass(frozen=True)
-class Made:
-    """A tiny model and what was made of it."""
-
-    family: str
-    source: Path
-    text: Path
-    small: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.small.parent
-
-    def factored(self) -> list[Decision]:
-        return [one for one in plan_of(self.small).decisions if one.format != "dense"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Return a family's tiny model at 70 %, made once for all tests of this file."""
     return make(request.param, tmp_path_factory.mktemp(request.param))
-
-
-def make(family: str, folder: Path) -> Made:
-    source = family_folder(folder / "source", family)
-    text = write_text(folder / "text.txt")
-    return Made(family, source, text, shrink(recipe(source, text), folder / "small"))
-
-
-def from_pretrained(made: Made, folder: Path) -> PreTrainedModel:
-    """Load as users do: spectrim is imported, and nothing else is said."""
-    assert spectrim.__version__
-    known = AutoModelForCausalLM if made.family in CAUSAL else AutoModelForSeq2SeqLM
-    with quiet():
-        model, report = known.from_pretrained(folder, output_loading_info=True)
-    assert not report["missing_keys"] and not report["unexpected_keys"], report
-    return model.eval()
 
 
 def test_some_sites_are_factored(made: Made) -> None:
@@ -217,36 +171,6 @@ def test_keeping_everything_changes_nothing(made: Made) -> None:
         logits(from_pretrained(made, whole), tokens()),
         logits(from_pretrained(made, made.source), tokens()),
     )
-
-
-# every plug-in
-
-PLUG_INS = list(itertools.product(methods.names(), formats.names(), allocators.names()))
-
-
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
-def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Return a family without experts, its cache shared by all plug-ins."""
-    return make(request.param, tmp_path_factory.mktemp("plug-ins"))
-
-
-@pytest.mark.parametrize(("method", "format", "allocator"), PLUG_INS)
-@pytest.mark.parametrize("keep", ["45% of linear", "80% of bytes"])
-def test_every_plug_in_keeps_to_the_budget(
-    plain: Made, method: str, format: str, allocator: str, keep: str
-) -> None:
-    options = {"method": method, "format": format, "allocator": allocator, "refine": "off"}
-    small = shrink(recipe(plain.source, plain.text, keep, **options), plain.folder / "other")
-    plan = plan_of(small)
-    dense = sum(one.dense for one in plan.decisions)
-    assert {one.format for one in plan.decisions} <= {format, "dense"}
-    assert any(one.format == format for one in plan.decisions)
-    if keep.endswith("linear"):
-        assert sum(one.stored for one in plan.decisions) <= 0.45 * dense
-    else:
-        sizes = [sum(t.nbytes for t in stored(at).values()) for at in (small, plain.source)]
-        assert sizes[0] <= 0.8 * sizes[1]
-    assert logits(from_pretrained(plain, small), tokens()).isfinite().all()
 
 
 # single cases

@@ -8,7 +8,6 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -23,14 +22,6 @@ from tiny_folders import tiny_folder
 from tiny_runs import equal, files, plan_of, recipe, shrink, stored, write_text
 
 MOMENTS = 20
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

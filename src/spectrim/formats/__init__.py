@@ -116,8 +116,3 @@ def from_factors(
         if bias is not None and module.bias is not None:
             module.bias.copy_(bias)
     return module
-
-
-def dense_numbers(out_features: int, in_features: int) -> int:
-    """Return the numbers that the plain matrix stores."""
-    return out_features * in_features

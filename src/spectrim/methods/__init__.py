@@ -56,11 +56,11 @@ def tail_losses(values: Float[Tensor, " full"], scale: float) -> Float[Tensor, "
 def damped(moment: Float[Tensor, "dim dim"], damping: float) -> Float[Tensor, "dim dim"]:
     """Return moment + damping x mean diagonal x identity in float64; a moment of zeros is neutral.
 
-    Zeros (a dead neuron's whole input, a map that the loss ignores) become the identity.
+    Zeros (a dead input, a map that the loss ignores) become the identity, so that it factors.
     """
     moment = moment.double()
     mean = moment.diagonal().mean()
-    if not mean > 0:
+    if mean == 0:
         return torch.eye(len(moment), dtype=torch.float64)
     return moment + damping * mean * torch.eye(len(moment), dtype=torch.float64)
 

@@ -33,7 +33,10 @@ def loss_aware_svd(
     damping = damping or Damping()
     inputs = damped(statistics.input_moment, damping.input)
     gradients = damped(statistics.gradient_moment, damping.gradient)
-    return replace(two_sided_svd(weight, inputs, gradients), in_nats=True)
+    found = replace(two_sided_svd(weight, inputs, gradients), in_nats=True)
+    if not statistics.input_moment.any() or not statistics.gradient_moment.any():
+        return replace(found, losses=torch.zeros_like(found.losses))  # nothing reaches the loss
+    return found
 
 
 def two_sided_svd(

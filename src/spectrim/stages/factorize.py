@@ -22,7 +22,7 @@ from spectrim.methods import Damping, Decomposition, methods
 from spectrim.options import Factorize
 from spectrim.plan import Curve, Decision, Plan, thin
 from spectrim.refinement import refine
-from spectrim.run import atomic_file
+from spectrim.run import atomic_file, locked
 from spectrim.sites import Site, bias, weight
 from spectrim.statistics import load_block
 
@@ -39,6 +39,7 @@ def factorize(job: Job, options: Factorize) -> None:
         _budget(job, [_curve(job, options, site, _unknown(site)) for site in inner_sites(job)])
     else:
         job.plan.check(inner_sites(job))
+        refuse_other(job, job.plan)
     decompose(job, options)
     curves = read_curves(job, options)
     refinement = options.refine
@@ -53,6 +54,17 @@ def factorize(job: Job, options: Factorize) -> None:
         refine(job, always=refinement == "on")
 
 
+def refuse_other(job: Job, plan: Plan) -> None:
+    """Raise SpectrimError where a plan was made of another model or another calibration text."""
+    made = {"fingerprint": job.source.fingerprint, "statistics": job.statistics_key}
+    for what, key in (("model", "fingerprint"), ("calibration text", "statistics")):
+        if plan.about.get(key, made[key]) != made[key]:
+            raise SpectrimError(
+                f"the plan was made with another {what}, so it cannot be replayed; "
+                f"bring the same one, or take the entry '{key}' out of the plan"
+            )
+
+
 def inner_sites(job: Job) -> list[Site]:
     """Return the sites inside the blocks."""
     return [site for site in job.sites if site.block >= 0]
@@ -61,7 +73,7 @@ def inner_sites(job: Job) -> list[Site]:
 def decompositions(job: Job, options: Factorize) -> Path:
     """Return the folder of the cache that holds the decompositions these options ask for."""
     key = key_of(
-        "decompositions", 1, job.statistics_key, options.method,
+        "decompositions", 2, job.statistics_key, options.method,
         options.damp_input, options.damp_gradient,
     )  # fmt: skip
     return job.cache / "decompositions" / key
@@ -74,11 +86,12 @@ def decompose(job: Job, options: Factorize) -> None:
     blocks = job.each_block()
     for done, (stack, index) in enumerate(blocks, start=1):
         target = job.block_file(folder, stack, index)
-        if not target.exists():
-            known = load_block(statistics, stack, index)
-            tensors = _decompose_block(job, options, stack, index, known)
-            with atomic_file(target) as partial:
-                save_file(tensors, partial)
+        with locked(target):
+            if not target.exists():
+                known = load_block(statistics, stack, index)
+                tensors = _decompose_block(job, options, stack, index, known)
+                with atomic_file(target) as partial:
+                    save_file(tensors, partial)
         job.progress(done, len(blocks), "decomposing")
 
 
@@ -91,7 +104,8 @@ def _decompose_block(
     tensors: dict[str, Tensor] = {}
     for site in job.block_sites(stack, index):
         statistics = known[site.name]
-        if statistics.tokens == 0:  # an expert that no token was routed to keeps its weights
+        # an expert that no token was routed to keeps its weights
+        if statistics.tokens == 0 or statistics.gradient_moment is None:
             continue
         module = block.get_submodule(site.name.removeprefix(f"{stack.path}.{index}."))
         matrix = weight(module).detach().float()
@@ -192,6 +206,7 @@ def allocate(job: Job, options: Factorize, curves: list[Curve]) -> Plan:
     about = {
         "model": job.source.name,
         "fingerprint": job.source.fingerprint,
+        "statistics": job.statistics_key,
         "method": options.method,
         "allocator": options.allocator,
         "format": options.format,

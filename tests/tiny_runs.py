@@ -93,6 +93,11 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
+def kept(cache: Path, kind: str) -> list[Path]:
+    """Return the folders of one kind in a cache, such as "statistics"."""
+    return sorted(path for path in (cache / kind).glob("*") if path.is_dir())
+
+
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Return whether two sets of tensors have the same names, types and bits."""
     return one.keys() == other.keys() and all(

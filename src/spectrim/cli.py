@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -261,8 +260,9 @@ def _can_write(target: Path) -> None:
     while not parent.exists():
         parent = parent.parent
     try:
-        # Permission bits say nothing to root, or about a read-only disk; trying does.
-        os.rmdir(tempfile.mkdtemp(prefix=".spectrim-", dir=parent))
+        # Permission bits say nothing to root, or about a read-only disk; trying does. The file has
+        # no name, so that nothing is left even where the process is killed here.
+        tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
         raise SpectrimError(f"cannot write '{target}'; {error.strerror}: '{parent}'") from error
 

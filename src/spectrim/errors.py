@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -42,9 +43,19 @@ def one_line(error: BaseException) -> str | None:
         return " ".join(str(error).split())
     if _disk_full(error):
         return "the disk is full; free some space and run the same command again"
+    if out_of_memory(error):
+        return "there is too little memory; close other programs, or read fewer tokens"
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use '{error.filename}'; {error.strerror}"
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out; torch and safetensors say so in a RuntimeError."""
+    told = isinstance(error, RuntimeError) and re.search(
+        "allocate memory|not enough memory", str(error)
+    )
+    return isinstance(error, MemoryError) or bool(told)
 
 
 def _disk_full(error: BaseException | None) -> bool:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from spectrim import architectures, checkpoint, default_text, sites, sources, text
 from spectrim.calibration import fingerprints
-from spectrim.errors import SpectrimError, one_line
+from spectrim.errors import SpectrimError, one_line, out_of_memory
 from spectrim.evaluation import calibration_splits, small_model, write_scores
 from spectrim.job import Job, Progress, key_of, load_rest
 from spectrim.metrics import Evaluation, compare
@@ -81,7 +81,9 @@ def shrink(
             if evaluate:
                 try:
                     measure(job, recipe, folder, predictions)
-                except MemoryError as error:
+                except (MemoryError, RuntimeError) as error:
+                    if not out_of_memory(error):
+                        raise
                     raise SpectrimError(
                         "there is too little memory to measure the whole models; "
                         "run again with --no-evaluate"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tiny_folders import WEIGHTS, change_config, change_tensors, tiny_folder
 from tiny_places import Place
-from tiny_runs import recipe, shrink, write_text
+from tiny_runs import kept, recipe, shrink, write_text
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_a_model_that_is_broken(place: Place, case: str) -> None:
     spoil, told = MODELS[case]
     spoil(place.source)
     place.refused(told)
-    assert not list((place.folder / "cache" / "statistics").glob("*")), "of no use to anyone"
+    assert not kept(place.folder / "cache", "statistics"), "of no use to anyone"
 
 
 def test_a_model_that_is_small_already(place: Place) -> None:
@@ -195,6 +195,21 @@ def test_a_plan_of_another_architecture(place: Place) -> None:
     plan = plan_for(place, "gpt2")
     told = "the plan does not fit the model: transformer.h.0.attn.c_attn is 144 x 48 in the plan "
     place.refused(told + "and not in the model", "--plan", plan)
+
+
+def test_a_plan_of_another_model_of_the_same_shape(place: Place) -> None:
+    plan = plan_for(place)
+    change_tensors(place.source, lambda held: {name: t + 1 for name, t in held.items()})
+    told = "the plan was made with another model, so it cannot be replayed; bring the same one, or "
+    place.refused(told + "take the entry 'fingerprint' out of the plan", "--plan", plan)
+
+
+def test_a_plan_of_another_text(place: Place) -> None:
+    plan = plan_for(place)
+    write_text(place.text, seed=1)
+    place.refused("the plan was made with another calibration text, so it cannot be replayed; "
+                  "bring the same one, or take the entry 'statistics' out of the plan",
+                  "--plan", plan)  # fmt: skip
 
 
 PLANS = [

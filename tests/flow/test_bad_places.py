@@ -139,6 +139,21 @@ def test_files_that_may_not_grow(place: Place, size: int) -> None:
     assert_clean(place.folder)
 
 
+def test_too_little_memory_to_measure(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step alone needs the whole model; so it says how to do without."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)")
+
+    monkeypatch.setattr("spectrim.pipeline.measure", fail)
+    code, err = place.run("shrink", place.source, "--calibration", place.text, "--tokens", "12x32",
+                          "--cache", place.folder / "cache", "-o", place.small)  # fmt: skip
+    assert_told(code, err, "there is too little memory to measure the whole models; run again with "
+                "--no-evaluate")  # fmt: skip
+    assert not place.small.exists()
+    assert_clean(place.folder)
+
+
 # measuring
 
 

@@ -198,6 +198,22 @@ def test_a_full_disk_is_told_in_one_line(capsys, monkeypatch, error):
     assert run(capsys, "list", "methods")[::2] == (2, f"spectrim: error: {FULL}\n")
 
 
+NO_MEMORY = [
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
+                 "allocate memory: you tried to allocate 9 bytes."),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    RuntimeError("unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["Python", "torch", "torch, Windows", "mapping"])
+def test_too_little_memory_is_told_in_one_line(capsys, monkeypatch, error):
+    failing(monkeypatch, error)
+    told = "there is too little memory; close other programs, or read fewer tokens"
+    assert run(capsys, "list", "methods")[::2] == (2, f"spectrim: error: {told}\n")
+
+
 def test_a_file_that_cannot_be_used_is_told_in_one_line(capsys, monkeypatch):
     failing(monkeypatch, PermissionError(errno.EACCES, "Permission denied", "secret"))
     code, _, err = run(capsys, "list", "methods")

@@ -176,8 +176,9 @@ def test_keeping_everything_changes_nothing(made: Made) -> None:
 # single cases
 
 
-def test_the_type_of_every_tensor_stays(tmp_path: Path) -> None:
-    source = family_folder(tmp_path / "source", "llama", dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_type_of_every_tensor_stays(dtype: torch.dtype, tmp_path: Path) -> None:
+    source = family_folder(tmp_path / "source", "llama", dtype=dtype)
 
     def in_float32(held: dict[str, Tensor]) -> None:
         name = "model.layers.1.input_layernorm.weight"
@@ -185,13 +186,15 @@ def test_the_type_of_every_tensor_stays(tmp_path: Path) -> None:
 
     change_tensors(source, in_float32)
     text = write_text(tmp_path / "text.txt")
-    before, after = stored(source), stored(shrink(recipe(source, text), tmp_path / "small"))
+    small = shrink(recipe(source, text, refine="on"), tmp_path / "small")
+    before, after = stored(source), stored(small)
     assert equal(
         {name: before[name] for name in before.keys() & after.keys()},
         {name: after[name] for name in before.keys() & after.keys()},
     )
     types = {t.dtype for name, t in after.items() if name not in before}
-    assert types == {torch.bfloat16, torch.int32}
+    assert types == {dtype, torch.int32}
+    assert logits(load(small), tokens()).isfinite().all()
 
 
 def test_a_head_stored_apart_stays_apart(tmp_path: Path) -> None:

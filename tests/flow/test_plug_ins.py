@@ -17,7 +17,7 @@ from spectrim.plan import Decision
 from spectrim.sites import weight
 from spectrim.statistics import Statistics, load_block
 from tiny_models import logits, tokens
-from tiny_runs import Made, from_pretrained, load, make, plan_of, recipe, shrink, stored
+from tiny_runs import Made, from_pretrained, kept, load, make, plan_of, recipe, shrink, stored
 
 PLUG_INS = list(itertools.product(methods.names(), formats.names(), allocators.names()))
 
@@ -56,7 +56,7 @@ def test_every_plug_in_keeps_to_the_budget(
 def known(made: Made) -> tuple[PreTrainedModel, dict[str, Statistics]]:
     """Return the dense model and the statistics of all its sites."""
     model = load(made.source)
-    (folder,) = (made.folder / "cache" / "statistics").iterdir()
+    (folder,) = kept(made.folder / "cache", "statistics")
     found: dict[str, Statistics] = {}
     for stack in of(model.config).stacks:
         for index in range(len(model.get_submodule(stack.path))):

@@ -102,7 +102,12 @@ def moments(watched: Watched, name: str, mask: Tensor, predicted: int) -> Statis
     g = watched.outputs[name].grad.flatten(0, -2)[counted].double()
     if len(x) == 0:
         return Statistics(0)
-    return Statistics(len(x), x.mean(0), x.T @ x / len(x), None, g.T @ g / predicted)
+    return Statistics(
+        len(x),
+        input_mean=x.mean(0),
+        input_moment=x.T @ x / len(x),
+        gradient_moment=g.T @ g / predicted,
+    )
 
 
 def collected(walk: BlockWalk, folder: Path) -> dict[str, Statistics]:

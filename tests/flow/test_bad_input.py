@@ -15,15 +15,6 @@ from tiny_folders import WEIGHTS, change_config, change_tensors, tiny_folder
 from tiny_places import Place
 from tiny_runs import kept, recipe, shrink, write_text
 
-
-@pytest.fixture
-def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Place:
-    made = Place(tmp_path, capsys)
-    tiny_folder(made.source)
-    write_text(made.text)
-    return made
-
-
 # options
 
 OPTIONS = [

@@ -10,19 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tiny_folders import tiny_folder
 from tiny_places import Place, assert_clean, assert_told
 from tiny_runs import files, recipe, shrink, write_text
 
 FULL = "the disk is full; free some space and run the same command again"
-
-
-@pytest.fixture
-def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Place:
-    made = Place(tmp_path, capsys)
-    tiny_folder(made.source)
-    write_text(made.text)
-    return made
 
 
 # outputs

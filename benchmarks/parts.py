@@ -110,7 +110,7 @@ def _texts(job: Job, second: Path, data: Path) -> dict[str, Tokens]:
 def _measure_all(
     job: Job, calibration: str, texts: dict[str, Tokens], keeps: list[float], output: Path
 ) -> None:
-    walks = {name: job.walk(windows, batch=2) for name, windows in texts.items()}
+    walks = {name: job.walk(windows) for name, windows in texts.items()}
     _kept(output, calibration, "dense", 1.0, lambda: _losses(walks, None, job))
     rows = (
         ROWS

@@ -28,6 +28,7 @@ from spectrim.sweeps import collect
 from spectrim.walk import BlockWalk
 
 Progress = Callable[[int, int, str], None]
+BATCH = 1024  # tokens run at once: more take memory and save no time
 
 
 def key_of(*parts: object) -> str:
@@ -59,8 +60,9 @@ class Job:
     notes: dict[str, Any] = field(default_factory=dict)
     blocks: Path | None = None
 
-    def walk(self, tokens: Tokens, batch: int = 4) -> BlockWalk:
-        """Return a walk of these tokens through the dense model."""
+    def walk(self, tokens: Tokens) -> BlockWalk:
+        """Return a walk of these tokens through the dense model, ``BATCH`` or so at a time."""
+        batch = max(1, BATCH // tokens.ids.shape[1])
         return BlockWalk(self.model, self.architecture, self.weights, tokens, batch)
 
     @cached_property
@@ -68,7 +70,7 @@ class Job:
         """Name of the statistics: model, text, tokens and seed, the latter three by their ids."""
         tokens = self.splits.calibration
         content = hashlib.sha256(tokens.ids.numpy().tobytes() + tokens.mask.numpy().tobytes())
-        return key_of("statistics", 1, self.source.fingerprint, content.hexdigest())
+        return key_of("statistics", 2, self.source.fingerprint, content.hexdigest())
 
     def statistics(self) -> Path:
         """Return the folder of the calibration statistics, collected where they are missing."""

@@ -1,7 +1,9 @@
 """Quality and cost of a model, with units and directions, dense and small beside each other.
 
 To add a metric, write one file here whose ``measure(pair)`` returns scores for each model of the
-pair; the file's name is the metric's name. Files that start with ``_`` are not metrics.
+pair; the file's name is the metric's name. Files that start with ``_`` are not metrics. A metric
+that asks tasks names them in ``TASKS`` and measures those for which ``pair.asked(task)`` is true;
+it is left alone where none is. ``settings["task"]`` of a score says what was asked.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spectrim.metrics._reading import Reading, read, windows
 from spectrim.registry import Registry
@@ -23,6 +25,7 @@ Progress = Callable[[int, int, str], None]
 """Called as ``progress(done, total, what)`` while something long goes on."""
 
 Better = Literal["lower", "higher", "none"]
+Suite = Literal["basic", "quick", "full"]
 
 metrics = Registry("metric", "spectrim.metrics", attribute=lambda name: "measure")
 
@@ -83,6 +86,15 @@ class Evaluation:
         new_tokens: tokens of the decoding that is timed.
         sample_tokens: length of the greedy continuations.
         prompts: their beginnings; None takes the built-in ones.
+        suite: "basic" measures on the texts; "quick" asks tasks too, a few items of each; "full"
+            asks all items, and the baselines as well.
+        tasks: only these tasks, whatever the suite; names of ``TASKS`` or of lm-eval.
+        limit: items of each task in place of the suite's number.
+        data: folder with the data sets; None takes the hub's.
+        cache: folder that keeps answers between runs; None keeps none.
+        fresh: ask again what is kept.
+        identities: label → what stands for the model's content; without one nothing is kept.
+        baselines: labels of the models that are only there to be compared with.
     """
 
     name: str = ""
@@ -94,6 +106,14 @@ class Evaluation:
     sample_tokens: int = 40
     prompts: tuple[str, ...] | None = None
     seed: int = 0
+    suite: Suite = "basic"
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+    data: Path | None = None
+    cache: Path | None = None
+    fresh: bool = False
+    identities: Mapping[str, str] = field(default_factory=dict)
+    baselines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,15 +128,30 @@ class Pair:
     texts: Mapping[str, Tensor]
     evaluation: Evaluation = Evaluation()
     progress: Progress | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    redone: set[Path] = field(default_factory=set)
 
     @cached_property
     def readings(self) -> dict[str, Reading]:
         """Return one pass of all models over every text; metrics share it."""
-        models, stride = list(self.models.values()), self.evaluation.stride
-        return {
-            name: read(models, ids, stride=stride, progress=self.said(f"reading {name}"))
-            for name, ids in self.texts.items()
-        }
+        return {name: kept_reading(self, name, ids) for name, ids in self.texts.items()}
+
+    @property
+    def judged(self) -> dict[str, PreTrainedModel]:
+        """Return the models that tasks are asked of: baselines only in the full suite."""
+        left_out = () if self.evaluation.suite == "full" else self.evaluation.baselines
+        return {label: model for label, model in self.models.items() if label not in left_out}
+
+    def asked(self, task: str) -> bool:
+        """Return whether a task is to be measured."""
+        chosen = self.evaluation
+        return task in chosen.tasks if chosen.tasks else chosen.suite != "basic"
+
+    def items(self, quick: int, full: int | None = None) -> int | None:
+        """Return how many items of a task to ask, None for all: the limit, else the suite's."""
+        if self.evaluation.limit is not None:
+            return self.evaluation.limit
+        return quick if self.evaluation.suite == "quick" else full
 
     def said(self, what: str) -> Callable[[int, int], None]:
         """Return the progress callable of one piece of work; it says nothing where none listens."""
@@ -131,7 +166,8 @@ class Pair:
 Measurement = dict[str, list[Score]]
 """Label of a model → its scores."""
 
-# The comparison needs the contract above, and belongs to the package's face.
+# These need the contract above, and belong to the package's face.
+from spectrim.metrics._answers import kept_reading  # noqa: E402
 from spectrim.metrics._compare import compare  # noqa: E402
 
 __all__ = [

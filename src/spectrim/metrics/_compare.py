@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spectrim.metrics import Evaluation, Measurement, Pair, Progress, Score, metrics
+from spectrim.metrics._examples import UnavailableError
 from spectrim.metrics._samples import PROMPTS, continuations
 from spectrim.metrics._settings import describe
 
@@ -20,10 +22,12 @@ def compare(
     texts: Mapping[str, Tensor],
     evaluation: Evaluation | None = None,
     progress: Progress | None = None,
+    baselines: Mapping[str, PreTrainedModel] | None = None,
 ) -> dict[str, Any]:
     """Return every registered metric of both models, samples, settings and warnings.
 
-    A row holds the scores of the headline text and, under "texts", those of every text.
+    A row holds the scores of the headline text and, under "texts", those of every text and under
+    "tasks" those of every task. "left_out" says which metrics of a suite could not be had, and why.
     "refinement" and "prediction" are left to who made the smaller model.
 
     Args:
@@ -33,15 +37,28 @@ def compare(
         texts: token windows [sequences, length] by name, the headline text first.
         evaluation: what to measure with; None takes the defaults.
         progress: called as ``progress(done, total, what)``.
+        baselines: further models by label, to compare with.
 
     Raises:
-        SpectrimError: windows under two tokens, a folder without weights, an unknown family.
+        SpectrimError: a task that was asked for cannot be measured; windows under two tokens, a
+            folder without weights, an unknown family.
     """
-    models = {"small": small} if dense is None else {"dense": dense, "small": small}
-    pair = Pair(models, dict(texts), evaluation or Evaluation(), progress)
+    models = {} if dense is None else {"dense": dense}
+    models |= {"small": small, **(baselines or {})}
+    pair = Pair(models, dict(texts), evaluation or Evaluation(), progress, tokenizer)
     found: Measurement = {label: [] for label in models}
+    left_out: dict[str, str] = {}
     for name in metrics.names():
-        for label, scores in metrics.get(name)(pair).items():
+        if not _wanted(pair, name):
+            continue
+        try:
+            measured = metrics.get(name)(pair)
+        except UnavailableError as error:
+            if pair.evaluation.tasks:
+                raise
+            left_out[name] = str(error)
+            continue
+        for label, scores in measured.items():
             found[label] += scores
     return {
         "model": pair.evaluation.name,
@@ -49,9 +66,17 @@ def compare(
         "rows": [_row(label, scores, next(iter(texts), None)) for label, scores in found.items()],
         "samples": _samples(pair, tokenizer),
         "warnings": warnings(found),
+        "left_out": left_out,
         "refinement": None,
         "prediction": None,
     }
+
+
+def _wanted(pair: Pair, name: str) -> bool:
+    """Return whether a metric takes part: one that asks tasks does where one of them is asked."""
+    module = inspect.getmodule(metrics.get(name))
+    tasks: tuple[str, ...] | None = getattr(module, "TASKS", None)
+    return tasks is None or any(pair.asked(task) for task in tasks)
 
 
 def warnings(found: Measurement) -> list[str]:
@@ -91,13 +116,18 @@ def _of_others(score: Score) -> str | None:
 def _row(label: str, scores: list[Score], headline: str | None) -> dict[str, Any]:
     row: dict[str, Any] = {"label": label}
     texts: dict[str, dict[str, Any]] = {}
+    tasks: dict[str, dict[str, Any]] = {}
     for score in scores:
+        task = score.settings.get("task")
+        if task is not None:
+            tasks.setdefault(task, {})[score.name] = score.as_dict()
+            continue
         text = score.settings.get("text")
         if text is not None:
             texts.setdefault(text, {})[score.name] = score.as_dict()
         if text in (None, headline):
             row[score.name] = score.as_dict()
-    return row | {"texts": texts}
+    return row | {"texts": texts, "tasks": tasks}
 
 
 def _samples(pair: Pair, tokenizer: PreTrainedTokenizerBase | None) -> list[dict[str, str]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from math import log
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,14 +20,36 @@ from spectrim.errors import SpectrimError
 class Reading:
     """Sums over the scored tokens of each sequence, in float64.
 
-    tokens [sequences]; losses [models, sequences] in nats; divergences (KL of every model from the
-    first, in nats) and agreements (same most likely token as the first) [models, sequences].
+    tokens [sequences]; all others [models, sequences]: losses in nats; divergences and
+    jensen_shannon of every model from the first, in nats; agreements (same most likely token as the
+    first); right (most likely token is the one that follows); lost and gained (right where the
+    first is and the model is not, and the other way round).
     """
 
     tokens: Int[Tensor, " sequences"]
     losses: Float[Tensor, "models sequences"]
     divergences: Float[Tensor, "models sequences"]
+    jensen_shannon: Float[Tensor, "models sequences"]
     agreements: Float[Tensor, "models sequences"]
+    right: Float[Tensor, "models sequences"]
+    lost: Float[Tensor, "models sequences"]
+    gained: Float[Tensor, "models sequences"]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the sums of each sequence as JSON can hold them, exactly."""
+        names = [one.name for one in fields(self)][1:]
+        return [
+            {"tokens": int(count), **{name: getattr(self, name)[:, row].tolist() for name in names}}
+            for row, count in enumerate(self.tokens)
+        ]
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[dict[str, Any]]) -> Reading:
+        """Return the reading that ``rows`` came from."""
+        tokens = torch.tensor([row["tokens"] for row in rows])
+        names = [one.name for one in fields(cls)][1:]
+        sums = [torch.tensor([row[name] for row in rows], dtype=torch.float64).T for name in names]
+        return cls(tokens, *sums)
 
     def mean(self, sums: Float[Tensor, " sequences"]) -> float:
         """Return the mean over all scored tokens."""
@@ -121,7 +145,7 @@ def read(
         shape = tuple(ids.shape)
         raise SpectrimError(f"token windows of shape {shape}; expected [sequences, length >= 2]")
     count, targets = ids.shape[0], ids.shape[1] - 1
-    sums = torch.zeros(3, len(models), count, dtype=torch.float64)
+    sums = torch.zeros(7, len(models), count, dtype=torch.float64)
     tokens = torch.zeros(count, dtype=torch.long)
     with evaluating(models):
         for start in range(0, count, batch):
@@ -150,18 +174,33 @@ def _logits(model: nn.Module, ids: Int[Tensor, "batch length"]) -> Tensor:
 
 def _distances(
     logits: Sequence[Float[Tensor, "tokens vocab"]], targets: Int[Tensor, " tokens"]
-) -> Float[Tensor, "3 models"]:
-    """Return loss, divergence from the first and agreement with it, summed over the tokens."""
-    sums = torch.empty(3, len(logits), dtype=torch.float64)
+) -> Float[Tensor, "7 models"]:
+    """Return the sums over the tokens, in the order of ``Reading``'s fields."""
+    sums = torch.empty(7, len(logits), dtype=torch.float64)
     reference = logits[0].float().log_softmax(-1)
+    targets = targets.to(reference.device)
     likely = reference.argmax(-1)
+    knew = likely == targets
     for index, one in enumerate(logits):
         own = one.to(reference.device).float().log_softmax(-1) if index else reference
-        picked = own.gather(-1, targets.to(own.device)[:, None])
-        share = reference.exp()
-        # A token that is impossible for both adds nothing, though -inf - -inf is not a number.
-        gap = torch.where(share == 0, 0.0, share * (reference - own))
-        sums[0, index] = -picked.sum(dtype=torch.float64)
-        sums[1, index] = gap.sum(dtype=torch.float64)
-        sums[2, index] = (own.argmax(-1) == likely).sum()
+        said = own.argmax(-1)
+        knows = said == targets
+        sums[0, index] = -own.gather(-1, targets[:, None]).sum(dtype=torch.float64)
+        sums[1, index] = _divergence(reference, own) if index else 0.0
+        sums[2, index] = _jensen_shannon(reference, own) if index else 0.0
+        sums[3, index] = (said == likely).sum()
+        sums[4, index] = knows.sum()
+        sums[5, index] = (knew & ~knows).sum()
+        sums[6, index] = (knows & ~knew).sum()
     return sums
+
+
+def _divergence(first: Tensor, other: Tensor) -> Tensor:
+    share = first.exp()
+    # A token that is impossible for both adds nothing, though -inf - -inf is not a number.
+    return torch.where(share == 0, 0.0, share * (first - other)).sum(dtype=torch.float64)
+
+
+def _jensen_shannon(first: Tensor, other: Tensor) -> Tensor:
+    middle = torch.logaddexp(first, other) - log(2)
+    return (_divergence(first, middle) + _divergence(other, middle)) / 2

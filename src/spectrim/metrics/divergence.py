@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from jaxtyping import Int
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from spectrim.metrics import Measurement, Pair, Reading, Score, read
@@ -17,8 +18,8 @@ def divergence(
     *,
     stride: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Score, Score]:
-    """Return KL(dense || small) in nats per token and the share of equal first choices.
+) -> tuple[Score, Score, Score]:
+    """Return KL(dense || small), the share of equal first choices, and Jensen-Shannon divergence.
 
     One pass over both models; see ``metrics.read`` for what is held in memory.
 
@@ -37,22 +38,40 @@ def divergence(
 
 
 def measure(pair: Pair) -> Measurement:
-    """Return divergence and agreement of every model but the reference, on every text."""
+    """Return divergences, agreement and flips of every model but the reference, on every text."""
     labels = list(pair.models)
     return {
         label: [
             score.on(text)
             for text, reading in pair.readings.items()
-            for score in _scores(reading, index)
+            for score in (*_scores(reading, index), *_flips(reading, index))
         ]
         for index, label in enumerate(labels)
         if index
     }
 
 
-def _scores(reading: Reading, model: int) -> tuple[Score, Score]:
-    divergences, agreements = reading.divergences[model], reading.agreements[model]
+def _scores(reading: Reading, model: int) -> tuple[Score, Score, Score]:
     return (
-        Score.average(reading, divergences, "kl", "nats/token", "lower"),
-        Score.average(reading, agreements, "agreement", "share", "higher"),
+        Score.average(reading, reading.divergences[model], "kl", "nats/token", "lower"),
+        Score.average(reading, reading.agreements[model], "agreement", "share", "higher"),
+        Score.average(
+            reading, reading.jensen_shannon[model], "jensen_shannon", "nats/token", "lower"
+        ),
+    )
+
+
+def _flips(reading: Reading, model: int) -> tuple[Score, ...]:
+    """Return top-1 accuracy on the next token, what of it was lost and gained, and McNemar's p.
+
+    p takes tokens as independent, which those of one text are not quite.
+    """
+    lost, gained = int(reading.lost[model].sum()), int(reading.gained[model].sum())
+    p = float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+    count = int(reading.tokens.sum())
+    return (
+        Score.average(reading, reading.right[model], "next_token", "share", "higher"),
+        Score.average(reading, reading.lost[model], "lost", "share", "lower"),
+        Score.average(reading, reading.gained[model], "gained", "share", "none"),
+        Score("mcnemar_p", p, "probability", "none", count, None, {"tokens": count}),
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -184,23 +185,26 @@ def _write(output: Path, keeps: list[float]) -> None:
     texts = ["WikiText-2", *OUTSIDE]
     dense = rows["WikiText-2 | dense | 1"]
     lines = [
-        "| calibration | keep | row | stored | " + " | ".join(texts) + " | part of the published |",
-        "|---|---|---|---|" + "---|" * len(texts) + "---|",
+        "| calibration | keep | row | stored | " + " | ".join(texts)
+        + " | perplexity, WikiText-2 | part of the published excess |",
+        "|---|---|---|---|" + "---|" * len(texts) + "---|---|",
         "| | 100 % | dense (loss) | 100 % | "
-        + " | ".join(f"{dense[t]['loss']:.3f}" for t in texts) + " | |",
+        + " | ".join(f"{dense[t]['loss']:.3f}" for t in texts)
+        + f" | {math.exp(dense['WikiText-2']['loss']):.1f} | |",
     ]  # fmt: skip
     for row in sorted(rows.values(), key=lambda row: -row["keep"]):
         if "stored" not in row:
             continue
         published = rows.get(f"WikiText-2 | {next(iter(ROWS))} | {row['keep']:g}")
         cells = [_excess(row[t], dense[t]) for t in texts]
-        parts = "/".join(
+        parts = " / ".join(
             f"{(row[t]['loss'] - dense[t]['loss']) / (published[t]['loss'] - dense[t]['loss']):.3f}"
             for t in texts
         ) if published else ""  # fmt: skip
         lines.append(
             f"| {row['calibration']} | {row['keep']:.0%} | {row['label']} | {row['stored']:.1%} | "
-            + " | ".join(cells) + f" | {parts} |"
+            + " | ".join(cells)
+            + f" | {math.exp(row['WikiText-2']['loss']):.1f} | {parts} |"
         )  # fmt: skip
     (output / "results.md").write_text(
         "\n".join(lines) + "\n\n" + _how({row["commit"] for row in rows.values()}) + "\n"

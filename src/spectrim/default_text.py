@@ -35,7 +35,7 @@ HUB_MIX = (  # data set, part of the sequences: prose, web, code, technical
     ("codeparrot/codeparrot-clean-valid", 0.2),
     ("ccdv/arxiv-summarization:document", 0.2),
 )
-OFFLINE_MIX = (("model", 0.75), ("documentation", 0.15), ("docstrings", 0.10))
+OFFLINE_MIX = (("model", 0.9), ("documentation", 0.05), ("docstrings", 0.05))
 PIECE = 256  # tokens
 SAMPLED_AT_ONCE = 64  # pieces
 
@@ -53,7 +53,7 @@ def splits(
     size: (sequences for calibration, tokens in each). The text is kept in the cache, so that a
     later run takes the same, network or not.
     """
-    folder = cache / "text" / key_of("default", 2, source.fingerprint, size, seed)
+    folder = cache / "text" / key_of("default", 3, source.fingerprint, size, seed)
     if not (folder / "splits.safetensors").exists():
         made, name = _make(source, tokenizer, size, seed, cache, progress)
         tensors = {part: getattr(made, part).ids for part in ("calibration", "search", "report")}

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+import report_suite
+from report_suite import quality, score
+
 SHAPES = {
     "q": (576, 576, "self_attn.q_proj"),
     "k": (192, 576, "self_attn.k_proj"),
@@ -82,17 +85,11 @@ def curves(blocks: int, seed: int) -> dict[str, Any]:
     return found
 
 
-def score(value: float, unit: str, better: str, **more: Any) -> dict[str, Any]:
-    """Return a score as scores.json holds it."""
-    plain = {"n": 1, "interval": None, "settings": {}}
-    return {"value": value, "unit": unit, "better": better} | plain | more
-
-
 def row(label: str, loss: float, linear: int, speed: float) -> dict[str, Any]:
     """Return a row of scores."""
     numbers = DENSE_NUMBERS - LINEAR_NUMBERS + linear
     texts = {
-        text: _quality(label, text, 2.99 + shift, worse * (loss - 2.99))
+        text: quality(label, text, 2.99 + shift, worse * (loss - 2.99))
         for text, shift, worse in (("wikitext-2", 0.0, 1.0), ("c4", 0.4, 1.7), ("code", -0.9, 1.2))
     }
     attention = {"settings": {"context": 1024}}
@@ -111,22 +108,7 @@ def row(label: str, loss: float, linear: int, speed: float) -> dict[str, Any]:
     if label != "dense":
         cost["decode_ratio"] = score(speed / 31.4, "x", "higher", n=5)
         cost["prefill_ratio"] = score(0.97 * speed / 31.4, "x", "higher", n=5)
-    return {"label": label, **texts["wikitext-2"], **cost, "texts": texts}
-
-
-def _quality(label: str, text: str, dense: float, over: float) -> dict[str, Any]:
-    loss = dense + over
-    where = {"n": 16, "settings": {"text": text, "tokens": 16368}}
-    found = {
-        "loss": score(loss, "nats/token", "lower", interval=[loss - 0.11, loss + 0.11], **where),
-        "perplexity": score(float(np.exp(loss)), "", "lower", **where),
-    }
-    if label != "dense":
-        ends = [0.88 * over, 1.12 * over]
-        found["excess_loss"] = score(over, "nats/token", "lower", interval=ends, **where)
-        found["kl"] = score(0.8 * over, "nats/token", "lower", **where)
-        found["agreement"] = score(float(np.exp(-0.9 * over)), "share", "higher", **where)
-    return found
+    return {"label": label, **texts["wikitext-2"], **cost, "texts": texts, "tasks": {}}
 
 
 def scores(excess: float, linear: int) -> dict[str, Any]:
@@ -184,11 +166,19 @@ def scores(excess: float, linear: int) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, *, blocks: int = 30, keep: float = 0.8, excess: float = 0.14) -> Path:
-    """Write an output folder, the model itself apart, and return its path."""
+def write(
+    folder: Path,
+    *,
+    blocks: int = 30,
+    keep: float = 0.8,
+    excess: float = 0.14,
+    suite: bool = False,
+) -> Path:
+    """Write an output folder, the model itself apart, and return its path; with a suite's tasks."""
     folder.mkdir(parents=True, exist_ok=True)
     chosen = decisions(blocks, keep, seed=0)
     linear = sum(one["stored"] for one in chosen)
+    told = scores(excess, linear)
     plan = {
         "version": 1,
         "model": "demo",
@@ -205,7 +195,7 @@ def write(folder: Path, *, blocks: int = 30, keep: float = 0.8, excess: float = 
     files = {
         "plan.json": plan,
         "curves.json": curves(blocks, seed=0),
-        "scores.json": scores(excess, linear),
+        "scores.json": report_suite.with_tasks(told) if suite else told,
         "config.json": {"model_type": "llama"},
     }
     for name, content in files.items():

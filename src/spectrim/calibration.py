@@ -109,13 +109,20 @@ def split_sizes(sequences: int) -> tuple[int, int, int]:
 
 
 def join(parts: list[Splits], seed: int) -> Splits:
-    """Return the splits of several texts as one, calibration sequences shuffled."""
+    """Return the splits of several texts as one, calibration sequences shuffled.
+
+    Raises:
+        SpectrimError: one text repeats for the report what another calibrates on.
+    """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.cat([part.calibration.ids for part in parts])
     ids = ids[torch.randperm(len(ids), generator=generator)]
     search = torch.cat([part.search.ids for part in parts])
     report = torch.cat([part.report.ids for part in parts])
-    return Splits(Tokens.full(ids), Tokens.full(search), Tokens.full(report))
+    joined = Splits(Tokens.full(ids), Tokens.full(search), Tokens.full(report))
+    refuse_overlap(joined.calibration, joined.report, "the calibration and the report split")
+    refuse_overlap(joined.search, joined.report, "the search and the report split")
+    return joined
 
 
 def fingerprints(tokens: Tokens) -> Int[Tensor, " shingles"]:

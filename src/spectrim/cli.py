@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args
+from typing import Annotated, Literal, NoReturn, get_args
 
 import typer
 
 from spectrim.errors import SpectrimError, one_line
+from spectrim.help_texts import argument, option
 
 app = typer.Typer(
     name="spectrim",
@@ -22,77 +24,32 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_HELP = {
-    "model": "Hub name, model folder, GGUF file, or 'demo'. May be left out where --recipe names "
-    "one.",
-    "output": "Folder to write: the smaller model, its recipe, plan and scores.",
-    "keep": "The part that stays: '80% of linear' (numbers of the linear maps inside the blocks) "
-    "or '60%' (bytes of the whole model).",
-    "calibration": "Text to read: a .txt or .jsonl file, a data set's name, or 'default' for the "
-    "built-in mix. The closer to later use, the better.",
-    "tokens": "How much to read: sequences x tokens in each, such as 128x2048.",
-    "method": "How one map is decomposed; see 'spectrim list methods'.",
-    "allocator": "How the budget is shared among the maps; see 'spectrim list allocators'.",
-    "format": "What is stored for a map; see 'spectrim list formats'.",
-    "refine": "Solve the factors again on what the smaller model really delivers; auto keeps that "
-    "where it helps on text set aside.",
-    "protect": "Leave sites dense whose name, role or 'block N' this regular expression finds, "
-    "such as 'down' or 'block 0$'. May be repeated.",
-    "seed": "For everything drawn at random; same seed, same bits.",
-    "no-heal": "Do not train afterwards. Nothing does yet, so this has no effect.",
-    "plan": "Replay a plan.json bit for bit instead of allocating; it says what to keep.",
-    "recipe": "Start from a recipe, such as recipes/default.yaml; other options change it.",
-    "cache": "Folder for converted models and statistics, shared by all runs.",
-    "trust-remote-code": "Run code that comes with the model.",
-    "evaluate": "Measure dense and smaller model beside each other at the end.",
-    "predictions": "Also measure the loss at several budgets beside what the plan's currency "
-    "predicts for them; the report plots both.",
-    "measured": "Folder or name of the model to measure.",
-    "text": "Held-out text: a .txt or .jsonl file, a data set's name, or 'default'.",
-    "against": "The model to compare with.",
-    "json": "Also write the scores to this file.",
-    "inspected": "Folder of a smaller model, or any model: then its sites.",
-    "as-json": "Print JSON instead of a table.",
-    "folder": "Folder that 'spectrim shrink' wrote.",
-    "page": "File to write.",
-    "kind": "Only this kind.",
-}
-
-
-def _option(name: str, *flags: str, default: str | bool = False) -> Any:
-    """Return an option with its help; default is what is shown where the value may be None."""
-    return typer.Option(*flags, help=_HELP[name], show_default=default)
-
-
-def _argument(name: str, default: str | bool = False) -> Any:
-    return typer.Argument(help=_HELP[name], show_default=default)
-
-
-Cache = Annotated[Path | None, _option("cache", default="$SPECTRIM_CACHE, else ~/.cache/spectrim")]
-Kind = Literal["methods", "formats", "allocators", "metrics", "stages", "families"]
+Cache = Annotated[Path | None, option("cache", default="$SPECTRIM_CACHE, else ~/.cache/spectrim")]
+Kind = Literal["methods", "formats", "allocators", "metrics", "tasks", "stages", "families"]
 Refine = Literal["auto", "on", "off"]
+Suite = Literal["basic", "quick", "full"]
 
 
 @app.command()
 def shrink(  # options are listed flat for Typer; nothing else here takes more than six
-    output: Annotated[Path, _option("output", "-o", "--output")],
-    model: Annotated[str | None, _argument("model")] = None,
-    keep: Annotated[str | None, _option("keep", default="80% of linear")] = None,
-    calibration: Annotated[str | None, _option("calibration", default="default")] = None,
-    tokens: Annotated[str | None, _option("tokens", default="48x1024")] = None,
-    method: Annotated[str | None, _option("method", default="loss_aware_svd")] = None,
-    allocator: Annotated[str | None, _option("allocator", default="global")] = None,
-    format: Annotated[str | None, _option("format", default="pivoted")] = None,
-    refine: Annotated[Refine | None, _option("refine", default="auto")] = None,
-    protect: Annotated[list[str] | None, _option("protect")] = None,
-    seed: Annotated[int | None, _option("seed", default="0")] = None,
-    no_heal: Annotated[bool, _option("no-heal", "--no-heal")] = False,
-    plan: Annotated[Path | None, _option("plan")] = None,
-    recipe: Annotated[Path | None, _option("recipe")] = None,
+    output: Annotated[Path, option("output", "-o", "--output")],
+    model: Annotated[str | None, argument("model")] = None,
+    keep: Annotated[str | None, option("keep", default="80% of linear")] = None,
+    calibration: Annotated[str | None, option("calibration", default="default")] = None,
+    tokens: Annotated[str | None, option("tokens", default="48x1024")] = None,
+    method: Annotated[str | None, option("method", default="loss_aware_svd")] = None,
+    allocator: Annotated[str | None, option("allocator", default="global")] = None,
+    format: Annotated[str | None, option("format", default="pivoted")] = None,
+    refine: Annotated[Refine | None, option("refine", default="auto")] = None,
+    protect: Annotated[list[str] | None, option("protect")] = None,
+    seed: Annotated[int | None, option("seed", default="0")] = None,
+    no_heal: Annotated[bool, option("no-heal", "--no-heal")] = False,
+    plan: Annotated[Path | None, option("plan")] = None,
+    recipe: Annotated[Path | None, option("recipe")] = None,
     cache: Cache = None,
-    trust_remote_code: Annotated[bool, _option("trust-remote-code", "--trust-remote-code")] = False,
-    evaluate: Annotated[bool, _option("evaluate", default=True)] = True,
-    predictions: Annotated[bool, _option("predictions", "--predictions")] = False,
+    trust_remote_code: Annotated[bool, option("trust-remote-code", "--trust-remote-code")] = False,
+    evaluate: Annotated[bool, option("evaluate", default=True)] = True,
+    predictions: Annotated[bool, option("predictions", "--predictions")] = False,
 ) -> None:
     """Make a model smaller and write it as a model folder that transformers reads.
 
@@ -150,34 +107,55 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
 
 @app.command()
 def evaluate(
-    folder: Annotated[str, _argument("measured")],
-    text: Annotated[str, _option("text", default=True)] = "default",
+    folder: Annotated[str, argument("measured")],
+    text: Annotated[str, option("text", default=True)] = "default",
     against: Annotated[
-        str | None, _option("against", default="what the folder was made from")
+        str | None, option("against", default="what the folder was made from")
     ] = None,
-    tokens: Annotated[str, _option("tokens", default=True)] = "16x1024",
-    json_path: Annotated[Path | None, _option("json", "--json")] = None,
+    tokens: Annotated[str, option("tokens", default=True)] = "16x1024",
+    suite: Annotated[Suite, option("suite", default=True)] = "basic",
+    tasks: Annotated[str | None, option("tasks", default="all of the suite")] = None,
+    limit: Annotated[int | None, option("limit", default="as the suite says")] = None,
+    data: Annotated[Path | None, option("data", default="$SPECTRIM_DATA, else the hub")] = None,
+    seed: Annotated[int, option("seed", default=True)] = 0,
+    fresh: Annotated[bool, option("fresh", "--fresh")] = False,
+    json_path: Annotated[Path | None, option("json", "--json")] = None,
     cache: Cache = None,
 ) -> None:
     """Measure quality, size and speed of a model beside another, in one run.
 
-    Example: spectrim evaluate small/ --text held_out.txt --against demo --json scores.json
+    Interrupted? Run the same command again: what was answered is kept.
+
+    For example:
+
+    spectrim evaluate small/ --text held_out.txt --against demo --json scores.json
+
+    spectrim evaluate small/ --suite quick --data data/ --json small/scores.json
+
+    spectrim evaluate small/ --suite full --tasks arc_easy,boolq,winogrande --limit 200
     """
     from spectrim.recipe import parse_tokens
 
     parse_tokens(tokens)
+    folder_of_data = _data(data)
+    if limit is not None and limit < 1:
+        raise SpectrimError(f"--limit {limit} asks nothing; expected 1 or more")
     if json_path is not None:
         _can_write(json_path)
     from spectrim import evaluation
+    from spectrim.metrics import Evaluation
     from spectrim.report import terminal
     from spectrim.report.progress import shown
 
+    chosen = Evaluation(suite=suite, tasks=_names(tasks), limit=limit, seed=seed, fresh=fresh,
+                        data=folder_of_data)  # fmt: skip
     with shown() as progress:
         scores = evaluation.evaluate(
             folder,
             text=text,
             against=against,
             tokens=tokens,
+            tasks=chosen,
             cache=cache,
             json_path=json_path,
             progress=progress,
@@ -187,8 +165,8 @@ def evaluate(
 
 @app.command()
 def inspect(
-    model: Annotated[str, _argument("inspected")],
-    as_json: Annotated[bool, _option("as-json", "--json")] = False,
+    model: Annotated[str, argument("inspected")],
+    as_json: Annotated[bool, option("as-json", "--json")] = False,
     cache: Cache = None,
 ) -> None:
     """Show what is stored where, per site, beside the dense shapes.
@@ -206,25 +184,31 @@ def inspect(
 
 @app.command()
 def report(
-    folder: Annotated[Path, _argument("folder")],
+    folders: Annotated[list[Path], argument("folders")],
     output: Annotated[
-        Path | None, _option("page", "-o", "--output", default="FOLDER/report.html")
+        Path | None, option("page", "-o", "--output", default="FOLDER/report.html")
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page about a smaller model.
+    """Write one self-contained HTML page about a smaller model, or about several.
 
-    Example: spectrim report small/ -o report.html
+    The first folder is the one that the page is about; the others stand beside it.
+
+    For example:
+
+    spectrim report small/ -o report.html
+
+    spectrim report run/ run2/ run3/ -o report.html
     """
-    target = output or folder / "report.html"
+    target = output or folders[0] / "report.html"
     _can_write(target)
     from spectrim.report.page import write_page
 
-    write_page(folder, target)
+    write_page(folders[0], target, folders[1:])
     typer.echo(f"wrote {target}")
 
 
 @app.command(name="list")
-def list_(kind: Annotated[Kind | None, _argument("kind", default="all")] = None) -> None:
+def list_(kind: Annotated[Kind | None, argument("kind", default="all")] = None) -> None:
     """List what can be named on the command line and in recipes.
 
     Example: spectrim list methods
@@ -242,16 +226,37 @@ def _entries(kind: str) -> list[tuple[str, str]]:
         return [(name, "") for name in sorted(ARCHITECTURES)]
     from spectrim.registry import Registry
 
+    if kind == "tasks":
+        held = Registry("metric", "spectrim.metrics")
+        asking = [(name, held.constant(name, "TASKS") or ()) for name in held.names()]
+        return [(task, held.summary(name)) for name, tasks in asking for task in tasks]
     registry = Registry(kind.removesuffix("s"), f"spectrim.{kind}")
     return [(name, registry.summary(name)) for name in registry.names()]
+
+
+def _names(tasks: str | None) -> tuple[str, ...]:
+    found = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
+    if tasks is not None and not found:
+        raise SpectrimError("--tasks names no task; see 'spectrim list tasks'")
+    return found
+
+
+def _data(folder: Path | None) -> Path | None:
+    """Return the folder of data sets, from the environment where none is given."""
+    if folder is None:
+        named = os.environ.get("SPECTRIM_DATA")
+        folder = Path(named) if named else None
+    if folder is not None and not folder.is_dir():
+        raise SpectrimError(f"there is no folder of data '{folder}'; check the path")
+    return folder
 
 
 def _plan_says_it(plan: Path, said: Mapping[str, object]) -> None:
     if not plan.is_file():
         raise SpectrimError(f"there is no plan file '{plan}'; check the path")
-    for option, value in said.items():
+    for name, value in said.items():
         if value is not None:
-            raise SpectrimError(f"--plan already says the {option}; leave out --{option}")
+            raise SpectrimError(f"--plan already says the {name}; leave out --{name}")
 
 
 def _can_write(target: Path) -> None:

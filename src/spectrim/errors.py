@@ -18,6 +18,10 @@ class SpectrimError(Exception):
     """
 
 
+class UnavailableError(SpectrimError):
+    """A data set or a library is not there: a suite goes on without, an explicit request fails."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the closest known word, or nothing where none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from spectrim import default_text, sources, text
 from spectrim.calibration import MOST_SHARED, Splits, Tokens, overlap, split
+from spectrim.comparison import compare_folders, second_text
 from spectrim.errors import SpectrimError
 from spectrim.job import Progress
-from spectrim.metrics import Evaluation, compare
+from spectrim.metrics import Evaluation
 from spectrim.recipe import Calibration, Recipe, parse_tokens
 from spectrim.run import atomic_file
 from spectrim.sources import Source
@@ -39,35 +40,35 @@ def write_scores(scores: dict[str, Any], path: Path) -> None:
         )
 
 
-def small_model(folder: Path) -> PreTrainedModel:
-    """Return the model in an output folder, in eval mode, whether or not it has its name yet."""
-    return sources.model(Source(str(folder), folder, ""))
-
-
 def evaluate(
     name: str,
     *,
     text: str = "default",
     against: str | None = None,
     tokens: str = "16x1024",
+    tasks: Evaluation | None = None,
     cache: Path | None = None,
     json_path: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Return the scores of a model beside another on a text that was not used to make it.
 
+    A second text, Python's documentation, is measured too: what is lost shows first on text unlike
+    the calibration text.
+
     Args:
         name: folder of a smaller model, or any model.
         text: as for calibration; "default" is the report split of the default text.
         against: the reference; None for the model that the folder was made from.
         tokens: how many windows of how many tokens, from the beginning of the text.
-        cache: as in ``shrink``.
+        tasks: suite, tasks, limit, data and whether to ask afresh; None for the texts alone.
+        cache: as in ``shrink``; it also keeps every answer, so that interrupted work goes on.
         json_path: also write the scores there.
         progress: called as ``progress(done, total, what)``.
 
     Raises:
-        SpectrimError: the text is too short or was used for calibration, a model is not there, or
-            the two models do not share a tokenizer.
+        SpectrimError: the text is too short or was used for calibration, a model or a task is not
+            there, or the two models do not share a tokenizer.
     """
     cache = cache or sources.default_cache()
     progress = progress or (lambda done, total, what: None)
@@ -80,17 +81,24 @@ def evaluate(
         )
     windows, used = held_out(text, tokens, dense, small.folder, cache, progress)
     refuse_used(windows, small.folder, used)
-    scores = compare(
-        sources.model(dense),
-        sources.model(small),
-        tokenizer,
-        {used: windows.ids},
-        Evaluation(name=dense.name, folders={"dense": dense.folder, "small": small.folder}),
-        progress,
-    )
+    texts = {used: windows.ids}
+    if text != "default":  # of which the documentation is a part
+        texts |= second_text(tokenizer, windows.ids)
+    chosen = replace(tasks or Evaluation(), cache=cache)
+    scores = compare_folders(dense, small.folder, texts, chosen, progress, name)
+    scores |= _made_with(small.folder)
     if json_path is not None:
         write_scores(scores, json_path)
     return scores
+
+
+def _made_with(folder: Path) -> dict[str, Any]:
+    """Return what only the run that made a folder could measure, from its own scores."""
+    try:
+        known = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or none that can be read: nothing is known
+        return {}
+    return {name: known[name] for name in ("refinement", "prediction") if known.get(name)}
 
 
 def made_from(folder: Path) -> str:

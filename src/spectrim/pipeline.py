@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from spectrim import architectures, checkpoint, default_text, sites, sources, text
+from spectrim import architectures, checkpoint, sites, sources
 from spectrim.calibration import fingerprints
+from spectrim.comparison import compare_folders, second_text, small_model
 from spectrim.errors import SpectrimError, one_line, out_of_memory
-from spectrim.evaluation import calibration_splits, small_model, write_scores
+from spectrim.evaluation import calibration_splits, write_scores
 from spectrim.job import Job, Progress, key_of, load_rest
-from spectrim.metrics import Evaluation, compare
+from spectrim.metrics import Evaluation
 from spectrim.options import validate
 from spectrim.plan import Plan
 from spectrim.prediction import prediction
@@ -80,7 +81,7 @@ def shrink(
             write_record(job, recipe, folder)
             if evaluate:
                 try:
-                    measure(job, recipe, folder, predictions)
+                    measure(job, recipe, folder, output, predictions)
                 except (MemoryError, RuntimeError) as error:
                     if not out_of_memory(error):
                         raise
@@ -181,27 +182,14 @@ def write_record(job: Job, recipe: Recipe, folder: Path) -> None:
     )
 
 
-def measure(job: Job, recipe: Recipe, folder: Path, predictions: bool) -> None:
+def measure(job: Job, recipe: Recipe, folder: Path, output: Path, predictions: bool) -> None:
     """Measure dense and smaller model on the report split; write scores.json and the page."""
     name = f"report split of {job.notes['calibration']}"
-    tokenizer = sources.tokenizer(job.source)
     texts = {name: job.splits.report.ids}
-    length = job.splits.report.ids.shape[1]
     if recipe.calibration.text != "default":  # of which the documentation is a part
-        other = text.encode(default_text.documentation(), tokenizer, length)
-        texts["Python's documentation"] = other.ids[: len(job.splits.report)]
-    scores = compare(
-        sources.model(job.source),
-        small_model(folder),
-        tokenizer,
-        texts,
-        Evaluation(
-            name=job.source.name,
-            folders={"dense": job.source.folder, "small": folder},
-            seed=recipe.seed,
-        ),
-        job.progress,
-    )
+        texts |= second_text(sources.tokenizer(job.source), job.splits.report.ids)
+    chosen = Evaluation(seed=recipe.seed, cache=job.cache)
+    scores = compare_folders(job.source, folder, texts, chosen, job.progress, str(output))
     if "sampled" in name:
         scores["warnings"].append(
             "Most of this text was sampled from the dense model itself, so it flatters both "

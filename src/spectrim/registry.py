@@ -64,10 +64,23 @@ class Registry:
 
     def summary(self, name: str) -> str:
         """Return the first line of the plug-in's docstring, read from its file without import."""
+        return (ast.get_docstring(self._parsed(name)) or "").partition("\n")[0]
+
+    def constant(self, name: str, wanted: str) -> Any:
+        """Return a literal that the plug-in's file assigns, read without import; None if none."""
+        for node in self._parsed(name).body:
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            if isinstance(node, ast.AnnAssign):
+                targets = [node.target]
+            if any(isinstance(one, ast.Name) and one.id == wanted for one in targets):
+                return ast.literal_eval(node.value)  # type: ignore[attr-defined]
+        return None
+
+    def _parsed(self, name: str) -> ast.Module:
         stem = self._modules()[self.check(name)]
         files = [Path(folder) / f"{stem}.py" for folder in self._folders()]
         source = next(file for file in files if file.exists()).read_text(encoding="utf-8")
-        return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+        return ast.parse(source)
 
     def _folders(self) -> list[str]:
         # find_spec imports the parent package only, never the folder's own __init__.

@@ -42,6 +42,7 @@ for (const svg of document.querySelectorAll("svg")) {
   });
 }
 parent.document.documentElement.dataset.found = JSON.stringify(found);
+console.info("measured");
 </script></body>"""
 
 FRAME = """<!DOCTYPE html><html><head><meta charset="utf-8" /><meta name="color-scheme"
@@ -49,7 +50,8 @@ content="light dark" /></head><body style="margin:0"><iframe style="border:0;wid
 height:9000px" srcdoc="{page}"></iframe></body></html>"""
 
 
-def browse(page: Path, scratch: Path, width: int, dark: bool, *more: str) -> str:
+def browse(page: Path, scratch: Path, width: int, dark: bool, *more: str) -> tuple[str, str]:
+    """Return the document or nothing, and what the browser logged."""
     command = [
         str(BROWSER),
         "--headless",
@@ -57,26 +59,28 @@ def browse(page: Path, scratch: Path, width: int, dark: bool, *more: str) -> str
         "--disable-gpu",
         "--hide-scrollbars",
         "--disable-background-networking",
+        "--enable-logging=stderr",
         f"--user-data-dir={scratch / 'profile'}",
         f"--window-size={width},3000",
         f"--blink-settings=preferredColorScheme={int(not dark)}",
         *more,
         page.as_uri(),
     ]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout, done.stderr
 
 
-def measured(folder: Path, scratch: Path, width: int, dark: bool) -> dict[str, Any]:
-    written = write_page(folder).read_text(encoding="utf-8")
+def measured(folder: Path, scratch: Path, width: int, dark: bool, *others: Path) -> dict[str, Any]:
+    written = write_page(folder, None, others).read_text(encoding="utf-8")
     copy = scratch / "measured.html"
     # A window of a desktop browser is never as narrow as a telephone; a frame in it can be.
     framed = html.escape(written.replace("</body>", MEASURE))
     copy.write_text(FRAME.format(width=width, page=framed), encoding="utf-8")
-    document = browse(copy, scratch, width, dark, "--dump-dom")
+    document, logged = browse(copy, scratch, width, dark, "--dump-dom")
     found = re.search(r'data-found="([^"]*)"', document)
     assert found is not None
     told: dict[str, Any] = json.loads(html.unescape(found[1]))
-    return told
+    return told | {"console": re.findall(r":CONSOLE[:(]\d+\)?\] \"(.*?)\"", logged)}
 
 
 def luminance(colour: str) -> float:
@@ -85,18 +89,24 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [390, 1400])
-def test_the_page_reads_well(tmp_path: Path, width: int, dark: bool) -> None:
-    found = measured(report_folder.write(tmp_path / "small"), tmp_path, width, dark)
+@pytest.mark.parametrize("width", [400, 1400])
+def test_the_page_on_a_suite_and_two_runs_reads_well(
+    tmp_path: Path, width: int, dark: bool
+) -> None:
+    folder = report_folder.write(tmp_path / "small", suite=True)
+    other = report_folder.write(tmp_path / "run-60", keep=0.6, excess=0.57, suite=True)
+    found = measured(folder, tmp_path, width, dark, other)
+    assert found["console"] == ["measured"]  # of the measurement; the page itself says nothing
     assert found["width"] == width
     assert found["scroll"] <= width
-    assert found["figures"] == 2 + 1 + 7
+    # Front, speed and prediction; bars of two units; maps; spectra; cosine; attention, Fourier.
+    assert found["figures"] == 3 + 2 + 3 + 7 + 1 + 2 * 2
     assert found["overlaps"] == found["outside"] == found["small"] == []
     assert (luminance(found["paper"]) < 0.2) == dark
     assert abs(luminance(found["paper"]) - luminance(found["ink"])) > 0.7
 
 
-@pytest.mark.parametrize(("width", "blocks"), [(390, 24), (1400, 60)])
+@pytest.mark.parametrize(("width", "blocks"), [(390, 24), (1400, 40)])
 def test_a_deep_model_with_many_roles(tmp_path: Path, width: int, blocks: int) -> None:
     folder = report_folder.write(tmp_path / "deep", blocks=blocks)
     plan = json.loads((folder / "plan.json").read_text())

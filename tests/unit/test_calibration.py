@@ -196,3 +196,10 @@ def test_nothing_is_known_of_sequences_shorter_than_a_run() -> None:
     assert len(fingerprints(short)) == 0
     assert overlap(short, fingerprints(drawn(4, 64, 1))) == 0.0
     assert overlap(drawn(4, 64, 1), fingerprints(short)) == 0.0
+
+
+def test_joined_texts_that_overlap_are_refused() -> None:
+    whole = numbered(60, 64)
+    moved = Tokens.full(torch.roll(whole.ids, 20, dims=0))
+    with pytest.raises(SpectrimError, match="report split share"):
+        join([split(whole, 24, seed=0), split(moved, 24, seed=0)], seed=0)

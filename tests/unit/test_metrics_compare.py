@@ -149,7 +149,12 @@ def test_progress_is_told_and_nothing_printed(capsys: pytest.CaptureFixture[str]
     seen: list[tuple[int, int, str]] = []
     compare(llama(), llama(1), Letters(), texts("a", "b"), QUICK, lambda *args: seen.append(args))  # type: ignore[arg-type]
     ends = {what for done, total, what in seen if done == total}
-    assert ends == {"reading a, dense and small", "reading b, dense and small", "timing", "writing samples"}
+    assert ends == {
+        "reading a, dense and small",
+        "reading b, dense and small",
+        "timing",
+        "writing samples",
+    }
     assert capsys.readouterr() == ("", "")
 
 

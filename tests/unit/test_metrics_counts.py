@@ -134,6 +134,16 @@ def test_factored_maps_cost_and_store_what_their_formula_says(name: str) -> None
     assert size(model).numbers == size(before).numbers - saved
 
 
+@pytest.mark.parametrize("name", ["low_rank", "pivoted"])
+def test_a_model_factored_throughout_costs_what_torch_counts(name: str) -> None:
+    model = llama()
+    for site in sites.find(model):
+        if site.block >= 0:
+            factored(model, name, site.name, rank=3 + site.block)
+    assert multiply_adds(model, context=TOKENS).maps == counted(model)[0]
+    assert multiply_adds(model).maps < multiply_adds(llama()).maps
+
+
 def test_attention_grows_with_the_context_up_to_the_window() -> None:
     config = MistralConfig(**COMMON, sliding_window=8)
     model = MistralForCausalLM(config)

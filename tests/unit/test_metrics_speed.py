@@ -74,9 +74,31 @@ def test_the_ratio_comes_round_by_round_with_its_range(clock: Clock) -> None:
     scores = {score.name: score for score in found["small"]}
     assert scores["decode_ratio"].value == pytest.approx(2.0)
     assert scores["prefill_ratio"].interval == pytest.approx((2.0, 2.0))
-    assert {score.name for score in found["dense"]} == {"prefill", "decode"}
-    assert all(score.n == 3 and score.better == "higher" for score in scores.values())
+    assert {score.name for score in found["dense"]} == {"prefill", "decode", "first_token"}
+    assert all(score.n == 3 for score in scores.values())
+    ways = {score.name: score.better for score in scores.values()}
+    assert ways.pop("first_token") == ways.pop("first_token_ratio") == "lower"
+    assert set(ways.values()) == {"higher"}
     assert "d5@0" in clock.log and "d6@0" not in clock.log
+
+
+def test_the_first_token_takes_as_long_as_the_prompt(clock: Clock) -> None:
+    models = {"dense": Timed(clock, "d", 1.0), "small": Timed(clock, "s", 0.25)}
+    texts = {"text": torch.zeros(1, 9, dtype=torch.long)}
+    found = measure(Pair(models, texts, Evaluation(rounds=2, prompt_tokens=6)))  # type: ignore[arg-type]
+    dense, small = ({score.name: score for score in found[label]} for label in models)
+    assert (dense["first_token"].value, dense["first_token"].unit) == (6000.0, "ms")
+    assert small["first_token"].value == 1500.0
+    assert small["first_token_ratio"].value == 0.25
+
+
+def test_baselines_are_not_timed(clock: Clock) -> None:
+    models = {"dense": Timed(clock, "d", 1.0), "int8": Timed(clock, "i", 1.0)}
+    texts = {"text": torch.zeros(1, 9, dtype=torch.long)}
+    chosen = Evaluation(rounds=1, baselines=("int8",))
+    found = measure(Pair(models, texts, chosen))  # type: ignore[arg-type]
+    assert set(found) == {"dense"}
+    assert not any(entry.startswith("i") for entry in clock.log)
 
 
 def test_no_rounds_means_no_speed() -> None:

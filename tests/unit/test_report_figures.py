@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -10,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import report_folder
-from spectrim.report.charts import FRAME, predicted_against_measured, quality_against_size
+from spectrim.report.charts import predicted_against_measured
 from spectrim.report.drawing import Drawing, Scale, tick_labels
-from spectrim.report.folder import read
-from spectrim.report.heatmap import cells
+from spectrim.report.heatmap import cells, loss_shade
+from spectrim.report.sensitivity import halved
 from spectrim.report.spectrum import panels
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -95,42 +94,6 @@ def test_no_prediction_no_figure(prediction: dict[str, list[float]] | None) -> N
     assert predicted_against_measured(prediction) is None
 
 
-def test_more_loss_is_higher_and_more_bytes_further_right(tmp_path: Path) -> None:
-    good = read(report_folder.write(tmp_path / "good", blocks=2, keep=0.9, excess=0.02))
-    poor = read(report_folder.write(tmp_path / "poor", blocks=2, keep=0.5, excess=0.9))
-    found = quality_against_size(good, [poor])
-    assert found is not None
-    (dense, small) = marks(str(found[0]))
-    (box,) = [one for one in ElementTree.fromstring(str(found[0])).iter(f"{SVG}rect")]
-    other = float(box.get("x", "")) + 4, float(box.get("y", "")) + 4
-    assert FRAME.left < other[0] < small[0] < dense[0] < FRAME.right
-    assert FRAME.top < other[1] < small[1] < dense[1] < FRAME.bottom
-
-
-def test_labels_in_a_crowd_do_not_cover_each_other(tmp_path: Path) -> None:
-    output = read(report_folder.write(tmp_path / "one", blocks=2))
-    crowd = [
-        read(report_folder.write(tmp_path / f"nearby-{index}", blocks=2, excess=0.14 + index / 50))
-        for index in range(12)
-    ]
-    found = quality_against_size(output, crowd)
-    assert found is not None
-    texts = [
-        one
-        for one in ElementTree.fromstring(str(found[0])).iter(f"{SVG}text")
-        if one.get("class") == "point"
-    ]
-    boxes = []
-    for one in texts:
-        wide = 0.62 * 11 * len(str(one.text))
-        x, y = float(one.get("x", "")), float(one.get("y", ""))
-        left = x - {"start": 0, "middle": 0.5, "end": 1}[one.get("text-anchor", "")] * wide
-        boxes.append((left, y - 11, left + wide, y + 3))
-    for index, a in enumerate(boxes):
-        for b in boxes[index + 1 :]:
-            assert a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3]
-
-
 def test_experts_share_a_cell_and_keep_their_sum() -> None:
     one = report_folder.decisions(1, 0.6, 0)[0]
     group = [one | {"role": f"expert{index}_down", "site": str(index)} for index in range(3)]
@@ -161,3 +124,26 @@ def test_spectra_of_methods_without_any_are_left_out() -> None:
     assert panels(chosen, {chosen[0]["site"]: {"ranks": [1, 2], "losses": [1.0, 0.0]}}) == []
     nothing = {"ranks": [1, 2], "singular_values": [0.0, None]}
     assert panels(chosen, {chosen[0]["site"]: nothing}) == []
+
+
+def test_losses_are_shaded_by_logarithm_and_summed_in_thousandths() -> None:
+    one = report_folder.decisions(1, 0.6, 0)[0]
+    losses = [0.5, 0.05, 0.005, 0.0]
+    grid = cells([one | {"block": at, "predicted_loss": it} for at, it in enumerate(losses)])
+    shade = loss_shade(grid, "title")
+    assert [shade.step(cell) for cell in grid] == [10, 5, 0, 0]
+    assert [shade.shown(cell) for cell in grid] == ["500", "50", "5.0", "0"]
+    assert shade.summed(grid, "") == "555"
+
+
+def test_sensitivity_is_the_curve_at_half_the_rank() -> None:
+    one = report_folder.decisions(1, 0.6, 0)[0]  # 576 x 576
+    curve = {"ranks": [100, 188, 388, 576], "losses": [3.0, 2.0, 1.0, 0.0]}
+    (cell,) = halved([one], {one["site"]: curve})
+    assert cell.loss == pytest.approx(1.5)
+    assert "cut to half its rank, predicted loss 1.5 nats/token" in cell.hint
+    protected = {"ranks": [576], "losses": [0.0]}
+    assert halved([one], {one["site"]: protected}) == halved([one], {}) == []
+    experts = [one | {"role": f"expert{index}_down", "site": str(index)} for index in range(3)]
+    (cell,) = halved(experts, {str(index): curve for index in range(3)})
+    assert (cell.loss, cell.sites, cell.role) == (pytest.approx(4.5), 3, "experts down")

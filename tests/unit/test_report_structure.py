@@ -111,7 +111,7 @@ def test_a_cell_tells_what_the_plan_says(folder: Path, tree: ElementTree.Element
 
 
 def test_no_text_leaves_its_figure(tree: ElementTree.Element) -> None:
-    assert len(list(tree.iter(f"{SVG}svg"))) == 2 + 2 + 7
+    assert len(list(tree.iter(f"{SVG}svg"))) == 2 + 3 * 2 + 7
     assert_text_stays_inside(tree)
 
 
@@ -213,7 +213,7 @@ def test_other_folders_join_where_their_losses_compare(folder: Path, tmp_path: P
     near = report_folder.write(tmp_path / "near", blocks=2, keep=0.6, excess=0.57)
     far = edited(folder, tmp_path / "far", scores={"settings": {"text": "another"}})
     said = words_of(ElementTree.fromstring(page(read(folder), [read(near), read(far)])))
-    assert "Left out because measured on other text or windows: far." in said
+    assert "Left out because measured on other text, windows or models: far." in said
     tree = ElementTree.fromstring(page(read(folder), [read(near)]))
     figure = next(tree.iter(f"{SVG}svg"))
     labels = [one.text for one in figure.iter(f"{SVG}text") if one.get("class") == "point"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,6 +53,11 @@ class Score:
         settings = {"tokens": int(reading.tokens.sum())}
         value, interval = reading.mean(sums), reading.interval(sums)
         return cls(name, value, unit, better, len(sums), interval, settings)
+
+    @classmethod
+    def not_measured(cls, name: str, unit: str, better: Better, reason: str) -> Score:
+        """Return the score of what could not be measured, and says why, where a guess might be."""
+        return cls(name, nan, unit, better, 0, None, {"not_measured": reason})
 
     def on(self, text: str) -> Score:
         """Return the score marked as measured on that text."""
@@ -130,6 +135,7 @@ class Pair:
     progress: Progress | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     redone: set[Path] = field(default_factory=set)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def readings(self) -> dict[str, Reading]:

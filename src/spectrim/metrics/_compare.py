@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spectrim.errors import UnavailableError
 from spectrim.metrics import Evaluation, Measurement, Pair, Progress, Score, metrics
-from spectrim.metrics._examples import UnavailableError
 from spectrim.metrics._samples import PROMPTS, continuations
 from spectrim.metrics._settings import describe
 
@@ -47,16 +47,14 @@ def compare(
     models |= {"small": small, **(baselines or {})}
     pair = Pair(models, dict(texts), evaluation or Evaluation(), progress, tokenizer)
     found: Measurement = {label: [] for label in models}
-    left_out: dict[str, str] = {}
-    for name in metrics.names():
-        if not _wanted(pair, name):
-            continue
+    # All are looked at before any is measured: an unknown task is said at once, not in an hour.
+    for name in [name for name in metrics.names() if _wanted(pair, name)]:
         try:
             measured = metrics.get(name)(pair)
         except UnavailableError as error:
             if pair.evaluation.tasks:
                 raise
-            left_out[name] = str(error)
+            pair.left_out[name] = str(error)
             continue
         for label, scores in measured.items():
             found[label] += scores
@@ -66,7 +64,7 @@ def compare(
         "rows": [_row(label, scores, next(iter(texts), None)) for label, scores in found.items()],
         "samples": _samples(pair, tokenizer),
         "warnings": warnings(found),
-        "left_out": left_out,
+        "left_out": pair.left_out,
         "refinement": None,
         "prediction": None,
     }
@@ -75,6 +73,8 @@ def compare(
 def _wanted(pair: Pair, name: str) -> bool:
     """Return whether a metric takes part: one that asks tasks does where one of them is asked."""
     module = inspect.getmodule(metrics.get(name))
+    if wanted := getattr(module, "wanted", None):  # where more than its TASKS counts
+        return bool(wanted(pair))
     tasks: tuple[str, ...] | None = getattr(module, "TASKS", None)
     return tasks is None or any(pair.asked(task) for task in tasks)
 
@@ -84,6 +84,8 @@ def warnings(found: Measurement) -> list[str]:
     said = []
     for position, (label, scores) in enumerate(found.items()):
         for score in scores:
+            if "not_measured" in score.settings:
+                continue
             where = f" on {score.settings['text']}" if "text" in score.settings else ""
             if not score.finite:
                 said.append(f"The {score.name} of {label}{where} is not a finite number.")

@@ -10,14 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spectrim.errors import SpectrimError
+from spectrim.errors import SpectrimError, UnavailableError
 from spectrim.metrics import Pair
 
 Row = dict[str, Any]
-
-
-class UnavailableError(SpectrimError):
-    """A data set or a library is not there: a suite goes on without, an explicit request fails."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,13 @@ class DataSet:
                 f"{where} and {repository} cannot be had from the hub; "
                 "give a folder that has it with --data, or a network"
             ) from error
-        return (self.adapt(dict(row)) if self.adapt else dict(row) for row in rows)
+        try:
+            return [self.adapt(dict(row)) if self.adapt else dict(row) for row in rows]
+        except (KeyError, TypeError) as error:
+            raise SpectrimError(
+                f"{repository} on the hub has other columns than expected ({error} is missing); "
+                f"bring {self.file} with --data"
+            ) from error
 
 
 def _parsed(path: Path) -> list[Row]:

@@ -38,17 +38,15 @@ def divergence(
 
 
 def measure(pair: Pair) -> Measurement:
-    """Return divergences, agreement and flips of every model but the reference, on every text."""
-    labels = list(pair.models)
-    return {
-        label: [
-            score.on(text)
-            for text, reading in pair.readings.items()
-            for score in (*_scores(reading, index), *_flips(reading, index))
-        ]
-        for index, label in enumerate(labels)
-        if index
-    }
+    """Return next-token accuracy of every model, and how the others differ from the first."""
+    found: Measurement = {label: [] for label in pair.models}
+    for text, reading in pair.readings.items():
+        for index, label in enumerate(pair.models):
+            scores = [Score.average(reading, reading.right[index], "next_token", "share", "higher")]
+            if index:
+                scores += [*_scores(reading, index), *_flips(reading, index)]
+            found[label] += [score.on(text) for score in scores]
+    return found
 
 
 def _scores(reading: Reading, model: int) -> tuple[Score, Score, Score]:
@@ -62,7 +60,7 @@ def _scores(reading: Reading, model: int) -> tuple[Score, Score, Score]:
 
 
 def _flips(reading: Reading, model: int) -> tuple[Score, ...]:
-    """Return top-1 accuracy on the next token, what of it was lost and gained, and McNemar's p.
+    """Return what of the next-token accuracy was lost and gained, and McNemar's p.
 
     p takes tokens as independent, which those of one text are not quite.
     """
@@ -70,7 +68,6 @@ def _flips(reading: Reading, model: int) -> tuple[Score, ...]:
     p = float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
     count = int(reading.tokens.sum())
     return (
-        Score.average(reading, reading.right[model], "next_token", "share", "higher"),
         Score.average(reading, reading.lost[model], "lost", "share", "lower"),
         Score.average(reading, reading.gained[model], "gained", "share", "none"),
         Score("mcnemar_p", p, "probability", "none", count, None, {"tokens": count}),

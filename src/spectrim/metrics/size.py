@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from spectrim.baselines import stored_bytes
 from spectrim.errors import SpectrimError
 from spectrim.metrics import Measurement, Pair, Score
 from spectrim.metrics._census import embedding_numbers, linear_maps
@@ -61,11 +62,23 @@ def measure(pair: Pair) -> Measurement:
     """Return the size of every model, with the bytes that its numbers would take as fp16 and fp32.
 
     ``linear_share`` and ``numbers_share`` are kept shares against the first model of the pair.
+    Baselines keep all numbers in fewer bits: they get no shares, and the bytes that they would take
+    packed on disk; their bytes in memory, where they are not packed, say nothing.
     """
-    folders = pair.evaluation.folders
+    folders, baselines = pair.evaluation.folders, pair.evaluation.baselines
     sizes = {label: size(model, folders.get(label)) for label, model in pair.models.items()}
     reference = next(iter(sizes.values()))
-    return {label: _scores(one, reference) for label, one in sizes.items()}
+    return {
+        label: _of_baseline(pair.models[label], one)
+        if label in baselines and label not in folders
+        else _scores(one, reference)
+        for label, one in sizes.items()
+    }
+
+
+def _of_baseline(model: PreTrainedModel, one: Size) -> list[Score]:
+    packed = replace(one, bytes_on_disk=stored_bytes(model))
+    return [score for score in _scores(packed, packed) if score.name != "bytes_in_memory"]
 
 
 def _scores(one: Size, reference: Size) -> list[Score]:

@@ -1,4 +1,4 @@
-"""Tokens per second of prefill and decoding, all models taking turns in one process."""
+"""Time to the first token, tokens per second of prefill and decoding, models taking turns."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from spectrim.errors import SpectrimError
-from spectrim.metrics import Measurement, Pair, Score
+from spectrim.metrics import Better, Measurement, Pair, Score
 from spectrim.metrics._reading import device, evaluating
 
 
@@ -57,7 +58,7 @@ def speed(
         for done in range(-1, rounds):
             order = range(len(models)) if done % 2 else reversed(range(len(models)))
             for index in order:
-                taken = _round(models[index], prompt, new_tokens)
+                taken = one_round(models[index], prompt, new_tokens)
                 times[index] += [taken] if done >= 0 else []
             if progress is not None:
                 progress(done + 1, rounds)
@@ -71,49 +72,74 @@ def speed(
 
 
 def measure(pair: Pair) -> Measurement:
-    """Return median tokens/s of every model and its ratio to the first, with the rounds' range."""
+    """Return median speeds of every model and their ratios to the first, with the rounds' range.
+
+    ``first_token`` is the time in which the prompt is read and gives one token. Baselines, whose
+    weights are not packed in memory, are left out.
+    """
     chosen = pair.evaluation
     first = next(iter(pair.texts.values()), None)
     if first is None or chosen.rounds < 1:
         return {}
+    prompt = first[:1, : chosen.prompt_tokens]
+    models = timed_models(pair)
     found = speed(
-        list(pair.models.values()),
-        first[:1, : chosen.prompt_tokens],
+        list(models.values()),
+        prompt,
         rounds=chosen.rounds,
         new_tokens=chosen.new_tokens,
         progress=pair.said("timing"),
     )
     return {
-        label: list(_scores(one, found[0], label_is_first=not index))
-        for index, (label, one) in enumerate(zip(pair.models, found, strict=True))
+        label: list(_scores(one, found[0], prompt.shape[1], label_is_first=not index))
+        for index, (label, one) in enumerate(zip(models, found, strict=True))
     }
 
 
-def _scores(one: Speed, reference: Speed, *, label_is_first: bool) -> Iterator[Score]:
+def timed_models(pair: Pair) -> dict[str, PreTrainedModel]:
+    """Return the models whose speed in this process is their own: all but the baselines."""
+    left_out = pair.evaluation.baselines
+    return {label: model for label, model in pair.models.items() if label not in left_out}
+
+
+def timed(
+    name: str, own: Sequence[float], reference: Sequence[float] | None, unit: str, better: Better
+) -> Iterator[Score]:
+    """Yield the median of what was timed in rounds and, beside a reference, that of the ratios.
+
+    Ratios are taken round by round, which is steadier than the ratio of two medians.
+    """
+    yield _median(name, own, unit, better)
+    if reference is not None:
+        ratios = [one / other for one, other in zip(own, reference, strict=True)]
+        yield _median(f"{name}_ratio", ratios, "x", better)
+
+
+def _scores(one: Speed, reference: Speed, length: int, *, label_is_first: bool) -> Iterator[Score]:
     for name in ("prefill", "decode"):
-        own: tuple[float, ...] = getattr(one, name)
-        yield _median(name, own, "tokens/s")
-        if not label_is_first:
-            pairs = zip(own, getattr(reference, name), strict=True)
-            yield _median(f"{name}_ratio", tuple(a / b for a, b in pairs), "x")
+        other = None if label_is_first else getattr(reference, name)
+        yield from timed(name, getattr(one, name), other, "tokens/s", "higher")
+    own, first = ([1000 * length / rate for rate in each.prefill] for each in (one, reference))
+    yield from timed("first_token", own, None if label_is_first else first, "ms", "lower")
 
 
-def _median(name: str, values: tuple[float, ...], unit: str) -> Score:
+def _median(name: str, values: Sequence[float], unit: str, better: Better) -> Score:
     spread = (min(values), max(values))
     says = {"interval": "lowest and highest round"}
-    return Score(name, median(values), unit, "higher", len(values), spread, says)
+    return Score(name, median(values), unit, better, len(values), spread, says)
 
 
-def _round(model: nn.Module, prompt: Int[Tensor, "1 length"], count: int) -> tuple[float, float]:
+def one_round(model: nn.Module, prompt: Int[Tensor, "1 length"], count: int) -> tuple[float, float]:
+    """Return the seconds of reading a prompt and of decoding ``count`` greedy tokens after it."""
     where = device(model)
     ids = prompt.to(where)
-    start = _now(where)
+    start = now(where)
     output, fixed = _prefill(model, ids)
-    middle = _now(where)
+    middle = now(where)
     for _ in range(count):
         token = output.logits[:, -1:].argmax(-1)  # [1, 1]
         output = model(**fixed(token), past_key_values=output.past_key_values, use_cache=True)
-    return middle - start, _now(where) - middle
+    return middle - start, now(where) - middle
 
 
 def _prefill(
@@ -143,7 +169,8 @@ def _parameters(model: nn.Module) -> frozenset[str]:
     return frozenset(inspect.signature(model.forward).parameters)
 
 
-def _now(where: torch.device) -> float:
+def now(where: torch.device) -> float:
+    """Return the time in seconds when all that was asked of a device is done."""
     if where.type == "cuda":
         torch.cuda.synchronize(where)
     return perf_counter()

@@ -8,8 +8,9 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from spectrim.report import table
+from spectrim.report import points, table, tasks
 from spectrim.report.folder import Output, read
+from spectrim.report.results import results
 
 _DEMO = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
 _SOMEWHERE = "path/to/this/folder"
@@ -31,7 +32,7 @@ tokenizer = AutoTokenizer.from_pretrained({name!r})
 ```
 
 {made}
-{scores}{warnings}{recipe}{versions}"""
+{scores}{tasks}{known}{missing}{warnings}{recipe}{versions}"""
 
 
 def write_card(folder: Path, *, base: Path | None = None, name: str = _SOMEWHERE) -> Path:
@@ -58,7 +59,12 @@ def card(output: Output, *, licence: str | None = None, name: str = _SOMEWHERE) 
     base, own = _DEMO if model == "demo" else (model, None)
     # A local path names nobody's model on the hub.
     base_model = base if _HUB_NAME.fullmatch(base) and not Path(base).exists() else None
+    kind = "text2text-generation" if _reads_with_encoder(output) else "text-generation"
+    found = results(output.scores, kind)
     data = ModelCardData(
+        # The hub wants a name where there are results, and takes none where there are not.
+        model_name=f"{Path(base).name}, made smaller" if found else None,
+        eval_results=found or None,
         base_model=base_model,
         library_name="spectrim",
         license=licence or own,
@@ -88,6 +94,9 @@ def _body(output: Output, base: str, name: str) -> str:
         name=name,
         made=_made(output, base),
         scores=_scores(output.scores),
+        tasks=_tasks(output.scores),
+        known=_list("Against everything known", _known(output.scores)),
+        missing=_list("Not measured", tasks.unmeasured(output.scores)),
         warnings=_list("What to know", output.scores.get("warnings", [])),
         recipe=_fenced("Recipe", output.recipe, "yaml"),
         versions=_versions(output.scores.get("settings", {})),
@@ -122,6 +131,30 @@ def _scores(scores: dict[str, Any]) -> str:
     on = f"{_escape(str(settings.get('text')))}, {settings.get('tokens')} tokens, window "
     on += f"{settings.get('window')}, stride {settings.get('stride')}"
     return f"\n## Scores\n\nOn {on}; ± is half a 95 % interval.\n\n{lines}\n"
+
+
+def _tasks(scores: dict[str, Any]) -> str:
+    lines, names = tasks.lines(scores), tasks.columns(scores)
+    if not lines:
+        return ""
+    heads = ["", "", "", *map(_escape, names), "change", "n"]
+    rows = [" | ".join(heads), " | ".join(["---", "---", ":-:"] + ["--:"] * (len(heads) - 3))]
+    rows += [
+        " | ".join(
+            [_escape(line.task), _escape(line.name), line.arrow, *line.cells, line.change]
+            + [line.count]
+        )
+        for line in lines
+    ]
+    return "\n## Tasks\n\n{}\n".format("\n".join(f"| {row} |" for row in rows))
+
+
+def _known(scores: dict[str, Any]) -> list[str]:
+    """Return what beats the smaller model, and what must be known beside it."""
+    found, on_grid = points.points(scores), points.on_grid(scores)
+    said = points.verdicts(found)
+    remarks = [(one.label, points.remark(one, on_grid)) for one in found if one.style == "baseline"]
+    return said + [f"{label}: {remark}" for label, remark in remarks if remark]
 
 
 def _list(title: str, items: list[str]) -> str:

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from spectrim.report import table, words
-from spectrim.report.charts import predicted_against_measured, quality_against_size
-from spectrim.report.folder import Output, interval, read, rows, value
-from spectrim.report.heatmap import STEPS, heatmap
+from spectrim.report import points, table, tasks, words
+from spectrim.report.attention import attention_figures, head
+from spectrim.report.bars import figures
+from spectrim.report.charts import predicted_against_measured
+from spectrim.report.cosine import cosine_by_block
+from spectrim.report.folder import Output, read
+from spectrim.report.front import quality_front
+from spectrim.report.headlines import headlines
+from spectrim.report.heatmap import STEPS, cells, heatmap, kept_shade, loss_shade
+from spectrim.report.runs import merged
+from spectrim.report.sensitivity import halved
 from spectrim.report.spectrum import DEPTHS, panels
-
-
-@dataclass(frozen=True)
-class Headline:
-    """One large number, what it is, and what stands behind it."""
-
-    number: str
-    unit: str
-    name: str
-    detail: str
 
 
 def write_page(folder: Path, target: Path | None = None, others: Sequence[Path] = ()) -> Path:
@@ -34,7 +30,7 @@ def write_page(folder: Path, target: Path | None = None, others: Sequence[Path] 
     Args:
         folder: what ``spectrim shrink`` or ``spectrim evaluate`` wrote.
         target: the file to write; None is report.html in the folder.
-        others: further output folders, shown in the figure of quality against size.
+        others: further output folders: points in the figures, and a column each in a table.
 
     Raises:
         SpectrimError: a folder has no scores.json, or a damaged file.
@@ -54,23 +50,20 @@ def page(output: Output, others: Sequence[Output] = ()) -> str:
     """Return the report as HTML."""
     scores, plan = output.scores, output.plan
     decisions = plan.get("decisions", [])
-    quality = quality_against_size(output, list(others))
+    found = _known(output, others) | _maps(decisions, output.curves) | _tasks(scores)
     return (
         _environment()
         .get_template("page.html")
         .render(
             title=_title(output),
             subtitle=_subtitle(output),
-            headlines=_headlines(scores),
+            headlines=headlines(scores),
             warnings=scores.get("warnings", []),
             columns=table.columns(scores),
             groups=_groups(table.lines(scores)),
             texts=table.texts(scores),
-            quality=quality and quality[0],
-            left_out=quality[1] if quality else [],
             predicted=predicted_against_measured(scores.get("prediction")),
             correlation=(scores.get("prediction") or {}).get("correlation"),
-            maps=[heatmap(decisions, upright=turned) for turned in (False, True) if decisions],
             steps=list(range(STEPS + 1)),
             panels=panels(decisions, output.curves),
             depths=range(DEPTHS),
@@ -81,8 +74,69 @@ def page(output: Output, others: Sequence[Output] = ()) -> str:
             settings=_settings(scores.get("settings", {}), plan),
             recipe=output.recipe,
             words=words,
+            **found,
         )
     )
+
+
+def _known(output: Output, others: Sequence[Output]) -> dict[str, Any]:
+    """Return the figures and tables of every model that is known, further folders among them."""
+    found, left_out = points.known(output, others)
+    on_grid, best = points.on_grid(output.scores), points.front(found)
+    runs = merged(output, others) if others else {}
+    return {
+        "quality": quality_front(found),
+        "speed": quality_front(found, "speed") if others else None,
+        "left_out": left_out,
+        "known": [
+            (one, one in best, points.remark(one, on_grid)) for one in found if len(found) > 2
+        ],
+        "dense_bytes": next((one.size for one in found if one.style == "dense"), None),
+        "verdicts": points.verdicts(found),
+        "run_names": table.columns(runs),
+        "run_groups": _groups(table.lines(runs)) if runs else [],
+        "run_tasks": _by_task(tasks.lines(runs)) if runs else [],
+        "run_task_names": tasks.columns(runs),
+    }
+
+
+def _maps(decisions: list[dict[str, Any]], curves: dict[str, Any]) -> dict[str, Any]:
+    """Return the maps of blocks and roles, each level and upright."""
+    grid, halves = cells(decisions), halved(decisions, curves)
+    shades = {
+        "kept": (grid, kept_shade()),
+        "losses": (grid, loss_shade(grid, "Predicted loss, by role and block")),
+        "sensitivity": (halves, loss_shade(halves, "Predicted loss at half the rank")),
+    }
+    shown = {name: one for name, one in shades.items() if _shows(name, one[0])}
+    return {
+        "maps": {
+            name: [heatmap(*one, upright=turned) for turned in (False, True)]
+            for name, one in shown.items()
+        }
+    }
+
+
+def _shows(name: str, grid: list[Any]) -> bool:
+    return bool(grid) and (name == "kept" or any(cell.loss > 0 for cell in grid))
+
+
+def _tasks(scores: dict[str, Any]) -> dict[str, Any]:
+    """Return what the tasks say, as tables and figures."""
+    chosen = head(scores)
+    return {
+        "task_names": tasks.columns(scores),
+        "tasks": _by_task(tasks.lines(scores)),
+        "bars": figures(scores),
+        "unmeasured": tasks.unmeasured(scores),
+        "cosine": cosine_by_block(scores),
+        "head": chosen,
+        "attention": attention_figures(chosen) if chosen else [],
+    }
+
+
+def _by_task(lines: list[tasks.TaskLine]) -> list[tuple[str, list[tasks.TaskLine]]]:
+    return [(task, list(own)) for task, own in groupby(lines, key=lambda line: line.task)]
 
 
 def _environment() -> Environment:
@@ -108,52 +162,6 @@ def _subtitle(output: Output) -> str:
     kept = f"Budget: {100 * budget.get('keep', 1):.4g} % of {what.get(budget.get('of'), '?')}"
     how = (f"{part} {plan.get(part)}" for part in ("method", "allocator", "format"))
     return ". ".join([kept, ", ".join(how).capitalize()]) + "."
-
-
-def _headlines(scores: dict[str, Any]) -> list[Headline]:
-    table_rows = list(rows(scores).values())
-    if len(table_rows) < 2:
-        return []
-    dense, small = table_rows[0], table_rows[1]
-    return [
-        *_quality(dense, small),
-        _kept(dense, small, "linear_numbers", "of the linear numbers kept", words.count),
-        _kept(dense, small, "bytes_on_disk", "of the bytes on disk kept", words.bytes_),
-        *_speed(dense, small),
-    ]
-
-
-def _quality(dense: dict[str, Any], small: dict[str, Any]) -> list[Headline]:
-    ends = interval(small, "excess_loss")
-    perplexity = [words.plain(value(row, "perplexity")) for row in (dense, small)]
-    detail = f"95 % interval {words.span(ends)}. " if ends else ""
-    detail += f"Perplexity {perplexity[0]} → {perplexity[1]}."
-    excess = words.fixed(value(small, "excess_loss"), sign=True)
-    kl = f"KL from dense {words.fixed(value(small, 'kl'))} nats/token."
-    return [
-        Headline(excess, "nats/token", "loss above dense", detail),
-        Headline(words.share(value(small, "agreement")), "", "same first choice as dense", kl),
-    ]
-
-
-def _kept(dense: dict[str, Any], small: dict[str, Any], key: str, name: str, show: Any) -> Headline:
-    before, after = value(dense, key), value(small, key)
-    part = after / before if before and after is not None else None
-    detail = f"{show(after)} of {show(before)}."
-    numbers = value(dense, "numbers")
-    if key == "bytes_on_disk" and numbers and after is not None:
-        halves = [words.share(after / (width * numbers), 0) for width in (2, 4)]
-        detail += f" Of dense in fp16 {halves[0]}, in fp32 {halves[1]}."
-    return Headline(words.share(part), "", name, detail)
-
-
-def _speed(dense: dict[str, Any], small: dict[str, Any]) -> list[Headline]:
-    if value(small, "decode") is None:
-        return []
-    before, after = (words.plain(value(row, "decode")) for row in (dense, small))
-    prefill = words.times(value(small, "prefill_ratio"))
-    detail = f"{before} → {after} tokens/s. Prefill {prefill}."
-    return [Headline(words.times(value(small, "decode_ratio")), "", "decoding speed", detail)]
 
 
 def _groups(lines: list[table.Line]) -> list[list[table.Line]]:

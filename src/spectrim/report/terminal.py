@@ -1,4 +1,4 @@
-"""The scores as a table in the terminal."""
+"""The scores as tables in the terminal."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from spectrim.report import points, tasks
 from spectrim.report import table as scores_table
 from spectrim.report.folder import clean
+
+_MANY = 3  # columns of models from which numbers and their intervals stand below each other
 
 
 def show(scores: dict[str, Any], console: Console | None = None) -> None:
@@ -19,10 +22,15 @@ def show(scores: dict[str, Any], console: Console | None = None) -> None:
 
 
 def render(scores: dict[str, Any]) -> RenderableType:
-    """Return the scores as Rich shows them: dense beside small, then texts, then warnings."""
+    """Return the scores as Rich shows them: measures, texts, tasks, then what is to be known."""
     parts: list[RenderableType] = [_scores(scores)]
     if len(scores_table.texts(scores)) > 1:
         parts.append(_texts(scores))
+    if tasks.lines(scores):
+        parts.append(_tasks(scores))
+    found = points.points(scores)
+    parts += [Text(clean(said)) for said in points.verdicts(found)]
+    parts += [Text(clean(said), style="dim") for said in tasks.unmeasured(scores)]
     parts += [Text(f"! {clean(warning)}", style="yellow") for warning in scores["warnings"]]
     return Group(*parts)
 
@@ -35,28 +43,65 @@ def _scores(scores: dict[str, Any]) -> Table:
         caption=Text(clean(_measured(settings))),
         caption_justify="left",
     )
-    table.add_column("", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    for label in scores_table.columns(scores):
-        table.add_column(Text(clean(label)), justify="right", no_wrap=True)
+    labels = scores_table.columns(scores)
+    many = len(labels) >= _MANY
+    _name_columns(table, labels)
     table.add_column("change", justify="right", no_wrap=True)
     group = ""
     for line in scores_table.lines(scores):
         if group and line.group != group:
             table.add_section()
         group = line.group
-        table.add_row(line.name, line.arrow, *line.cells, line.change)
+        cells = [_narrow(cell, many) for cell in line.cells]
+        table.add_row(Text(clean(line.name)), line.arrow, *cells, line.change)
     return table
 
 
 def _texts(scores: dict[str, Any]) -> Table:
     table = Table(box=SIMPLE_HEAD, title="Loss by text, nats/token")
-    table.add_column("text")
+    table.add_column("text", overflow="fold")  # a path has no spaces to break at
     for title in ("dense", "small", "excess", "KL", "agreement"):
         table.add_column(title, justify="right")
     for line in scores_table.texts(scores):
-        table.add_row(Text(clean(line.name)), *line.cells)
+        table.add_row(Text(clean(line.name)), *line.cells[:5])
     return table
+
+
+def _tasks(scores: dict[str, Any]) -> Table:
+    labels = tasks.columns(scores)
+    table = Table(box=SIMPLE_HEAD, title="Tasks")
+    many = len(labels) >= _MANY
+    _name_columns(table, labels)
+    table.add_column("change", justify="right", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    task = ""
+    for line in tasks.lines(scores):
+        if line.task != task:
+            table.add_section()
+            task = line.task
+            table.add_row(Text(clean(task), style="bold"))
+        cells = [_narrow(cell, many) for cell in line.cells]
+        name = Text(f"  {clean(line.name)}")
+        table.add_row(name, line.arrow, *cells, line.change, line.count)
+    return table
+
+
+def _name_columns(table: Table, labels: list[str]) -> None:
+    """Add columns of a measure's name, its arrow, and one for every model."""
+    many = len(labels) >= _MANY
+    table.add_column("", min_width=14 if many else 20)
+    table.add_column("", no_wrap=True)
+    for label in labels:
+        heading = clean(label).replace(" ", "\n") if many else clean(label)
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+
+
+def _narrow(cell: str, many: bool) -> Text:
+    """Return a cell, its parts on lines of their own where there are ``many`` columns."""
+    cell = cell.replace("; ", "\n")
+    if many:
+        cell = cell.replace(" ±", "\n±").replace(", ", ",\n").replace("not ", "not\n")
+    return Text(cell)
 
 
 def _measured(settings: dict[str, Any]) -> str:

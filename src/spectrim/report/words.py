@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from math import floor, isfinite, log10
 
 MISSING = "–"
+NOT_MEASURED = "not measured"
 GAP = "\u00a0"  # between number and unit, where a line must not break
 ARROWS = {"lower": "↓", "higher": "↑", "none": ""}
+_WRITTEN = {
+    "f1": "F1",
+    "mcnemar": "McNemar",
+    "icat": "ICAT",
+    "lms": "LMS",
+    "ss": "SS",
+    "npmi": "NPMI",
+    "nmi": "NMI",
+    **{f"rouge{kind}": f"ROUGE-{kind}" for kind in ("1", "2", "L", "Lsum", "S", "SU")},
+}
 _EXPERT = re.compile(r"expert\d+_")
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -37,6 +49,36 @@ def fixed(number: float | None, digits: int = 3, sign: bool = False) -> str:
 def share(part: float | None, digits: int = 1) -> str:
     """Return a part of one as per cent."""
     return MISSING if part is None or not isfinite(part) else f"{100 * part:.{digits}f}{GAP}%"
+
+
+def measure(name: str) -> str:
+    """Return a measure's name in words, as papers write it."""
+    return " ".join(_WRITTEN.get(word, word) for word in name.split("_"))
+
+
+def probability(p: float | None) -> str:
+    """Return a p-value; small ones only as small."""
+    if p is None or not isfinite(p):
+        return f"p{GAP}{MISSING}"
+    return f"p{GAP}<{GAP}0.001" if p < 0.001 else f"p{GAP}{p:.2g}" if p < 0.1 else f"p{GAP}{p:.2f}"
+
+
+def change(difference: float | None, unit: str = "") -> str:
+    """Return a difference with its sign; of shares in percentage points."""
+    if unit != "share" or difference is None:
+        return fixed(difference, sign=True)
+    return fixed(100 * difference, 1, sign=True) + f"{GAP}pts"
+
+
+def half(ends: tuple[float, float] | None, show: Callable[[float], str]) -> str:
+    """Return half an interval after its sign, or nothing where there is none."""
+    return f" ±{GAP}{show((ends[1] - ends[0]) / 2)}" if ends else ""
+
+
+def sentence(text: str) -> str:
+    """Return the text with a capital and a full stop."""
+    text = " ".join(text.split())
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def times(ratio: float | None) -> str:

@@ -1,0 +1,60 @@
+"""What the command line says about each option and argument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+HELP = {
+    "model": "Hub name, model folder, GGUF file, or 'demo'. May be left out where --recipe names "
+    "one.",
+    "output": "Folder to write: the smaller model, its recipe, plan and scores.",
+    "keep": "The part that stays: '80% of linear' (numbers of the linear maps inside the blocks) "
+    "or '60%' (bytes of the whole model).",
+    "calibration": "Text to read: a .txt or .jsonl file, a data set's name, or 'default' for the "
+    "built-in mix. The closer to later use, the better.",
+    "tokens": "How much to read: sequences x tokens in each, such as 128x2048.",
+    "method": "How one map is decomposed; see 'spectrim list methods'.",
+    "allocator": "How the budget is shared among the maps; see 'spectrim list allocators'.",
+    "format": "What is stored for a map; see 'spectrim list formats'.",
+    "refine": "Solve the factors again on what the smaller model really delivers; auto keeps that "
+    "where it helps on text set aside.",
+    "protect": "Leave sites dense whose name, role or 'block N' this regular expression finds, "
+    "such as 'down' or 'block 0$'. May be repeated.",
+    "seed": "For everything drawn at random; same seed, same bits.",
+    "no-heal": "Do not train afterwards. Nothing does yet, so this has no effect.",
+    "plan": "Replay a plan.json bit for bit instead of allocating; it says what to keep.",
+    "recipe": "Start from a recipe, such as recipes/default.yaml; other options change it.",
+    "cache": "Folder for converted models and statistics, shared by all runs.",
+    "trust-remote-code": "Run code that comes with the model.",
+    "evaluate": "Measure dense and smaller model beside each other at the end.",
+    "predictions": "Also measure the loss at several budgets beside what the plan's currency "
+    "predicts for them; the report plots both.",
+    "measured": "Folder or name of the model to measure.",
+    "text": "Held-out text: a .txt or .jsonl file, a data set's name, or 'default'.",
+    "against": "The model to compare with.",
+    "suite": "basic: the texts. quick: also tasks, a few items of each, minutes on two cores. "
+    "full: all items of all tasks, hours.",
+    "tasks": "Only these tasks, separated by commas: those of 'spectrim list tasks' and any that "
+    "lm-evaluation-harness knows.",
+    "limit": "Items of each task.",
+    "data": "Folder with the tasks' data sets; what is not there comes from the hub.",
+    "fresh": "Ask again instead of using kept answers.",
+    "json": "Also write the scores to this file.",
+    "inspected": "Folder of a smaller model, or any model: then its sites.",
+    "as-json": "Print JSON instead of a table.",
+    "folders": "Folders that 'spectrim shrink' wrote, the one that the page is about first.",
+    "page": "File to write.",
+    "kind": "Only this kind.",
+}
+
+
+def option(name: str, *flags: str, default: str | bool = False) -> Any:
+    """Return an option with its help; default is what is shown where the value may be None."""
+    return typer.Option(*flags, help=HELP[name], show_default=default)
+
+
+def argument(name: str, default: str | bool = False) -> Any:
+    """Return an argument with its help; default as for ``option``."""
+    return typer.Argument(help=HELP[name], show_default=default)

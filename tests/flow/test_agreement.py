@@ -1,0 +1,97 @@
+"""Our numbers are those of the tools that people would check them with, to the last digit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from spectrim import sources
+from spectrim.default_text import documentation
+from spectrim.metrics import Evaluation, Pair, harness, windows
+from spectrim.metrics._harness_tasks import YAML
+from spectrim.metrics.perplexity import perplexity
+from spectrim.weights import quiet
+
+# Right or wrong of ten questions, and a probability: all its digits depend on every logit.
+ITEMS = {"arc_easy": 10, "truthfulqa_mc2": 1}
+
+
+@pytest.fixture(scope="module")
+def command(demo_cache: Path, data: Path, root: Path, tmp_path_factory: Any) -> Any:
+    """Return a callable that runs lm-eval's own command on the demo model's folder."""
+    folder = sources.resolve("demo", demo_cache).folder
+
+    def run(task: str, limit: int, batch: int) -> dict[str, float]:
+        out = tmp_path_factory.mktemp(task)
+        words = ["--model", "hf", "--model_args", f"pretrained={folder},dtype=bfloat16"]
+        words += ["--tasks", task, "--limit", str(limit), "--batch_size", str(batch)]
+        words += ["--device", "cpu", "--include_path", str(YAML), "--output_path", str(out)]
+        words += ["--metadata", json.dumps({"data": str(data)})]
+        paths = [str(root / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        settings = os.environ | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            # Sums of bfloat16 products depend on how they are shared among threads.
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "lm_eval", "run", *words],
+            env=settings,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        (file,) = out.glob("**/results_*.json")
+        found: dict[str, float] = json.loads(file.read_text())["results"][task]
+        return found
+
+    return run
+
+
+@pytest.mark.parametrize("task", ITEMS)
+def test_harness_agrees_with_the_command_of_lm_eval(
+    task: str, demo_models: Any, data: Path, command: Any
+) -> None:
+    dense, _, tokenizer = demo_models
+    chosen = Evaluation(suite="full", tasks=(task,), limit=ITEMS[task], data=data)
+    scores = harness.measure(Pair({"dense": dense}, {}, chosen, None, tokenizer))["dense"]
+    theirs = command(task, ITEMS[task], scores[0].settings["batch"])
+    assert {one.name for one in scores} == {
+        name.partition(",")[0] for name in theirs if name.startswith("acc") and "stderr" not in name
+    }
+    for one in scores:
+        assert one.n == ITEMS[task]
+        assert f"{one.value:.10f}" == f"{theirs[f'{one.name},none']:.10f}"
+
+
+@pytest.mark.parametrize("stride", [None, 24])
+def test_perplexity_agrees_with_the_loss_of_transformers(
+    demo_models: Any, demo_cache: Path, stride: int | None
+) -> None:
+    dense, _, tokenizer = demo_models
+    stream = tokenizer(documentation()[0], verbose=False, return_tensors="pt").input_ids[0, :256]
+    ids = windows(stream, 64, stride or 64)
+    with quiet():
+        folder = sources.resolve("demo", demo_cache).folder
+        plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    total, count = 0.0, 0
+    for number, window in enumerate(ids):
+        labels = window.clone()
+        if stride is not None and number:
+            labels[:-stride] = -100  # scored in the window before
+        with torch.inference_mode():
+            loss = float(plain(input_ids=window[None], labels=labels[None]).loss)
+        scored = int((labels[1:] != -100).sum())  # the first token is no target
+        total, count = total + loss * scored, count + scored
+    score = perplexity(dense, ids, stride=stride)
+    assert score.settings["tokens"] == count
+    assert f"{score.value:.4f}" == f"{exp(total / count):.4f}"

@@ -1,0 +1,179 @@
+"""What the verbs of the command line hand on to the package, and what they show."""
+
+import json
+
+import pytest
+
+from spectrim import cli
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Return (exit code, standard output, standard error) of a command line."""
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(arguments)
+    captured = capsys.readouterr()
+    return leaving.value.code, captured.out, captured.err
+
+
+def test_list_names_every_plug_in_with_a_line_on_each(capsys):
+    code, out, _ = run(capsys, "list", "methods")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "methods:"
+    assert [line.split()[0] for line in lines[1:]] == [
+        "loss_aware_svd", "truncated_svd", "whitened_svd",
+    ]  # fmt: skip
+    assert all(len(line.split()) > 3 for line in lines[1:])
+
+
+def test_list_alone_lists_every_kind(capsys):
+    _, out, _ = run(capsys, "list")
+    headings = [line for line in out.splitlines() if not line.startswith(" ")]
+    kinds = "methods formats allocators metrics tasks stages families"
+    assert headings == [f"{kind}:" for kind in kinds.split()]
+    assert "  llama" in out.splitlines()
+
+
+def test_options_change_the_recipe(monkeypatch, tmp_path, capsys):
+    from spectrim import pipeline
+
+    asked = {}
+
+    def shrink(recipe, output, **options):
+        asked.update(recipe=recipe, output=output, **options)
+        return output
+
+    monkeypatch.setattr(pipeline, "shrink", shrink)
+    (tmp_path / "recipe.yaml").write_text(
+        "model: other\nkeep: 50%\nstages: [factorize: {method: truncated_svd, refine: on}]"
+    )
+    output = tmp_path / "small"
+    code, out, _ = run(
+        capsys, "shrink", "demo", "--recipe", str(tmp_path / "recipe.yaml"),
+        "--tokens", "3x8", "--calibration", "my.txt", "--format", "low_rank", "--seed", "5",
+        "--protect", "down", "--protect", "block 0$", "--no-heal", "--no-evaluate",
+        "--cache", str(tmp_path / "cache"), "-o", str(output),
+    )  # fmt: skip
+    assert code == 0
+    assert out == f"wrote {output}\n"
+    recipe, options = asked["recipe"], asked["recipe"].stages[0].options
+    assert (recipe.model, str(recipe.keep), recipe.seed) == ("demo", "50% of bytes", 5)
+    assert (recipe.calibration.text, recipe.calibration.tokens) == ("my.txt", "3x8")
+    assert (options.method, options.format, options.refine) == ("truncated_svd", "low_rank", "on")
+    assert options.protect == ("down", "block 0$")
+    assert (asked["output"], asked["cache"]) == (output, tmp_path / "cache")
+    assert (asked["plan"], asked["evaluate"]) == (None, False)
+
+
+def test_scores_are_shown_after_shrinking_and_progress_stays_out_of_the_output(
+    monkeypatch, tmp_path, capsys
+):
+    from spectrim import pipeline
+    from spectrim.report import terminal
+
+    def shrink(recipe, output, *, progress, **options):
+        progress(1, 2, "decomposing")
+        output.mkdir()
+        (output / "scores.json").write_text('{"model": "demo"}')
+        return output
+
+    shown = []
+    monkeypatch.setattr(pipeline, "shrink", shrink)
+    monkeypatch.setattr(terminal, "show", shown.append)
+    output = tmp_path / "small"
+    code, out, err = run(capsys, "shrink", "demo", "-o", str(output))
+    assert (code, shown) == (0, [{"model": "demo"}])
+    assert out == f"wrote {output}; open {output / 'report.html'}\n"
+    assert "decomposing" in err
+
+
+def test_evaluate_hands_its_options_on_and_shows_the_scores(monkeypatch, tmp_path, capsys):
+    from spectrim import evaluation
+    from spectrim.metrics import Evaluation
+    from spectrim.report import terminal
+
+    asked, shown = {}, []
+
+    def evaluate(folder, *, progress, **options):
+        asked.update(folder=folder, **options)
+        return {"model": "demo"}
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(terminal, "show", shown.append)
+    scores = tmp_path / "scores.json"
+    code, _, err = run(
+        capsys, "evaluate", "small/", "--text", "held_out.txt", "--against", "demo",
+        "--tokens", "3x8", "--json", str(scores), "--suite", "full", "--tasks", "boolq, copa",
+        "--limit", "5", "--data", str(tmp_path), "--seed", "3", "--fresh",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert shown == [{"model": "demo"}]
+    assert asked.pop("tasks") == Evaluation(
+        suite="full", tasks=("boolq", "copa"), limit=5, data=tmp_path, seed=3, fresh=True
+    )
+    assert asked == {
+        "folder": "small/",
+        "text": "held_out.txt",
+        "against": "demo",
+        "tokens": "3x8",
+        "cache": None,
+        "json_path": scores,
+    }
+
+
+def test_report_writes_beside_the_scores_unless_told_otherwise(monkeypatch, tmp_path, capsys):
+    from spectrim.report import page
+
+    written = []
+    monkeypatch.setattr(page, "write_page", lambda *given: written.append(given))
+    target, others = tmp_path / "x.html", [tmp_path / "2", tmp_path / "3"]
+    run(capsys, "report", str(tmp_path))
+    run(capsys, "report", str(tmp_path), "-o", str(target))
+    run(capsys, "report", str(tmp_path), *map(str, others), "-o", str(target))
+    beside = tmp_path / "report.html"
+    assert written == [(tmp_path, beside, []), (tmp_path, target, []), (tmp_path, target, others)]
+
+
+SITES = {
+    "model": "small",
+    "sites": [
+        {"site": "a.q", "block": 0, "role": "q", "out_features": 4, "in_features": 8,
+         "format": "pivoted", "rank": 2, "stored": 20, "dense": 32},
+        {"site": "a.k", "block": 0, "role": "k", "out_features": 4, "in_features": 8,
+         "format": "dense", "rank": 4, "stored": 32, "dense": 32},
+    ],
+}  # fmt: skip
+
+
+def test_inspect_shows_what_is_stored_beside_the_dense_shape(monkeypatch, capsys):
+    from spectrim import inspection
+
+    monkeypatch.setattr(inspection, "inspect", lambda model, cache: SITES)
+    _, out, _ = run(capsys, "inspect", "small")
+    rows = {words[0]: words[1:] for line in out.splitlines() if (words := line.split())}
+    assert rows["a.q"] == ["q", "4", "x", "8", "pivoted", "2", "20", "62.5%"]
+    assert rows["a.k"] == ["k", "4", "x", "8", "dense", "32", "100.0%"]
+    assert rows["total"] == ["52", "81.2%"]
+
+
+def test_inspect_prints_json_for_machines(monkeypatch, capsys):
+    from spectrim import inspection
+
+    monkeypatch.setattr(inspection, "inspect", lambda model, cache: SITES)
+    _, out, _ = run(capsys, "inspect", "small", "--json")
+    assert json.loads(out) == SITES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--limit", "0"], "--limit 0 asks nothing; expected 1 or more"),
+        (["--tasks", " ,"], "--tasks names no task; see 'spectrim list tasks'"),
+        (["--data", "nowhere"], "there is no folder of data 'nowhere'; check the path"),
+        (["--tokens", "7"], "'7' is no amount of tokens"),
+    ],
+)
+def test_what_evaluate_cannot_do_is_said_in_one_line(capsys, arguments, told):
+    code, out, err = run(capsys, "evaluate", "small/", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert told in err

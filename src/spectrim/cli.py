@@ -108,7 +108,7 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
 @app.command()
 def evaluate(
     folder: Annotated[str, argument("measured")],
-    text: Annotated[str, option("text", default=True)] = "default",
+    text: Annotated[list[str] | None, option("text", default="default")] = None,
     against: Annotated[
         str | None, option("against", default="what the folder was made from")
     ] = None,
@@ -152,7 +152,7 @@ def evaluate(
     with shown() as progress:
         scores = evaluation.evaluate(
             folder,
-            text=text,
+            text=text or ["default"],
             against=against,
             tokens=tokens,
             tasks=chosen,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def write_scores(scores: dict[str, Any], path: Path) -> None:
 def evaluate(
     name: str,
     *,
-    text: str = "default",
+    text: str | Sequence[str] = "default",
     against: str | None = None,
     tokens: str = "16x1024",
     tasks: Evaluation | None = None,
@@ -53,12 +54,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return the scores of a model beside another on a text that was not used to make it.
 
-    A second text, Python's documentation, is measured too: what is lost shows first on text unlike
-    the calibration text.
+    Python's documentation is measured too: what is lost shows first on text unlike the calibration
+    text.
 
     Args:
         name: folder of a smaller model, or any model.
-        text: as for calibration; "default" is the report split of the default text.
+        text: one or several, as for calibration, the headline first; "default" is the report split
+            of the default text.
         against: the reference; None for the model that the folder was made from.
         tokens: how many windows of how many tokens, from the beginning of the text.
         tasks: suite, tasks, limit, data and whether to ask afresh; None for the texts alone.
@@ -79,11 +81,14 @@ def evaluate(
         raise SpectrimError(
             f"{name} and {dense.name} do not share a tokenizer, so their losses do not compare"
         )
-    windows, used = held_out(text, tokens, dense, small.folder, cache, progress)
-    refuse_used(windows, small.folder, used)
-    texts = {used: windows.ids}
-    if text != "default":  # of which the documentation is a part
-        texts |= second_text(tokenizer, windows.ids)
+    texts = {}
+    asked = [text] if isinstance(text, str) else list(text)
+    for one in asked:
+        windows, used = held_out(one, tokens, dense, small.folder, cache, progress)
+        refuse_used(windows, small.folder, used)
+        texts[used] = windows.ids
+    if "default" not in asked:  # of which the documentation is a part
+        texts |= second_text(tokenizer, next(iter(texts.values())))
     chosen = replace(tasks or Evaluation(), cache=cache)
     scores = compare_folders(dense, small.folder, texts, chosen, progress, name)
     scores |= _made_with(small.folder)

@@ -32,7 +32,8 @@ HELP = {
     "predictions": "Also measure the loss at several budgets beside what the plan's currency "
     "predicts for them; the report plots both.",
     "measured": "Folder or name of the model to measure.",
-    "text": "Held-out text: a .txt or .jsonl file, a data set's name, or 'default'.",
+    "text": "Held-out text: a .txt or .jsonl file, a data set's name, or 'default'. May be "
+    "repeated; the first one makes the headline.",
     "against": "The model to compare with.",
     "suite": "basic: the texts. quick: also tasks, a few items of each, minutes on two cores. "
     "full: all items of all tasks, hours.",

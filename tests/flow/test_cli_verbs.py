@@ -102,7 +102,7 @@ def test_evaluate_hands_its_options_on_and_shows_the_scores(monkeypatch, tmp_pat
     monkeypatch.setattr(terminal, "show", shown.append)
     scores = tmp_path / "scores.json"
     code, _, err = run(
-        capsys, "evaluate", "small/", "--text", "held_out.txt", "--against", "demo",
+        capsys, "evaluate", "small/", "--text", "held_out.txt", "--text", "b", "--against", "demo",
         "--tokens", "3x8", "--json", str(scores), "--suite", "full", "--tasks", "boolq, copa",
         "--limit", "5", "--data", str(tmp_path), "--seed", "3", "--fresh",
     )  # fmt: skip
@@ -113,7 +113,7 @@ def test_evaluate_hands_its_options_on_and_shows_the_scores(monkeypatch, tmp_pat
     )
     assert asked == {
         "folder": "small/",
-        "text": "held_out.txt",
+        "text": ["held_out.txt", "b"],
         "against": "demo",
         "tokens": "3x8",
         "cache": None,

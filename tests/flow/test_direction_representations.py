@@ -15,6 +15,7 @@ from spectrim.metrics import (
     Pair,
     Score,
     hidden_states,
+    intent_likelihood,
     intent_probe,
     stereoset,
     topics,
@@ -41,6 +42,7 @@ def score(found: Measurement, label: str, name: str) -> Score:
     ("metric", "task", "limit", "name"),
     [
         (intent_probe, "snips", 40, "accuracy"),
+        (intent_likelihood, "snips", 16, "accuracy"),
         (stereoset, "stereoset", 16, "lms"),
         (topics, "bbc_news", 30, "nmi"),
     ],

@@ -55,7 +55,7 @@ def main() -> None:
 
 def _measure(folder: Path, data: Path, cache: list[str]) -> None:
     began = time.perf_counter()
-    texts = [part for text in ("default", *TEXTS) for part in ("--text", _path(data, text))]
+    texts = [part for text in (*TEXTS, "default") for part in ("--text", _path(data, text))]
     asked = ["--suite", "quick", "--data", data, "--tokens", TOKENS, *texts]
     _spectrim("evaluate", folder, *asked, "--json", folder / "scores.json", *cache)
     taken = (time.perf_counter() - began) / 60

@@ -33,6 +33,7 @@ Bits = Literal[4, 8]
 
 BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
 GROUP = 32
+SCHEME = 1  # raised whenever the rounding changes, so that no old answer is taken for a new one
 SCALE_BYTES = 2  # steps and offsets are kept in bf16
 
 

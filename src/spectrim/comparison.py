@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spectrim import baselines, default_text, earlier, sources, text
+from spectrim import __version__, baselines, default_text, earlier, sources, text
 from spectrim.errors import UnavailableError
-from spectrim.job import Progress
+from spectrim.job import Progress, key_of
 from spectrim.metrics import Evaluation, compare
 from spectrim.sources import Source
 
 SECOND = "Python's documentation"
+FLATTERED = (
+    "Most of the default text was sampled from the dense model itself, so it flatters both models; "
+    "'spectrim evaluate --text' measures on a text of yours."
+)
 
 
 def compare_folders(
@@ -43,8 +50,10 @@ def compare_folders(
     tokenizer = sources.tokenizer(dense)
     big, little = sources.model(dense), small_model(small)
     beside, why = _baselines(big)
-    identities = {"dense": dense.fingerprint, "small": sources.fingerprint(small)}
-    identities |= {label: f"{dense.fingerprint} {label}" for label in beside}
+    contents = {"dense": dense.fingerprint, "small": sources.fingerprint(small)}
+    contents |= {label: f"{dense.fingerprint} {label} {baselines.SCHEME}" for label in beside}
+    around = _around(dense)
+    identities = {label: key_of(content, around) for label, content in contents.items()}
     chosen = replace(
         chosen,
         name=dense.name,
@@ -54,8 +63,10 @@ def compare_folders(
     )
     scores = compare(big, little, tokenizer, texts, chosen, progress, beside)
     scores["left_out"] |= why
+    if any("sampled" in text for text in texts):
+        scores["warnings"].append(FLATTERED)
     if chosen.cache is not None:
-        scores["earlier"] = earlier.record(chosen.cache, scores, identities, texts, name)
+        scores["earlier"] = earlier.record(chosen.cache, scores, contents, texts, name)
     return scores
 
 
@@ -68,6 +79,14 @@ def second_text(tokenizer: PreTrainedTokenizerBase, like: Tensor) -> dict[str, T
     """Return text unlike most calibration texts, which every machine has, in windows ``like``."""
     found = text.encode(default_text.documentation(), tokenizer, like.shape[1])
     return {SECOND: found.ids[: len(like)]}
+
+
+def _around(source: Source) -> list[object]:
+    """Return what answers depend on besides weights: tokenizer, versions, threads, code."""
+    files = sorted(source.folder.glob("*token*")) + sorted(source.folder.glob("vocab*"))
+    words = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+    return [words, torch.__version__, transformers.__version__, __version__,
+            torch.get_num_threads(), torch.cuda.is_available()]  # fmt: skip
 
 
 def _baselines(dense: PreTrainedModel) -> tuple[dict[str, PreTrainedModel], dict[str, str]]:

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from spectrim.run import atomic_file, locked
 
-SLACK = 1.01  # sizes within 1 % count as equal
-
 
 def record(
     cache: Path,
@@ -67,16 +65,14 @@ def best(
     Args:
         cache: folder kept between runs.
         dense: the dense model's identity.
-        most_bytes: bytes on disk that it may have at most, 1 % more included.
+        most_bytes: bytes on disk that it may have at most.
         text: ``content`` of the text's windows.
         but_not: identity of a smaller model that does not count.
     """
     found = []
     for row in _rows(_file(cache, dense)):
         on = next((one for one in row["texts"].values() if one["hash"] == text), None)
-        small_enough = row["bytes_on_disk"] is not None and (
-            row["bytes_on_disk"] <= SLACK * most_bytes
-        )
+        small_enough = row["bytes_on_disk"] is not None and (row["bytes_on_disk"] <= most_bytes)
         if on and on["excess_loss"] is not None and small_enough and row["small"] != but_not:
             measured = {"loss": on["loss"], "excess_loss": on["excess_loss"]}
             found.append({key: row[key] for key in _KEPT} | measured)

@@ -88,7 +88,9 @@ def evaluate(
         refuse_used(windows, small.folder, used)
         texts[used] = windows.ids
     if "default" not in asked:  # of which the documentation is a part
-        texts |= second_text(tokenizer, next(iter(texts.values())))
+        second = second_text(tokenizer, next(iter(texts.values())))
+        if not _used(Tokens.full(*second.values()), small.folder):
+            texts |= second
     chosen = replace(tasks or Evaluation(), cache=cache)
     scores = compare_folders(dense, small.folder, texts, chosen, progress, name)
     scores |= _made_with(small.folder)
@@ -132,7 +134,7 @@ def held_out(
         splits, used = calibration_splits(calibration, asked.seed, source, cache, progress)
         found, used = splits.report, f"report split of {used}"
     else:
-        found, used = text.read(name, sources.tokenizer(source), length, sequences), name
+        found, used = text.read(name, sources.tokenizer(source), length, sequences), _shown(name)
     full = int(found.mask.all(dim=1).sum())
     if full < min(sequences, len(found)) or full < sequences and name != "default":
         raise SpectrimError(
@@ -142,14 +144,25 @@ def held_out(
     return Tokens.full(found.ids[:sequences]), used
 
 
-def refuse_used(windows: Tokens, folder: Path, name: str) -> None:
-    """Raise SpectrimError where the model in a folder was calibrated on these tokens."""
+def _shown(name: str) -> str:
+    """Return a text's name without where it lies, which cards would otherwise publish."""
+    path = Path(name)
+    return f"{path.parent.name}/{path.name}".lstrip("/") if path.is_file() else name
+
+
+def _used(windows: Tokens, folder: Path) -> float:
+    """Return which part of these tokens the model in a folder was calibrated on, if too much."""
     record = folder / "calibration.json"
     if not record.exists():
-        return
+        return 0.0
     known = torch.tensor(json.loads(record.read_text(encoding="utf-8"))["fingerprints"])
     shared = overlap(windows, known)
-    if shared > MOST_SHARED:
+    return shared if shared > MOST_SHARED else 0.0
+
+
+def refuse_used(windows: Tokens, folder: Path, name: str) -> None:
+    """Raise SpectrimError where the model in a folder was calibrated on these tokens."""
+    if shared := _used(windows, folder):
         raise SpectrimError(
             f"{name} and the text that {folder} was calibrated on share {shared:.0%}, so the "
             "result would be flattered; measure on other text"

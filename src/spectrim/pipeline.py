@@ -190,11 +190,6 @@ def measure(job: Job, recipe: Recipe, folder: Path, output: Path, predictions: b
         texts |= second_text(sources.tokenizer(job.source), job.splits.report.ids)
     chosen = Evaluation(seed=recipe.seed, cache=job.cache)
     scores = compare_folders(job.source, folder, texts, chosen, job.progress, str(output))
-    if "sampled" in name:
-        scores["warnings"].append(
-            "Most of this text was sampled from the dense model itself, so it flatters both "
-            "models; 'spectrim evaluate' measures on a text of yours."
-        )
     scores["refinement"] = job.notes.get("refinement")
     if predictions:
         scores["prediction"] = prediction(job, recipe.stages[0].options)

@@ -38,8 +38,8 @@ def test_the_lowest_excess_among_those_small_enough(tmp_path: Path) -> None:
     assert set(found) == {*earlier._KEPT, "loss", "excess_loss"}
 
 
-@pytest.mark.parametrize(("most", "expected"), [(100, "a"), (99.2, "a"), (98.9, None)])
-def test_one_per_cent_more_is_let_pass(tmp_path: Path, most: float, expected: str | None) -> None:
+@pytest.mark.parametrize(("most", "expected"), [(100, "a"), (101, "a"), (99.9, None)])
+def test_one_byte_more_is_too_many(tmp_path: Path, most: float, expected: str | None) -> None:
     earlier.keep(tmp_path, row("a", 100, 0.3))
     found = earlier.best(tmp_path, "d", most, HASH)
     assert (found and found["small"]) == expected

@@ -62,8 +62,8 @@ def test_faster_is_cheaper_and_what_was_not_timed_is_left_out() -> None:
         (70e6, 2.95, "int4 is smaller and loses less: 70.0 MB at 2.950 nats/token"),
         (100e6, 2.95, "int4 is as small and loses less:"),
         (70e6, 3.1, "int4 is smaller and loses no more:"),
-        (70e6, 3.2, "Nothing here of at most its bytes loses less than small; compared: int4."),
-        (110e6, 2.95, "Nothing here of at most its bytes loses less than small; compared: int4."),
+        (70e6, 3.2, "Nothing here of at most its bytes loses less than small: not int4."),
+        (110e6, 2.95, "Nothing here has as few bytes as small to compare it with."),
     ],
 )
 def test_a_baseline_that_beats_the_smaller_model_is_said_to(

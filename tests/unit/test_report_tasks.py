@@ -171,3 +171,9 @@ def test_a_card_without_results_names_no_model_index(tmp_path: Path) -> None:
     (folder / "scores.json").write_text(json.dumps(scores))
     text = write_card(folder).read_text(encoding="utf-8")
     assert "model-index" not in text and "model_name" not in text
+
+
+def test_a_lopsided_interval_shows_both_its_ends() -> None:
+    rare = {"value": 1 / 24, "unit": "share", "interval": [0.007, 0.202], "n": 24}
+    assert flat(tasks.shown(rare)) == "4.2 (0.7–20.2) %"
+    assert flat(tasks.shown({**rare, "value": 0.1045})) == "10.4 ± 9.8 %"

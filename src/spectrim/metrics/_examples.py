@@ -52,7 +52,7 @@ class DataSet:
     def _read(self, path: Path) -> Iterable[Row]:
         try:
             return list(self.parse(path)) if self.parse else _parsed(path)
-        except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        except (UnicodeDecodeError, ValueError, KeyError, TypeError, csv.Error) as error:
             raise SpectrimError(f"{path} cannot be read as data ({error}); get it again") from error
 
     def _from_hub(self, folder: Path | None) -> Iterable[Row]:

@@ -19,7 +19,7 @@ from spectrim.metrics import Pair
 from spectrim.metrics._reading import device, evaluating
 
 MOST = 32  # sequences at once; more give a processor nothing
-SHARE = 4  # at most one part in four of the memory that is free
+SHARE = 4  # at most one part in four of the memory
 
 
 def batch_size(vocabulary: int, length: int, number: int, free: int) -> int:
@@ -31,7 +31,7 @@ def batch_size(vocabulary: int, length: int, number: int, free: int) -> int:
         vocabulary: how many tokens the model knows.
         length: tokens of the longest sequence.
         number: bytes of one number.
-        free: bytes of memory that are free, of which a quarter is used.
+        free: bytes of memory, of which a quarter is used.
     """
     fitting = free // SHARE // (2 * vocabulary * length * number)
     return 1 << (max(1, min(fitting, MOST)).bit_length() - 1)
@@ -110,7 +110,7 @@ def _free(where: torch.device) -> int:
         return int(torch.cuda.mem_get_info(where)[0])
     import psutil
 
-    return int(psutil.virtual_memory().available)
+    return int(psutil.virtual_memory().total)  # the same at every call, unlike what is free
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from spectrim.earlier import content
 from spectrim.metrics import Pair
 from spectrim.metrics._reading import device
 
@@ -23,6 +24,9 @@ def describe(pair: Pair) -> dict[str, Any]:
     return {
         "text": name,
         "texts": {text: list(windows.shape) for text, windows in pair.texts.items()},
+        "content": None if ids is None else content(ids),
+        "suite": pair.evaluation.suite,
+        "limit": pair.evaluation.limit,
         "window": window,
         "stride": pair.evaluation.stride or window,
         "tokens": tokens,

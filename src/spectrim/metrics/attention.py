@@ -39,7 +39,8 @@ def measure(pair: Pair) -> Measurement:
     the mean distance in each block.
 
     Raises:
-        UnavailableError: there is no tokenizer, or a model that gives no attention maps.
+        UnavailableError: there is no tokenizer, a model gives no attention maps, or the models
+            differ in blocks or heads.
     """
     labels = list(pair.judged)
     if not pair.asked("attention") or len(labels) < 2:
@@ -110,6 +111,10 @@ def _asked(pair: Pair, ids: list[int]) -> dict[str, Any]:
     tokens = torch.tensor(ids)
     maps = {label: attention_maps(model, tokens) for label, model in pair.judged.items()}
     first, *others = maps
+    if any(maps[label].shape != maps[first].shape for label in others):
+        raise UnavailableError(
+            "attention maps compare head by head, and the models differ in blocks or heads"
+        )
     apart = {label: distances(maps[first], maps[label]) for label in others}
     moved = apart[others[0]]
     block, head = divmod(int(moved.argmax()), moved.shape[1])

@@ -71,7 +71,8 @@ def measure(pair: Pair) -> Measurement:
             answer = _answer(pair, label, task)
             found[label] += _scores(pair, task, answer)
             first = first or answer
-            found[label] += _flips(first, answer, task.name) if answer is not first else []
+            if answer is not first:
+                found[label] += _flips(first, answer, task)
     return found
 
 
@@ -167,9 +168,10 @@ def _scores(pair: Pair, task: Loaded, answer: Answer) -> list[Score]:
 def _score(name: str, values: list[float | None], total: float, upwards: bool, task: str) -> Score:
     """Return the score with the interval that its values allow; the value is lm-eval's own."""
     numbers = [value for value in values if value is not None]
-    if _right_or_wrong(values):
+    plain = len(numbers) == len(values) and isclose(fmean(numbers), total, abs_tol=1e-12)
+    if plain and _right_or_wrong(values):
         score = proportion([value == 1 for value in values], name, task)
-    elif len(numbers) == len(values) and isclose(fmean(numbers), total, abs_tol=1e-12):
+    elif plain:
         unit = "share" if all(0 <= value <= 1 for value in numbers) else ""
         score = mean(numbers, name, unit, "higher", task)
     else:
@@ -181,11 +183,13 @@ def _right_or_wrong(values: list[float | None]) -> bool:
     return all(value in (0, 1) for value in values)
 
 
-def _flips(dense: Answer, small: Answer, task: str) -> list[Score]:
+def _flips(dense: Answer, small: Answer, task: Loaded) -> list[Score]:
     """Return the flips of accuracy, or of the first metric that is right or wrong."""
+    upwards = task.task.higher_is_better()
     for kind, columns in small["samples"].items():
         for metric in sorted(columns, key=lambda name: name != "acc"):
             before, after = dense["samples"][kind][metric], columns[metric]
-            if _right_or_wrong(before) and _right_or_wrong(after):
-                return flips([one == 1 for one in before], [one == 1 for one in after], task)
+            both = _right_or_wrong(before) and _right_or_wrong(after)
+            if both and upwards.get(metric, True):
+                return flips([one == 1 for one in before], [one == 1 for one in after], task.name)
     return []

@@ -10,7 +10,7 @@ from typing import Any
 from spectrim.report.folder import Output, interval, rows, value
 from spectrim.report.words import bytes_, fixed
 
-_SAME = ("text", "window", "stride", "tokens")  # what must agree for two losses to compare
+_SAME = ("text", "content", "window", "stride", "tokens")  # agree where two losses compare
 _FOUR_BITS = re.compile(r"(int|uint|nf|fp|q)4|\b4[ -]?bit", re.IGNORECASE)
 _ALIKE = 5e-4  # nats per token: what three decimals do not tell apart
 ON_GRID = (
@@ -143,10 +143,10 @@ def verdicts(found: Sequence[Point]) -> list[str]:
         if one is not small and one.size <= small.size and one.loss <= small.loss + _ALIKE / 2
     ]
     said = [f"{_beaten(one, small)} {_both(one, small)}" for one in beating]
-    compared = ", ".join(one.label for one in rivals)
-    return said or [
-        f"Nothing here of at most its bytes loses less than {small.label}; compared: {compared}."
-    ]
+    as_small = ", ".join(one.label for one in rivals if one.size <= small.size)
+    if said or not as_small:
+        return said or [f"Nothing here has as few bytes as {small.label} to compare it with."]
+    return [f"Nothing here of at most its bytes loses less than {small.label}: not {as_small}."]
 
 
 def remark(point: Point, on_grid: bool) -> str:

@@ -10,6 +10,7 @@ from spectrim.report.folder import interval, rows, value
 from spectrim.report.table import flips
 
 FLIPS = ("lost", "gained", "mcnemar_p")
+LOPSIDED = 0.15  # of an interval's width; ± would say something else then
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def unmeasured(scores: dict[str, Any]) -> list[str]:
 
 
 def shown(score: dict[str, Any] | None) -> str:
-    """Return one score with half its interval; nothing where there is no score."""
+    """Return one score with its interval, the ends of a share; nothing where there is none."""
     if not isinstance(score, dict):
         return ""
     if (score.get("settings") or {}).get("not_measured"):
@@ -78,14 +79,20 @@ def shown(score: dict[str, Any] | None) -> str:
     if number is None:
         return words.MISSING
     if unit == "share":
-        reach = words.half(ends, lambda half: f"{100 * half:.1f}")
-        return f"{100 * number:.1f}{reach}{words.GAP}%"
+        return f"{100 * number:.1f}{_around(number, ends)}{words.GAP}%"
     if unit == "block":
         return f"{number:.0f}"
     if unit == "probability":
         return words.probability(number)
     digits = _digits(number)
     return words.fixed(number, digits) + words.half(ends, lambda half: words.fixed(half, digits))
+
+
+def _around(number: float, ends: tuple[float, float] | None) -> str:
+    """Return half an interval after its sign, or both its ends where it is lopsided."""
+    if ends and abs(ends[0] + ends[1] - 2 * number) > LOPSIDED * (ends[1] - ends[0]):
+        return f" ({100 * ends[0]:.1f}–{100 * ends[1]:.1f})"
+    return words.half(ends, lambda half: f"{100 * half:.1f}")
 
 
 def named(name: str, score: dict[str, Any]) -> str:

@@ -97,3 +97,22 @@ def test_a_task_that_cannot_be_had_is_an_error_when_asked_for(small: Path, tmp_p
         measure(small, held_out, tasks=("crows_pairs",), data=tmp_path / "source")
     with pytest.raises(SpectrimError, match="did you mean 'crows_pairs'"):
         measure(small, held_out, tasks=("crows_pair",), data=tmp_path / "source")
+
+
+def test_models_that_read_differently_are_not_compared(small: Path) -> None:
+    held_out = write_text(small.parent / "held_out.txt", seed=1)
+    other = tiny_folder(small.parent / "other")
+    file = other / "tokenizer.json"
+    file.write_text(file.read_text().replace('"w9"', '"x9"'))
+    with pytest.raises(SpectrimError, match="do not share a tokenizer"):
+        evaluation.evaluate(str(small), text=str(held_out), against=str(other), tokens=SIZE)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(20, "gives 0 full windows of 32 tokens"), (100, "gives 3 full windows"), (0, "is empty")],
+)
+def test_text_that_is_too_short_is_refused(small: Path, words: int, told: str) -> None:
+    held_out = write_text(small.parent / "held_out.txt", words=words, seed=1)
+    with pytest.raises(SpectrimError, match=told):
+        measure(small, held_out)

@@ -128,14 +128,15 @@ def written(
         out = model.generate(
             input_ids=inputs.to(device(model)),
             attention_mask=mask.to(device(model)),
-            generation_config=_greedy(model, new_tokens, pad),
+            generation_config=greedy(model, new_tokens, pad),
         )
     new = out[:, 1:] if encoder_decoder else out[:, longest:]
     texts = [str(text) for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
     return [_cut(text, until) for text in texts]
 
 
-def _greedy(model: Any, new_tokens: int, pad: int) -> GenerationConfig:
+def greedy(model: Any, new_tokens: int, pad: int) -> GenerationConfig:
+    """Return settings for the likeliest token at every step."""
     config = model.generation_config
     # A model's own generation settings may sample; only its special tokens are taken over.
     return GenerationConfig(

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from spectrim.metrics._asking import greedy
 from spectrim.metrics._reading import device, evaluating
 
 PROMPTS = (
@@ -51,19 +52,11 @@ def continuations(
 def _continue(model: Any, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int) -> str:
     inputs = tokenizer(prompt, return_tensors="pt").to(device(model))
     config = model.generation_config
-    # A model's own generation settings may sample; only its special tokens are taken over.
-    greedy = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=tokens,
-        bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
-        pad_token_id=config.pad_token_id if config.pad_token_id is not None else _first(config),
-        decoder_start_token_id=config.decoder_start_token_id,
-    )
+    pad = config.pad_token_id if config.pad_token_id is not None else _first(config)
     output = model.generate(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
-        generation_config=greedy,
+        generation_config=greedy(model, tokens, pad),
     )
     skipped = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     return str(tokenizer.decode(output[0, skipped:], skip_special_tokens=True))

@@ -85,7 +85,7 @@ def evaluate(
     asked = [text] if isinstance(text, str) else list(text)
     for one in asked:
         windows, used = held_out(one, tokens, dense, small.folder, cache, progress)
-        refuse_used(windows, small.folder, used)
+        refuse_used(windows, small.folder, used if one == "default" else one)
         texts[used] = windows.ids
     if "default" not in asked:  # of which the documentation is a part
         second = second_text(tokenizer, next(iter(texts.values())))

@@ -228,6 +228,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
 def test_a_real_interrupt_ends_with_130(tmp_path):
     code = (
         "import os, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells may ignore it
         "from spectrim import cli, registry\n"
         "def wait(self):\n"
         "    os.kill(os.getpid(), signal.SIGINT); time.sleep(30)\n"

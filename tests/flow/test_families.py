@@ -274,7 +274,7 @@ def test_from_python_it_is_one_call(tmp_path: Path) -> None:
         )
     assert torch.equal(logits(model, tokens()), logits(load(tmp_path / "small"), tokens()))
     scores = json.loads((tmp_path / "small" / "scores.json").read_text())
-    assert [row["label"] for row in scores["rows"]] == ["dense", "small"]
+    assert [row["label"] for row in scores["rows"]] == ["dense", "small", "int8", "int4"]
     assert (tmp_path / "small" / "report.html").stat().st_size > 1000
 
 

@@ -64,15 +64,18 @@ def test_a_copying_model_is_certain_of_repetition_and_wrong_on_change() -> None:
 
 def test_identical_models_do_not_diverge_and_always_agree() -> None:
     model = Unigram(torch.randn(VOCABULARY))
-    kl, agreement = divergence(model, model, some_ids())
-    assert (kl.value, agreement.value) == (0.0, 1.0)
+    kl, agreement, jensen_shannon = divergence(model, model, some_ids())
+    assert (kl.value, agreement.value, jensen_shannon.value) == (0.0, 1.0, 0.0)
     assert kl.interval == (0.0, 0.0)
 
 
 def test_divergence_between_two_known_distributions() -> None:
     p, q = torch.randn(2, VOCABULARY, generator=torch.manual_seed(1)).softmax(-1)
-    kl, agreement = divergence(Unigram(p.log()), Unigram(q.log()), some_ids())
+    kl, agreement, jensen_shannon = divergence(Unigram(p.log()), Unigram(q.log()), some_ids())
     assert kl.value == pytest.approx(float((p * (p / q).log()).sum()), rel=1e-5)
+    middle = (p + q) / 2
+    halves = [float((one * (one / middle).log()).sum()) for one in (p, q)]
+    assert jensen_shannon.value == pytest.approx(sum(halves) / 2, rel=1e-5)
     assert agreement.value == float(p.argmax() == q.argmax())
 
 
@@ -82,15 +85,32 @@ def test_agreement_is_the_share_of_equal_first_choices() -> None:
     assert divergence(Copying(), constant, ids)[1].value == pytest.approx(3 / 4)
 
 
+def test_models_that_exclude_each_other_are_as_far_apart_as_can_be() -> None:
+    one, other = torch.full((2, VOCABULARY), -inf)
+    one[3], other[4] = 0.0, 0.0
+    kl, agreement, jensen_shannon = divergence(Unigram(one), Unigram(other), some_ids())
+    assert (kl.value, agreement.value) == (inf, 0.0)
+    assert jensen_shannon.value == pytest.approx(log(2))
+
+
+def test_flips_count_tokens_lost_and_gained() -> None:
+    constant = Unigram(nn.functional.one_hot(torch.tensor(5), VOCABULARY).float())
+    reading = read([Copying(), constant], torch.tensor([[5, 5, 5, 1, 1, 5]]))
+    assert reading.right[:, 0].tolist() == [3, 3]  # copying knows 5 5 1; the constant 5 5 5
+    assert (float(reading.lost[1, 0]), float(reading.gained[1, 0])) == (1, 1)
+    again = Reading.of_rows(reading.rows())
+    assert torch.equal(again.lost, reading.lost) and torch.equal(again.losses, reading.losses)
+
+
 def test_a_token_that_is_impossible_for_both_adds_nothing() -> None:
     row = torch.randn(VOCABULARY)
     row[3] = -inf
-    kl, _ = divergence(Unigram(row), Unigram(row.clone()), some_ids())
-    assert kl.value == 0.0
+    kl, _, jensen_shannon = divergence(Unigram(row), Unigram(row.clone()), some_ids())
+    assert (kl.value, jensen_shannon.value) == (0.0, 0.0)
 
 
 def test_a_model_that_gives_nan_is_not_scored_as_if_it_did_not() -> None:
-    kl, _ = divergence(Unigram(torch.full((VOCABULARY,), nan)), uniform(), some_ids())
+    kl, *_ = divergence(Unigram(torch.full((VOCABULARY,), nan)), uniform(), some_ids())
     assert isnan(kl.value)
     assert isnan(perplexity(Unigram(torch.full((VOCABULARY,), nan)), some_ids()).value)
 
@@ -171,7 +191,7 @@ def test_nothing_to_read(shape: tuple[int, int]) -> None:
 
 def test_the_interval_is_students_over_sequences() -> None:
     sums = torch.randn(6, dtype=torch.float64, generator=torch.manual_seed(3)) + 40
-    reading = Reading(torch.full((6,), 20), sums[None], sums[None], sums[None])
+    reading = Reading(torch.full((6,), 20), *[sums[None]] * 7)
     means = (sums / 20).numpy()
     expected = stats.t.interval(0.95, 5, means.mean(), stats.sem(means))
     assert reading.interval(sums) == pytest.approx(expected)

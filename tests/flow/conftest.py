@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,9 @@ def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Place:
 @pytest.fixture(scope="session")
 def demo_models(demo_cache: Path) -> tuple[Any, Any, Any]:
     """Return the demo model, a copy with noise on the weights of its blocks, and the tokenizer."""
-    import torch
-
+    from noise import with_noise
     from spectrim import sources
 
     source = sources.resolve("demo", demo_cache)
     dense = sources.model(source)
-    noisy = copy.deepcopy(dense)
-    drawn = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, weight in noisy.named_parameters():
-            if ".layers." in name and weight.ndim == 2:
-                noise = torch.randn(weight.shape, generator=drawn) * weight.float().std()
-                weight.add_((NOISE * noise).to(weight.dtype))
-    return dense, noisy, sources.tokenizer(source)
+    return dense, with_noise(dense, NOISE), sources.tokenizer(source)

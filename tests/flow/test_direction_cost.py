@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from noise import with_noise
 from spectrim import baselines, sites, sources
 from spectrim.checkpoint import attach
 from spectrim.formats import from_factors
@@ -29,14 +29,7 @@ def divergences(models: list[Any], tokenizer: Any) -> list[float]:
 
 def off_the_grid(dense: Any) -> Any:
     """Return a copy with noise far below the weights but not below the grid's steps."""
-    moved = copy.deepcopy(dense)
-    drawn = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, weight in moved.named_parameters():
-            if ".layers." in name and weight.ndim == 2:
-                noise = torch.randn(weight.shape, generator=drawn) * weight.float().std()
-                weight.add_((0.05 * noise).to(weight.dtype))
-    return moved
+    return with_noise(dense, 0.05)
 
 
 def test_int4_loses_more_than_int8(demo_models: tuple[Any, Any, Any]) -> None:

@@ -40,14 +40,18 @@ class DataSet:
             UnavailableError: neither the file nor the hub's data set can be had.
             SpectrimError: the file is empty, is damaged, or its rows lack a column.
         """
-        folder = pair.evaluation.data
-        path = folder / self.file if folder else None
-        if path is not None and path.is_file():
+        path = self.local(pair)
+        if path is not None:
             found = _checked(self._read(path), self.columns, str(path))
         else:
-            found = _checked(self._from_hub(folder), self.columns, self.hub)
+            found = _checked(self._from_hub(pair.evaluation.data), self.columns, self.hub)
         random.Random(pair.evaluation.seed if seed is None else seed).shuffle(found)
         return found if limit is None else found[:limit]
+
+    def local(self, pair: Pair) -> Path | None:
+        """Return the file, where the folder of data has it."""
+        folder = pair.evaluation.data
+        return folder / self.file if folder and (folder / self.file).is_file() else None
 
     def _read(self, path: Path) -> Iterable[Row]:
         try:

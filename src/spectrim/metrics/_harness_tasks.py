@@ -37,8 +37,7 @@ class Loaded:
 
 def is_local(pair: Pair, name: str) -> bool:
     """Return whether the folder of data has the documents of that task."""
-    folder = pair.evaluation.data
-    return folder is not None and name in LOCAL and (folder / LOCAL[name].data.file).is_file()
+    return name in LOCAL and LOCAL[name].data.local(pair) is not None
 
 
 @cache

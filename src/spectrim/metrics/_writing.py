@@ -63,15 +63,9 @@ def how(pair: Pair, new_tokens: int) -> dict[str, Any]:
     }
 
 
-def is_local(pair: Pair, data: DataSet) -> bool:
-    """Return whether a data set comes from a file, not from the hub."""
-    folder = pair.evaluation.data
-    return folder is not None and (folder / data.file).is_file()
-
-
 def origin(pair: Pair, data: DataSet, file_split: str) -> dict[str, str]:
     """Return which data and which split of it are used: the file's, else the hub's."""
-    if is_local(pair, data):
+    if data.local(pair) is not None:
         return {"data": data.file, "split": file_split}
     return {"data": data.hub, "split": data.hub.rpartition(":")[2]}
 

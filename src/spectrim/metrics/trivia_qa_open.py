@@ -10,7 +10,7 @@ from spectrim.errors import SpectrimError, UnavailableError
 from spectrim.metrics import Measurement, Pair
 from spectrim.metrics._examples import DataSet, Row
 from spectrim.metrics._trivia import of_hub, scored
-from spectrim.metrics._writing import is_local, origin
+from spectrim.metrics._writing import origin
 
 TASKS = ("trivia_qa_open",)
 
@@ -44,7 +44,7 @@ def measure(pair: Pair) -> Measurement:
         SpectrimError: the file is empty or damaged, or none of its questions has a passage.
     """
     chosen = pair.evaluation
-    if chosen.suite == "quick" and not chosen.tasks and not is_local(pair, DATA):
+    if chosen.suite == "quick" and not chosen.tasks and DATA.local(pair) is None:
         raise UnavailableError(
             f"no file {DATA.file} in the folder of data, and the hub's texts are gigabytes, too "
             f"many for the quick suite; bring the file, or ask with --tasks {TASKS[0]}"

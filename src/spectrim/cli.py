@@ -213,25 +213,14 @@ def list_(kind: Annotated[Kind | None, argument("kind", default="all")] = None) 
 
     Example: spectrim list methods
     """
+    from spectrim.console import entries
+
     for one in [kind] if kind else get_args(Kind):
         typer.echo(f"{one}:")
-        for name, summary in _entries(one):
-            typer.echo(f"  {name:<16} {summary}".rstrip())
-
-
-def _entries(kind: str) -> list[tuple[str, str]]:
-    if kind == "families":
-        from spectrim.architectures import ARCHITECTURES
-
-        return [(name, "") for name in sorted(ARCHITECTURES)]
-    from spectrim.registry import Registry
-
-    if kind == "tasks":
-        held = Registry("metric", "spectrim.metrics")
-        asking = [(name, held.constant(name, "TASKS") or ()) for name in held.names()]
-        return [(task, held.summary(name)) for name, tasks in asking for task in tasks]
-    registry = Registry(kind.removesuffix("s"), f"spectrim.{kind}")
-    return [(name, registry.summary(name)) for name in registry.names()]
+        found = entries(one)
+        wide = max((len(name) for name, _ in found), default=0)
+        for name, summary in found:
+            typer.echo(f"  {name:<{wide}}  {summary}".rstrip())
 
 
 def _names(tasks: str | None) -> tuple[str, ...]:

@@ -28,36 +28,38 @@ FLATTERED = (
 
 def compare_folders(
     dense: Source,
-    small: Path,
+    small: Source | Path,
     texts: Mapping[str, Tensor],
     chosen: Evaluation,
     progress: Progress,
     name: str,
 ) -> dict[str, Any]:
-    """Return the scores of the model in ``small`` beside its dense model and the baselines.
+    """Return the scores of the smaller model beside its dense model and the baselines.
 
     Baselines are the dense model in int8 and int4, weights only, and the best earlier run of at
     most the same bytes on the same text.
 
     Args:
         dense: the reference.
-        small: folder of the smaller model.
+        small: the smaller model, or its folder where its content was not hashed yet.
         texts: token windows by name, the headline text first.
         chosen: what to measure; names, folders, identities and baselines are filled in here.
         progress: called as ``progress(done, total, what)``.
         name: what to call the smaller model among other runs.
     """
+    if isinstance(small, Path):
+        small = Source(str(small), small, sources.fingerprint(small))
     tokenizer = sources.tokenizer(dense)
-    big, little = sources.model(dense), small_model(small)
+    big, little = sources.model(dense), sources.model(small)
     beside, why = _baselines(big)
-    contents = {"dense": dense.fingerprint, "small": sources.fingerprint(small)}
+    contents = {"dense": dense.fingerprint, "small": small.fingerprint}
     contents |= {label: f"{dense.fingerprint} {label} {baselines.SCHEME}" for label in beside}
     around = _around(dense)
     identities = {label: key_of(content, around) for label, content in contents.items()}
     chosen = replace(
         chosen,
         name=dense.name,
-        folders={"dense": dense.folder, "small": small},
+        folders={"dense": dense.folder, "small": small.folder},
         identities=identities,
         baselines=tuple(beside),
     )

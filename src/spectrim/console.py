@@ -1,4 +1,4 @@
-"""The table of sites in the terminal."""
+"""What the terminal shows of a model's sites, and of what can be named."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from spectrim.architectures import ARCHITECTURES
+from spectrim.help_texts import LM_EVAL
+from spectrim.registry import Registry
+from spectrim.report.words import whole
 
 
 def show_sites(found: dict[str, Any]) -> None:
@@ -18,11 +24,17 @@ def show_sites(found: dict[str, Any]) -> None:
 
 def sites(found: dict[str, Any]) -> Table:
     """Return what `pipeline.inspect` found as a table: a line for each site, and the total."""
-    table = Table(title=found["model"], caption="numbers stored, biases apart", box=SIMPLE_HEAD)
-    for name in ("site", "role", "dense shape", "stored as", "rank"):
+    table = Table(
+        title=Text(found["model"]),
+        caption="numbers stored, biases apart",
+        box=SIMPLE_HEAD,
+        show_edge=False,  # what margins would take, names need
+        padding=0,
+    )
+    for name in ("site", "role", "dense shape", "stored as"):
         table.add_column(name, overflow="fold")
-    for name in ("numbers", "kept"):
-        table.add_column(name, justify="right")
+    for name in ("rank", "numbers", "kept"):
+        table.add_column(name, justify="right", no_wrap=True)
     for site in found["sites"]:
         table.add_row(*_cells(site))
     stored, dense = (sum(site[key] for site in found["sites"]) for key in ("stored", "dense"))
@@ -31,8 +43,39 @@ def sites(found: dict[str, Any]) -> Table:
     return table
 
 
-def _cells(site: dict[str, Any]) -> list[str]:
+def _cells(site: dict[str, Any]) -> list[str | Text]:
     shape = f"{site['out_features']} x {site['in_features']}"
-    rank = "" if site["format"] == "dense" else str(site["rank"])
+    rank = "" if site["format"] == "dense" else whole(site.get("rank"))
     part = f"{site['stored'] / site['dense']:.1%}"
-    return [site["site"], site["role"], shape, site["format"], rank, f"{site['stored']:,}", part]
+    return [
+        Text(site["site"]),
+        site["role"],
+        shape,
+        site["format"],
+        rank,
+        f"{site['stored']:,}",
+        part,
+    ]
+
+
+def entries(kind: str) -> list[tuple[str, str]]:
+    """Return what can be named of a kind, such as "methods", with a line on each."""
+    if kind == "families":
+        return [(name, "") for name in sorted(ARCHITECTURES)]
+    if kind == "tasks":
+        return _tasks(Registry("metric", "spectrim.metrics"))
+    registry = Registry(kind.removesuffix("s"), f"spectrim.{kind}")
+    return [(name, registry.summary(name)) for name in registry.names()]
+
+
+def _tasks(metrics: Registry) -> list[tuple[str, str]]:
+    """Return every task once, with each metric that answers it on a line of its own."""
+    answering: dict[str, list[str]] = {}
+    for metric in metrics.names():
+        for task in metrics.constant(metric, "TASKS") or ():
+            answering.setdefault(task, []).append(metric)
+    return [
+        ("" if place else task, f"{LM_EVAL.get(task) or metrics.summary(metric)} [{metric}]")
+        for task, answers in answering.items()
+        for place, metric in enumerate(answers)
+    ]

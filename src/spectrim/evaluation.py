@@ -15,7 +15,7 @@ from spectrim.calibration import MOST_SHARED, Splits, Tokens, overlap, split
 from spectrim.comparison import compare_folders, second_text
 from spectrim.errors import SpectrimError
 from spectrim.job import Progress
-from spectrim.metrics import Evaluation
+from spectrim.metrics import Evaluation, check_tasks
 from spectrim.recipe import Calibration, Recipe, parse_tokens
 from spectrim.run import atomic_file
 from spectrim.sources import Source
@@ -70,8 +70,11 @@ def evaluate(
 
     Raises:
         SpectrimError: the text is too short or was used for calibration, a model or a task is not
-            there, or the two models do not share a tokenizer.
+            there (a task that nobody has is refused before any model is looked for), or the two
+            models do not share a tokenizer.
     """
+    tasks = tasks or Evaluation()
+    check_tasks(tasks.tasks)  # before models are fetched, which may take long
     cache = cache or sources.default_cache()
     progress = progress or (lambda done, total, what: None)
     small = sources.resolve(name, cache)
@@ -91,8 +94,8 @@ def evaluate(
         second = second_text(tokenizer, next(iter(texts.values())))
         if not _used(Tokens.full(*second.values()), small.folder):
             texts |= second
-    chosen = replace(tasks or Evaluation(), cache=cache)
-    scores = compare_folders(dense, small.folder, texts, chosen, progress, name)
+    chosen = replace(tasks, cache=cache)
+    scores = compare_folders(dense, small, texts, chosen, progress, name)
     scores |= _made_with(small.folder)
     if json_path is not None:
         write_scores(scores, json_path)

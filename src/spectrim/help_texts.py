@@ -50,6 +50,16 @@ HELP = {
     "kind": "Only this kind.",
 }
 
+LM_EVAL = {
+    "arc_easy": "ARC-Easy: science questions of school exams, with four answers as a rule.",
+    "boolq": "BoolQ: yes or no to a question about a passage of Wikipedia.",
+    "winogrande": "WinoGrande: which of two names or things fills the gap of a sentence.",
+    "openbookqa": "OpenBookQA: questions that need a science fact and common sense, four answers.",
+    "copa": "COPA: which of two sentences is the likelier cause or effect of a third.",
+    "truthfulqa_mc1": "TruthfulQA, MC1: whether the true answer is likelier than all false ones.",
+    "truthfulqa_mc2": "TruthfulQA, MC2: how much of the likelihood goes to the true answers.",
+}
+
 
 def option(name: str, *flags: str, default: str | bool = False) -> Any:
     """Return an option with its help; default is what is shown where the value may be None."""

@@ -16,13 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from spectrim import architectures, sources
 from spectrim.architectures import Architecture, Stack
 from spectrim.calibration import Splits, Tokens
 from spectrim.experts import filled, pack_experts, unpack_experts
 from spectrim.formats import FactoredLinear, formats
 from spectrim.plan import Decision, Plan
 from spectrim.run import atomic_file, locked
-from spectrim.sites import Site, replace
+from spectrim.sites import Site, find, replace
 from spectrim.sources import Source, Weights
 from spectrim.sweeps import collect
 from spectrim.walk import BlockWalk
@@ -41,7 +42,9 @@ class Job:
     """What every stage works on.
 
     model: skeleton whose blocks are empty. cache: kept between runs. work: of this run only.
-    keep: (fraction, "linear" or "bytes"). plan: what was decided, or is to be replayed.
+    keep: (fraction, "linear" or "bytes"). whole: what the model as it came has of both, where a
+    stage has changed it since, and original that model. plan: what was decided, or is to be
+    replayed.
     curves and notes: what the report shows of the decisions.
     """
 
@@ -55,6 +58,8 @@ class Job:
     work: Path
     keep: tuple[float, str]
     progress: Progress
+    whole: dict[str, int] = field(default_factory=dict)
+    original: Source | None = None
     plan: Plan | None = None
     curves: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +69,24 @@ class Job:
         """Return a walk of these tokens through the dense model, ``BATCH`` or so at a time."""
         batch = max(1, BATCH // tokens.ids.shape[1])
         return BlockWalk(self.model, self.architecture, self.weights, tokens, batch)
+
+    def move_to(self, folder: Path) -> None:
+        """Go on with what a stage has made of the model: a whole model folder of its own.
+
+        Later parts of a budget still are parts of the model as it came.
+        """
+        if not self.whole:
+            self.original = self.source
+            linear = sum(s.out_features * s.in_features for s in self.sites if s.block >= 0)
+            self.whole = {"linear": linear, "bytes": self.weights.bytes()}
+        trusted = self.source.trust_remote_code
+        self.source = Source(self.source.name, folder, sources.fingerprint(folder), trusted)
+        self.model = sources.skeleton(self.source)
+        self.architecture = architectures.of(self.model.config)
+        self.weights = Weights(folder, self.model)
+        self.sites = find(self.model)
+        self.__dict__.pop("statistics_key", None)
+        load_rest(self.model, self.rest(), self.compute_dtype)
 
     @cached_property
     def statistics_key(self) -> str:
@@ -88,7 +111,7 @@ class Job:
 
     def empty_format(self, decision: Decision) -> FactoredLinear:
         """Return the format that a decision asks for, on the meta device."""
-        biased = self.weights.has(f"{decision.site}.bias")
+        biased = decision.bias or self.weights.has(f"{decision.site}.bias")
         with torch.device("meta"):
             module: FactoredLinear = formats.get(decision.format)(
                 decision.in_features, decision.out_features, decision.rank, biased

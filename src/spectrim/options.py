@@ -92,6 +92,16 @@ def _switch(value: object) -> object:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
+def _joined(value: object) -> object:
+    """Write a list of methods as one text, the form in which it is kept."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def _methods(text: str) -> str:
+    names = [_METHODS.check(name.strip()) for name in text.split(",")]
+    return ",".join(dict.fromkeys(names))
+
+
 Regex = Annotated[str, AfterValidator(_regex)]
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 
@@ -99,8 +109,10 @@ Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 class Factorize(Part):
     """The stage that replaces linear maps by factors.
 
-    method: how one map is decomposed. allocator: how the budget is shared among the maps.
+    method: how maps are decomposed; with several, each site takes what is best for it.
+    allocator: how the budget is shared among the maps.
     format: what is stored in place of the matrix.
+    centre: centre the inputs, and let a bias of every cut map make up for their mean.
     refine: solve the factors again on what the smaller model really delivers; "auto" keeps that
         where it lowers the loss on the search split.
     damp_input, damp_gradient: part of their mean diagonal added to the moments of the inputs and
@@ -110,11 +122,17 @@ class Factorize(Part):
         "block N".
     """
 
-    method: Annotated[str, AfterValidator(_METHODS.check)] = "loss_aware_svd"
+    method: Annotated[str, BeforeValidator(_joined), AfterValidator(_methods)] = "loss_aware_svd"
     allocator: Annotated[str, AfterValidator(_ALLOCATORS.check)] = "global"
     format: Annotated[str, AfterValidator(_FORMATS.check)] = "pivoted"
+    centre: bool = False
     refine: Switch = "auto"
     damp_input: float = Field(default=1e-4, ge=0)
     damp_gradient: float = Field(default=1e-2, ge=0)
     rank_multiple: int = Field(default=8, ge=1)
     protect: tuple[Regex, ...] = ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of all methods."""
+        return tuple(self.method.split(","))

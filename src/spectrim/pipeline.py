@@ -26,10 +26,11 @@ from spectrim.report import card, page
 from spectrim.run import atomic_folder
 from spectrim.sources import Source
 from spectrim.stages import stages
+from spectrim.stages._curves import dense_plan
+from spectrim.stages._remake import COMPANIONS
 from spectrim.weights import quantised
 
 WRITTEN = {"config.json", "plan.json", "curves.json", "calibration.json", "scores.json"}
-COMPANIONS = {".json", ".jinja", ".model", ".txt"}  # tokenizer, chat template, generation settings
 
 
 def shrink(
@@ -76,6 +77,7 @@ def shrink(
     try:
         for stage in recipe.stages:
             stages.get(stage.name)(job, stage.options)
+        job.plan = job.plan or dense_plan(job)
         with atomic_folder(output) as folder:
             write_model(job, folder)
             write_record(job, recipe, folder)
@@ -137,17 +139,21 @@ def open_job(recipe: Recipe, source: Source, cache: Path, progress: Progress) ->
 
 def write_model(job: Job, folder: Path) -> None:
     """Write config, weights and tokenizer, streaming the weights from the blocks' files."""
-    assert job.blocks is not None and job.plan is not None
-    rest = job.work / "rest.safetensors"
-    save_file(job.rest(), rest)
-    parts = [rest, *(job.block_file(job.blocks, *place) for place in job.each_block())]
-    checkpoint.write_shards(parts, folder)
+    assert job.plan is not None
     config = json.loads((job.source.folder / "config.json").read_text())
     factored = {
         decision.site: {"format": decision.format, **job.empty_format(decision).shape()}
         for decision in job.plan.decisions
         if decision.format != "dense"
     }
+    if job.blocks is None:  # no stage cut anything
+        for path in job.source.folder.glob("*.safetensors*"):
+            shutil.copyfile(path, folder / path.name)
+    else:
+        rest = job.work / "rest.safetensors"
+        save_file(job.rest(), rest)
+        parts = [rest, *(job.block_file(job.blocks, *place) for place in job.each_block())]
+        checkpoint.write_shards(parts, folder)
     if factored:
         config["quantization_config"] = checkpoint.SpectrimConfig(factored).to_dict()
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -189,7 +195,9 @@ def measure(job: Job, recipe: Recipe, folder: Path, output: Path, predictions: b
     if recipe.calibration.text != "default":  # of which the documentation is a part
         texts |= second_text(sources.tokenizer(job.source), job.splits.report.ids)
     chosen = Evaluation(seed=recipe.seed, cache=job.cache)
-    scores = compare_folders(job.source, folder, texts, chosen, job.progress, str(output))
+    scores = compare_folders(
+        job.original or job.source, folder, texts, chosen, job.progress, str(output)
+    )
     scores["refinement"] = job.notes.get("refinement")
     if predictions:
         scores["prediction"] = prediction(job, recipe.stages[0].options)

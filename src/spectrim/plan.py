@@ -15,26 +15,43 @@ from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, formats
 from spectrim.sites import Site
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What one site offers: at each cut its rank, its size and the loss predicted for it.
+    """What one site, or sites that are stored together, offer: at each cut a size and a loss.
 
     Cuts are ordered by size; the last one is the dense matrix, with rank min(out, in) and loss 0.
     ``sizes`` are in the unit of the budget (numbers or bytes), ``losses`` in nats per token.
+    ``methods`` names the method of each cut but the dense one. ``values`` [full] are singular
+    values, where one method alone gave them.
     """
 
-    site: Site
+    sites: tuple[Site, ...]
     ranks: Int[Tensor, " cuts"]
     sizes: Float[Tensor, " cuts"]
     losses: Float[Tensor, " cuts"]
+    methods: tuple[str, ...] = ()
+    values: Float[Tensor, " full"] | None = None
+
+    @property
+    def site(self) -> Site:
+        """Return the site, the first where there are several."""
+        return self.sites[0]
+
+    def is_dense(self, index: int) -> bool:
+        """Return whether a cut is the dense matrix."""
+        return index % len(self.ranks) == len(self.ranks) - 1
 
 
 @dataclass(frozen=True)
 class Decision:
-    """How one site is stored: ``format`` at ``rank``, or "dense"."""
+    """How one site is stored: ``format`` at ``rank`` as ``method`` cut it, or "dense".
+
+    bias: whether a bias makes up for the mean of the inputs, also where the map had none.
+    predicted_loss is the site's share; sites stored together carry theirs on the first of them.
+    """
 
     site: str
     block: int
@@ -46,6 +63,8 @@ class Decision:
     stored: int
     dense: int
     predicted_loss: float
+    method: str = ""
+    bias: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,10 +109,12 @@ class Plan:
     def restated(self, curves: list[Curve]) -> Plan:
         """Return the plan with the numbers that follow from its choices, after an edit of them.
 
-        A rank between two cuts of its curve is predicted to lose what the smaller one does.
+        A rank between two cuts of its curve is predicted to lose what the smaller one does. A site
+        that is no longer dense and names no method takes the first that the plan was made with.
         """
-        known = {curve.site.name: curve for curve in curves}
-        decisions = tuple(_restated(one, known[one.site]) for one in self.decisions)
+        first = str(self.about.get("method", "")).partition(",")[0]
+        known = {(curve.site.name, method): curve for curve in curves for method in curve.methods}
+        decisions = tuple(_restated(one, known, first) for one in self.decisions)
         return replace(self, decisions=decisions, predicted_loss=_total(decisions))
 
     def check(self, sites: list[Site]) -> None:
@@ -125,18 +146,25 @@ def _decision(entry: dict[str, Any]) -> Decision:
     return Decision(**entry)
 
 
-def _restated(decision: Decision, curve: Curve) -> Decision:
+def _restated(decision: Decision, known: dict[tuple[str, str], Curve], method: str) -> Decision:
     full = min(decision.out_features, decision.in_features)
     whole = decision.out_features * decision.in_features
     if decision.format == "dense":
-        return replace(decision, rank=full, stored=whole, dense=whole, predicted_loss=0.0)
+        return replace(
+            decision, rank=full, stored=whole, dense=whole, predicted_loss=0.0, method=""
+        )
     form: type[FactoredLinear] = formats.get(decision.format)
-    below = max(int((curve.ranks <= decision.rank).sum()) - 1, 0)
+    method = decision.method or method
+    curve = known.get((decision.site, method))  # none for what a group's first carries
+    loss = 0.0
+    if curve is not None:
+        loss = float(curve.losses[max(int((curve.ranks <= decision.rank).sum()) - 1, 0)])
     return replace(
         decision,
         stored=form.numbers(decision.out_features, decision.in_features, decision.rank),
         dense=whole,
-        predicted_loss=float(curve.losses[below]),
+        predicted_loss=loss,
+        method=method,
     )
 
 

@@ -6,16 +6,15 @@ import dataclasses
 from collections.abc import Iterator
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from spectrim.calibration import Tokens
 from spectrim.errors import SpectrimError
 from spectrim.job import Job
 from spectrim.options import Factorize
 from spectrim.plan import Plan
-from spectrim.sites import weight
-from spectrim.stages.factorize import allocate, decompositions, read_curves
+from spectrim.stages._allocate import allocate
+from spectrim.stages._cut import try_out
+from spectrim.stages.factorize import bought_units
 from spectrim.walk import BlockWalk
 
 BUDGETS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4)
@@ -56,7 +55,7 @@ def prediction(job: Job, options: Factorize) -> dict[str, object]:
 def _plan(job: Job, options: Factorize, keep: float) -> Plan | None:
     at = dataclasses.replace(job, keep=(keep, "linear"))
     try:
-        return allocate(at, options, read_curves(at, options))
+        return allocate(at, options, bought_units(at, options))
     except SpectrimError:
         return None
 
@@ -65,26 +64,13 @@ def _losses(job: Job, options: Factorize, walk: BlockWalk, plans: list[Plan]) ->
     """Yield the loss of the dense model and of each plan, nats per token."""
     (stack,) = walk.architecture.stacks
     streams = [{at: walk.start(stack, at) for at in walk.starts} for _ in (None, *plans)]
-    folder = decompositions(job, options)
     for index in range(len(walk.blocks(stack))):
-        pieces = load_file(job.block_file(folder, stack, index))
-        block = walk.block(stack, index)
+        dense = walk.block(stack, index)
         for stream, plan in zip(streams, (None, *plans), strict=True):
-            if plan is not None:
-                _multiply_out(job, block, pieces, plan, f"{stack.path}.{index}.")
+            decisions = plan.decisions if plan else ()
+            block = try_out(job, options, (stack, index), dense, decisions)
             with torch.no_grad():
                 for at in walk.starts:
                     stream[at] = walk.run(block, stack, index, at, stream[at])
     for stream in streams:
         yield float(torch.cat([walk.losses(h, at) for at, h in stream.items()]).double().mean())
-
-
-def _multiply_out(
-    job: Job, block: nn.Module, pieces: dict[str, Tensor], plan: Plan, prefix: str
-) -> None:
-    """Put the cut matrices of a plan into a dense block; dense sites get their full product."""
-    for decision in plan.decisions:
-        if decision.site.startswith(prefix) and f"{decision.site}.left" in pieces:
-            module = block.get_submodule(decision.site.removeprefix(prefix))
-            left = pieces[f"{decision.site}.left"][:, : decision.rank]
-            weight(module).data.copy_(left @ pieces[f"{decision.site}.right"][: decision.rank])

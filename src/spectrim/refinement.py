@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from spectrim.architectures import Stack
 from spectrim.calibration import Tokens
-from spectrim.formats import FactoredLinear
+from spectrim.formats import FactoredLinear, TwoFactors
 from spectrim.job import Job
 from spectrim.methods import cholesky, damped
 from spectrim.statistics import Statistics, load_block, matmul_precision
@@ -110,15 +110,16 @@ def _refine_block(
     small = job.stored_block(cut, stack, index, walk.dtype)
     prefix = f"{stack.path}.{index}."
     modules = {n: m for n, m in small.named_modules() if isinstance(m, FactoredLinear)}
-    # an expert's tokens differ between the streams, so there is nothing to regress on
-    names = [name for name in modules if ".experts." not in name]
+    names = [name for name in modules if _is_solvable(job, prefix + name, modules[name])]
     wanted = _dense_inputs(walk, streams, place, dense, names)
     if names and not job.block_file(refined, stack, index).exists():
         known = load_block(job.statistics(), stack, index)
         for leader, group in wanted.groups.items():
             moments = _measure(walk, streams, place, small, wanted.inputs[leader], group)
             for name in group:
-                _solve(modules[name], known[prefix + name], moments)
+                module = modules[name]
+                assert isinstance(module, TwoFactors)
+                _solve(module, known[prefix + name], moments)
     if not job.block_file(refined, stack, index).exists():
         job.write_block(refined, stack, index, {prefix + n: m for n, m in modules.items()})
     small = job.stored_block(refined, stack, index, walk.dtype)
@@ -126,6 +127,16 @@ def _refine_block(
         with torch.no_grad():
             outside = streams.small_encoded.get(at)
             streams.small[at] = walk.run(small, stack, index, at, streams.small[at], outside)
+
+
+def _is_solvable(job: Job, site: str, module: FactoredLinear) -> bool:
+    """Return whether a second factor can be solved for.
+
+    An expert's tokens differ between the streams, so there is nothing to regress on; and a bias
+    that makes up for the mean of the dense inputs belongs to the factor as it was cut.
+    """
+    assert job.plan is not None
+    return isinstance(module, TwoFactors) and ".experts." not in site and not job.plan[site].bias
 
 
 @dataclass
@@ -215,7 +226,7 @@ def _catching(
             handle.remove()
 
 
-def _solve(module: FactoredLinear, statistics: Statistics, moments: _Crossed) -> None:
+def _solve(module: TwoFactors, statistics: Statistics, moments: _Crossed) -> None:
     """Replace the right factor V by (Uᵀ G U)⁻¹ Uᵀ G W M (A')⁻¹, drawn towards the one it has.
 
     A cut leaves V = (Uᵀ G U)⁻¹ Uᵀ G W, best where x' = x, so neither W nor G is needed again. V

@@ -23,7 +23,7 @@ def curves(seed: int, count: int = 5, cuts: int = 6) -> list[Curve]:
         sizes = (ranks * (3 * cuts - ranks)).double() * float(1 + index % 3)
         losses = torch.rand(cuts, generator=generator).sort(descending=True).values
         losses = losses - losses[-1]
-        made.append(Curve(Site(f"s{index}", index, "q", cuts, 2 * cuts), ranks, sizes, losses))
+        made.append(Curve((Site(f"s{index}", index, "q", cuts, 2 * cuts),), ranks, sizes, losses))
     return made
 
 
@@ -56,7 +56,7 @@ def test_never_above_budget_although_one_site_cannot_be_small(name: str, budget:
     sizes = [[50, 100], list(range(10, 101, 10))]
     found = [
         Curve(
-            Site(f"s{index}", index, "q", 10, 10),
+            (Site(f"s{index}", index, "q", 10, 10),),
             torch.arange(1, len(one) + 1),
             torch.tensor(one).double(),
             torch.linspace(1, 0, len(one)),
@@ -69,7 +69,7 @@ def test_never_above_budget_although_one_site_cannot_be_small(name: str, budget:
 @pytest.mark.parametrize("name", NAMES)
 def test_full_budget_keeps_what_could_be_smaller_for_nothing(name: str) -> None:
     found = [
-        Curve(curve.site, curve.ranks, curve.sizes, torch.zeros_like(curve.losses))
+        Curve(curve.sites, curve.ranks, curve.sizes, torch.zeros_like(curve.losses))
         for curve in curves(0)
     ]
     dense = [len(curve.sizes) - 1 for curve in found]
@@ -95,7 +95,7 @@ def test_loss_never_rises_with_budget(name: str) -> None:
 def test_a_protected_site_keeps_its_only_cut(name: str) -> None:
     found = curves(2)
     first = found[0]
-    found[0] = Curve(first.site, first.ranks[-1:], first.sizes[-1:], first.losses[-1:])
+    found[0] = Curve(first.sites, first.ranks[-1:], first.sizes[-1:], first.losses[-1:])
     whole = spent(found, [len(curve.sizes) - 1 for curve in found])
     chosen = allocators.get(name)(found, 0.6 * whole)
     assert chosen[0] == 0

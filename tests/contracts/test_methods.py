@@ -48,7 +48,7 @@ def test_there_are_methods() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_full_budget_leaves_the_map_unchanged(name: str, shape: tuple[int, int]) -> None:
     weight, found = decompose(name, shape)
-    left, right = found.cut(min(shape))
+    left, right = found.factors(min(shape))
     torch.testing.assert_close(left @ right, weight, rtol=1e-4, atol=1e-4)
 
 
@@ -64,7 +64,7 @@ def test_losses_never_rise_with_rank_and_end_at_nothing(name: str, shape: tuple[
 @pytest.mark.parametrize("name", NAMES)
 def test_cuts_are_prefixes_and_contiguous(name: str) -> None:
     _, found = decompose(name, (12, 9))
-    left, right = found.cut(4)
+    left, right = found.factors(4)
     assert left.is_contiguous() and right.is_contiguous()
     assert torch.equal(left, found.left[:, :4]) and torch.equal(right, found.right[:4])
 
@@ -82,7 +82,7 @@ def test_common_currency_is_the_damage_written_out(name: str, shape: tuple[int, 
     found: Decomposition = methods.get(name)(weight, statistics, damping=NONE)
     losses = currency_losses(found, weight, statistics, NONE)
     for rank in range(min(shape)):
-        left, right = found.cut(rank)
+        left, right = found.factors(rank)
         expected = damage(weight, left @ right, statistics)
         assert float(losses[rank]) == pytest.approx(expected, rel=1e-3, abs=1e-6)
     if found.in_nats:

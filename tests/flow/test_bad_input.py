@@ -236,7 +236,7 @@ def test_a_plan_that_is_none(place: Place) -> None:
     plan.write_text("[]")
     place.refused(f"{plan} is not a plan", "--plan", plan)
     plan.write_text('{"decisions": [], "version": 9, "predicted_loss": 0}')
-    place.refused(f"{plan} is a plan of version 9; this reads 1", "--plan", plan)
+    place.refused(f"{plan} is a plan of version 9; this reads 2", "--plan", plan)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,11 @@ import pytest
 from spectrim import cli
 from spectrim.errors import SpectrimError
 
-METHODS = "(methods: loss_aware_svd, truncated_svd, whitened_svd)"
+
+def named(kind: str) -> str:
+    """Return what a message lists of a kind: the files of its folder."""
+    stems = [path.stem for path in Path(cli.__file__).with_name(kind).glob("[!_]*.py")]
+    return f"({kind}: {', '.join(sorted(stem.removesuffix('_') for stem in stems))})"
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -47,11 +51,11 @@ WRONG = [
     (["--keep", "0.6"], "cannot read keep '0.6'; write the part that stays with its unit, "
      "such as '80% of linear' or '60% of bytes'"),
     (["--method", "whitened_svdd"],
-     f"no method named 'whitened_svdd'; did you mean 'whitened_svd'? {METHODS}"),
+     f"no method named 'whitened_svdd'; did you mean 'whitened_svd'? {named('methods')}"),
     (["--allocator", "globe"],
-     "no allocator named 'globe'; did you mean 'global'? (allocators: global, uniform)"),
+     f"no allocator named 'globe'; did you mean 'global'? {named('allocators')}"),
     (["--format", "pivotted"],
-     "no format named 'pivotted'; did you mean 'pivoted'? (formats: low_rank, pivoted)"),
+     f"no format named 'pivotted'; did you mean 'pivoted'? {named('formats')}"),
     (["--tokens", "48"],
      "'48' is no amount of tokens; write sequences x tokens in each, such as 48x1024"),
     (["--protect", "("],

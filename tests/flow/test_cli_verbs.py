@@ -1,6 +1,7 @@
 """What the verbs of the command line hand on to the package, and what they show."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -20,9 +21,9 @@ def test_list_names_every_plug_in_with_a_line_on_each(capsys):
     assert code == 0
     lines = out.splitlines()
     assert lines[0] == "methods:"
-    assert [line.split()[0] for line in lines[1:]] == [
-        "loss_aware_svd", "truncated_svd", "whitened_svd",
-    ]  # fmt: skip
+    folder = Path(cli.__file__).with_name("methods")
+    files = sorted(path.stem for path in folder.glob("[!_]*.py"))
+    assert [line.split()[0] for line in lines[1:]] == files and "loss_aware_svd" in files
     assert all(len(line.split()) > 3 for line in lines[1:])
 
 
@@ -32,6 +33,19 @@ def test_list_alone_lists_every_kind(capsys):
     kinds = "methods formats allocators metrics tasks stages families"
     assert headings == [f"{kind}:" for kind in kinds.split()]
     assert "  llama" in out.splitlines()
+
+
+def test_every_task_is_listed_once_with_all_that_answer_it(capsys):
+    from spectrim.help_texts import LM_EVAL
+
+    _, out, _ = run(capsys, "list", "tasks")
+    lines = out.splitlines()[1:]
+    named = [line.split()[0] for line in lines if not line.startswith("   ")]
+    assert len(named) == len(set(named)) and {"banking77", "snips", *LM_EVAL} <= set(named)
+    at = next(place for place, line in enumerate(lines) if line.split()[0] == "snips")
+    assert lines[at].endswith("[intent_likelihood]") and lines[at + 1].endswith("[intent_probe]")
+    own = [line for line in lines if line.endswith("[harness]")]
+    assert len({line.split(maxsplit=1)[1] for line in own}) == len(own) == len(LM_EVAL)
 
 
 def test_options_change_the_recipe(monkeypatch, tmp_path, capsys):
@@ -154,6 +168,19 @@ def test_inspect_shows_what_is_stored_beside_the_dense_shape(monkeypatch, capsys
     assert rows["a.q"] == ["q", "4", "x", "8", "pivoted", "2", "20", "62.5%"]
     assert rows["a.k"] == ["k", "4", "x", "8", "dense", "32", "100.0%"]
     assert rows["total"] == ["52", "81.2%"]
+
+
+def test_inspect_shows_formats_without_a_rank(monkeypatch, capsys):
+    from spectrim import inspection
+
+    sparse = SITES["sites"][0] | {"format": "block_sparse", "rank": None}
+    bare = {key: one for key, one in sparse.items() if key != "rank"} | {"site": "[b]"}
+    found = {"model": "[red]small[/red]", "sites": [sparse, bare]}
+    monkeypatch.setattr(inspection, "inspect", lambda model, cache: found)
+    _, out, _ = run(capsys, "inspect", "small")
+    assert "a.q q 4 x 8 block_sparse – 20 62.5%" in " ".join(out.split())
+    assert "[b] q 4 x 8 block_sparse – 20 62.5%" in " ".join(out.split())
+    assert "[red]small[/red]" in out
 
 
 def test_inspect_prints_json_for_machines(monkeypatch, capsys):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spectrim import evaluation
+from spectrim import evaluation, sources
 from spectrim.errors import SpectrimError
 from spectrim.metrics import Evaluation, _answers
 from tiny_folders import tiny_folder
@@ -97,6 +97,27 @@ def test_a_task_that_cannot_be_had_is_an_error_when_asked_for(small: Path, tmp_p
         measure(small, held_out, tasks=("crows_pairs",), data=tmp_path / "source")
     with pytest.raises(SpectrimError, match="did you mean 'crows_pairs'"):
         measure(small, held_out, tasks=("crows_pair",), data=tmp_path / "source")
+
+
+@pytest.mark.parametrize("name", ["crows_pair", "mmlu_nothing"])
+def test_an_unknown_task_is_refused_before_a_model_is_looked_for(
+    small: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    touched: list[Any] = []
+    for part in ("resolve", "tokenizer", "model"):
+        monkeypatch.setattr(sources, part, lambda *args, **rest: touched.append(args))
+    with pytest.raises(SpectrimError, match=f"no task named '{name}'"):
+        measure(small, tasks=("copa", name))
+    assert not touched
+
+
+def test_each_model_s_weights_are_hashed_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out = write_text(small.parent / "held_out.txt", seed=1)
+    hashed: list[Path] = []
+    plain = sources.fingerprint
+    monkeypatch.setattr(sources, "fingerprint", lambda one: hashed.append(one) or plain(one))
+    measure(small, held_out)
+    assert sorted(hashed) == sorted([small, small.parent / "source"])
 
 
 def test_models_that_read_differently_are_not_compared(small: Path) -> None:

@@ -69,5 +69,8 @@ def written_out(made: Made, module: FactoredLinear, decision: Decision) -> float
     model, statistics = known(made)
     damping, found = Damping(), statistics[decision.site]
     error = (weight(model.get_submodule(decision.site)) - module.dense()).detach().double()
+    inputs = found.input_moment.double()
+    if decision.bias:  # it makes up for the mean
+        inputs = inputs - torch.outer(found.input_mean.double(), found.input_mean.double())
     middle = error.T @ damped(found.gradient_moment, damping.gradient) @ error
-    return float(0.5 * torch.trace(middle @ damped(found.input_moment, damping.input)))
+    return float(0.5 * torch.trace(middle @ damped(inputs, damping.input)))

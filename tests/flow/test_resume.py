@@ -242,7 +242,7 @@ def test_another_budget_does_not_touch_the_model_again(
         asked = recipe(source, text, keep, allocator="uniform", format="low_rank", refine="off")
         with monkeypatch.context() as watched:
             watched.setattr("spectrim.walk.BlockWalk.run", None)  # it is not run through
-            watched.setattr("spectrim.stages.factorize._decompose_block", None)
+            watched.setattr("spectrim.stages._decompose._decompose_block", None)
             shrink(asked, tmp_path / "other")
         assert stamps(tmp_path / "cache") == before
 

@@ -39,8 +39,8 @@ def test_icat_by_hand() -> None:
 
 
 def test_shares_are_means_over_terms_first() -> None:
-    values, terms = np.array([1.0, 1.0, 1.0, 0.0]), np.array([2, 2, 2, 0])
-    assert over_terms(values, terms) == 0.5
+    values, terms = np.array([1.0, 0.0, 1.0, 0.0, 1.0]), ["b", "b", "b", "a", "b"]
+    assert over_terms(values, terms).tolist() == [0.0, 0.75]
 
 
 def test_likelihood_counts_per_token_and_ties_count_half() -> None:
@@ -74,6 +74,33 @@ def test_a_model_that_always_stereotypes_has_no_icat(tmp_path: Path) -> None:
     by_domain = by_name(found, "small", "StereoSet, gender")
     assert by_domain["mcnemar_p"].value == pytest.approx(2 / 2**3)  # three items prove nothing
     assert by_domain["icat"].settings["terms"] == 2
+
+
+def test_whole_terms_are_resampled(tmp_path: Path) -> None:
+    # 30 items of one term are no more than one item of another: the terms' means are 1 and 1/4,
+    # and every fourth resample of the two has only the one, or only the other.
+    sense, half = "gender,w20,,w3 w11,w3 w9,w3 w9", "gender,w21,,w3 w9,w3 w11,w3 w9"
+    for domain in DOMAINS:
+        rows = [*[sense] * 30, half] if domain == "gender" else []
+        file = tmp_path / f"bias/stereoset/intrasentence_{domain}_data.csv"
+        written_to(file, "\n".join([HEADER, *rows]) + "\n")
+    found = stereoset.measure(asking(tmp_path, [unigram(9)], "stereoset"))
+    lms = by_name(found, "dense", "StereoSet")["lms"]
+    assert (lms.value, lms.n) == ((1 + 1 / 4) / 2, 31)
+    assert lms.interval == pytest.approx((1 / 4, 1.0))
+    assert (lms.settings["terms"], lms.settings["resampled"]) == (2, "target terms")
+
+
+def test_the_change_of_lms_is_paired_by_term(tmp_path: Path) -> None:
+    stereo(tmp_path)
+    found = stereoset.measure(asking(tmp_path, [unigram(9), unigram(11)], "stereoset"))
+    dense, small = (by_name(found, label, "StereoSet") for label in ("dense", "small"))
+    # w9 is in one sentence with sense, w11 in the one without: 3/4 becomes 0 for every term.
+    assert (dense["lms"].value, small["lms"].value) == (0.75, 0.0)
+    change = small["lms_difference_to_dense"]
+    assert (change.value, change.interval) == (-0.75, (-0.75, -0.75))
+    assert (change.n, change.unit, change.better) == (12, "share", "higher")
+    assert "lms_difference_to_dense" not in dense
 
 
 def test_equal_models_prefer_the_same(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from spectrim.errors import SpectrimError, UnavailableError
 from spectrim.metrics import Evaluation, Pair, Score, harness
 from spectrim.metrics._harness_files import LOCAL
 from spectrim.metrics._harness_model import batch_size
-from spectrim.metrics._harness_tasks import YAML
 from tiny_folders import tiny_folder
 from tiny_models import build
 
 ARC = "qa/llmfoundry_icl/arc_easy.jsonl"
 TRUTHFULQA = "qa/truthfulqa/TruthfulQA.csv"
+BOOLQ = "qa/boolq/dev.jsonl"
 COPA = "qa/copa/copa-dev.xml"
 HEADER = "Question,Best Answer,Correct Answers,Incorrect Answers\n"
 
@@ -48,6 +49,11 @@ def arc(folder: Path, golds: list[int], choices: tuple[str, ...] = ("w3", "w44",
         for number, gold in enumerate(golds)
     ]
     return place(folder, ARC, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def boolq(*questions: Any) -> str:
+    same = {"title": "w3", "passage": "w4", "answer": True}
+    return "".join(json.dumps({"question": one, **same}) + "\n" for one in questions)
 
 
 def asked(models: dict[str, Any], tokenizer: Any, *tasks: str, **settings: Any) -> Pair:
@@ -161,30 +167,6 @@ def test_batches_follow_the_memory() -> None:
     assert batch_size(10, 10, 4, 10**12) == 32
 
 
-@pytest.mark.parametrize("name", harness.TASKS)
-def test_our_prompts_are_those_of_lm_eval(name: str) -> None:
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    from spectrim.metrics._harness_tasks import manager
-
-    theirs = load_yaml(manager().task_index[name].yaml_path, resolve_func=False)
-    ours = load_yaml(YAML / f"{name}.yaml", resolve_func=False)
-    for part in ("doc_to_text", "doc_to_target", "doc_to_choice", "process_results", "output_type"):
-        assert function(ours.get(part)) == function(theirs.get(part)), part
-    assert ours["metadata"] == theirs["metadata"]
-    listed = [[one["metric"] for one in each["metric_list"]] for each in (ours, theirs)]
-    assert listed[0] == listed[1]
-    for part in ("test_split", "validation_split"):
-        assert ours.get(part) is None or ours[part] == theirs[part]
-
-
-def function(value: Any) -> Any:
-    """Return a named function without the folder it is in; all else as it is."""
-    if not isinstance(value, str) or "lm_eval" not in value:
-        return value
-    return value.replace("/", ".").rpartition("lm_eval.tasks.")[2]
-
-
 def test_files_become_the_documents_of_the_hub(data: Path) -> None:
     held = {name: LOCAL[name].documents(data) for name in harness.TASKS}
     counts = {name: len(list(splits.values())[-1]) for name, splits in held.items()}
@@ -228,6 +210,7 @@ def test_files_become_the_documents_of_the_hub(data: Path) -> None:
         ("copa", COPA, "<items><item>", "cannot be read as data"),
         ("copa", COPA, '<items><item id="1"><p>w3</p></item></items>', "has no 'a1'"),
         ("truthfulqa_mc1", TRUTHFULQA, HEADER + "w3,w4,w4,;\n", "row 1 .* missing"),
+        ("boolq", BOOLQ, boolq("w3", 5), "hold values of several sorts in a column .* get it"),
     ],
 )
 def test_damaged_files_are_named_in_one_line(
@@ -239,16 +222,42 @@ def test_damaged_files_are_named_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_unknown_tasks_are_said_before_anything_is_measured(tokenizer: Any) -> None:
-    with pytest.raises(SpectrimError, match="no task named 'arc_esy'; did you mean 'arc_easy'"):
-        harness.wanted(asked({"one": uniform()}, tokenizer, "arc_esy"))
+@pytest.mark.parametrize(
+    ("part", "error"),
+    [
+        ("construct_requests", KeyError("passage")),
+        ("process_results", ZeroDivisionError("by zero")),
+    ],
+)
+def test_a_task_that_fails_after_loading_is_said_in_one_line(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, part: str, error: Exception
+) -> None:
+    from lm_eval.api.task import ConfigurableTask
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ConfigurableTask, part, fail)
+    pair = asked({"one": uniform()}, tokenizer, "arc_easy", data=arc(tmp_path, [0, 1]))
+    told = f"lm-eval's task 'arc_easy' failed .{type(error).__name__}: .*; leave it out"
+    with pytest.raises(SpectrimError, match=told) as raised:
+        harness.measure(pair)
+    assert "\n" not in str(raised.value)
 
 
-def test_it_takes_part_for_names_that_only_lm_eval_has(tokenizer: Any) -> None:
-    model = {"one": uniform()}
-    assert harness.wanted(asked(model, tokenizer, "hellaswag"))
-    assert harness.wanted(asked(model, tokenizer, "copa"))
-    assert not harness.wanted(Pair(model, {}, Evaluation(), None, tokenizer))
+def test_a_mean_without_flips_has_its_paired_difference(tmp_path: Path, tokenizer: Any) -> None:
+    rows = "w3 w4,w5,w5; w6 w7,w8\nw3,w9,w9,w10; w11.; w12\nw3 w8,w5,w5,w8; w9\n"
+    folder = place(tmp_path, TRUTHFULQA, HEADER + rows)
+    models = {"dense": uniform(), "small": build("llama", seed=2, tie=False)}
+    found = harness.measure(asked(models, tokenizer, "truthfulqa_mc2", data=folder))
+    change = named(found["small"], "acc_difference_to_dense", "truthfulqa_mc2")
+    dense, small = (named(found[label], "acc", "truthfulqa_mc2") for label in models)
+    assert change.value == pytest.approx(small.value - dense.value) and change.value != 0
+    assert (change.n, change.unit, change.better) == (3, "share", "higher")
+    assert change.interval is not None
+    assert change.interval[0] <= change.value <= change.interval[1]
+    assert change.settings["lm-eval"] == version("lm_eval")
+    assert len(found["small"]) == len(found["dense"]) + 1
 
 
 def test_a_task_without_file_and_hub_is_said_to_be_unavailable(tokenizer: Any) -> None:

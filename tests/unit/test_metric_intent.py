@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn
 from sklearn.metrics import f1_score
 
 from spectrim.errors import SpectrimError, UnavailableError
@@ -122,7 +123,8 @@ def test_a_probe_finds_the_word_that_names_the_intent(tmp_path: Path) -> None:
     for label in ("dense", "small"):
         scores = by_name(found, label, "Banking77, probe")
         assert scores["accuracy"].value == scores["macro_f1"].value == 1
-        assert scores["accuracy"].settings["train_items"] == 12
+        settings = scores["accuracy"].settings
+        assert settings["train_items"] == 12 and settings["scikit-learn"] == sklearn.__version__
     assert scores["lost"].value == scores["gained"].value == 0
 
 

@@ -18,7 +18,7 @@ TASK = "xquad.en"
 TEXTS = ["red fox", "blue whale", "grey owl"]
 
 
-def asked(text: str, *answers: str) -> dict[str, Any]:
+def asked(text: Any, *answers: Any) -> dict[str, Any]:
     found = [{"text": one, "answer_start": 0} for one in answers]
     return {"context": text, "qas": [{"question": "What is it?", "id": "1", "answers": found}]}
 
@@ -75,6 +75,10 @@ def test_models_that_copy_all_and_half(tmp_path: Path) -> None:
     assert (dense["exact_match"].value, dense["f1"].value) == (1.0, 1.0)
     assert (small["exact_match"].value, small["f1"].value) == (0.0, pytest.approx(2 / 3))
     assert small["f1"].interval == pytest.approx((2 / 3, 2 / 3))
+    change = small["f1_difference_to_dense"]
+    assert change.value == pytest.approx(-1 / 3) and change.n == 3
+    assert change.interval == pytest.approx((-1 / 3, -1 / 3))
+    assert "f1_difference_to_dense" not in dense
     assert (small["lost"].value, small["f1"].n) == (1.0, 3)
     assert "lost" not in dense
     assert models["dense"].allowed == {12}
@@ -114,6 +118,12 @@ def test_the_real_file_is_read_whole(data: Path) -> None:
         ({"version": "1.1"}, "cannot be read as data .*'data'"),
         ({"data": []}, "is empty"),
         ({"data": [{"paragraphs": [asked("red fox")]}]}, "no answer to 'What is it.'"),
+        ({"data": [{"paragraphs": 5}]}, "cannot be read as data"),
+        ({"data": [{"paragraphs": [asked(7, "x")]}]}, "row 1 .* has 7 as 'context'; expected text"),
+        (
+            {"data": [{"paragraphs": [asked("red fox", "x", 1)]}]},
+            "row 1 .* as 'answers'; expected a list of texts",
+        ),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, content: Any, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,9 @@ def test_a_model_that_knows_the_summaries_and_one_that_is_silent(tmp_path: Path,
     found = measure(writing(put(tmp_path, task=task), models, task))
     dense, small = named(found["dense"]), named(found["small"])
     assert set(dense) == {*ALL, "summary_tokens"}
+    assert set(small) == {*dense, "rougeL_difference_to_dense"}
+    change = small["rougeL_difference_to_dense"]
+    assert (change.value, change.interval, change.n) == (-1.0, (-1.0, -1.0), 2)
     assert all(dense[name].value == 1.0 and small[name].value == 0.0 for name in ALL)
     assert all(dense[name].n == 2 and dense[name].better == "higher" for name in ALL)
     length = sum(len(row["summary"]) for row in ROWS) / 2
@@ -78,6 +82,7 @@ def test_a_decoder_is_asked_by_a_prompt_and_the_settings_say_so(tmp_path: Path) 
     assert model.allowed == {settings["new_tokens"]} == {40}
     assert "train" in settings["split"] and settings["examples"] == 2
     assert settings["decoding"] == "greedy" and settings["stemmer"] is True
+    assert settings["rouge-score"] == version("rouge-score")
 
 
 @pytest.mark.parametrize(("kind", "prefix"), [("t5", "summarize: "), ("bart", "")])
@@ -106,7 +111,11 @@ def test_only_long_dialogues_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "message"),
-    [([], "is empty"), ([{"dialogue": "Ann: Hi!"}], "row 1 of .* has no 'summary'")],
+    [
+        ([], "is empty"),
+        ([{"dialogue": "Ann: Hi!"}], "row 1 of .* has no 'summary'"),
+        ([{"dialogue": ["Ann: Hi!"], "summary": "x"}], "row 1 of .* as 'dialogue'; expected text"),
+    ],
 )
 def test_bad_files_are_named(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(SpectrimError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from math import log
 from pathlib import Path
 
@@ -95,6 +96,10 @@ def test_texts_that_differ_are_found_by_a_model_that_sees_them(tmp_path: Path) -
     assert sees["nmi"].value == pytest.approx(1) and sees["diversity"].value == 1
     assert sees["npmi"].value == pytest.approx(1, abs=1e-6)
     assert blind["nmi"].value < 0.5 and blind["npmi"].value < sees["npmi"].value
+    told = sees["npmi"].settings
+    assert {name: told[name] for name in ("gensim", "scikit-learn")} == {
+        name: version(name) for name in ("gensim", "scikit-learn")
+    }
     first, second = (set(words) for words in sees["nmi"].settings["top_words"])
     assert {frozenset(first), frozenset(second)} == {
         frozenset(MONEY.split()),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from spectrim.errors import SpectrimError, UnavailableError
 from spectrim.metrics import Evaluation, Pair, Score, trivia_qa, trivia_qa_open
 from spectrim.metrics._trivia import TIERS, tiers
+from spectrim.metrics.reading_comprehension import DATA as XQUAD
 from tiny_writers import Letters, Writer, put_rows, writing
 
 KNOWN = {"Lima?": "Peru", "Oslo?": "Norway", "Cairo?": "Egypt", "Quito?": "Ecuador"}
@@ -125,9 +129,55 @@ def test_a_quick_suite_does_not_fetch_the_open_book(tmp_path: Path) -> None:
         trivia_qa_open.measure(pair)
 
 
+def put_xquad(folder: Path) -> None:
+    asked = [
+        {"question": "Lima?", "answers": [{"text": "Peru"}, {"text": "the Republic of Peru"}]},
+        {"question": "Oslo?", "answers": [{"text": "Norway"}]},
+    ]
+    paragraphs = [{"context": "Peru and Norway are far apart.", "qas": asked}]
+    file = folder / XQUAD.file
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("asked", [(), ("trivia_qa_open",)])
+def test_without_passages_of_triviaqa_those_of_xquad_are_read_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: tuple[str, ...]
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", no_hub := ModuleType("datasets"))
+    no_hub.load_dataset = unreachable  # type: ignore[attr-defined]
+    put_xquad(tmp_path)
+    model = Writer(lambda prompt: " Peru, I think")
+    chosen = Evaluation(suite="quick", data=tmp_path, tasks=asked)
+    pair = Pair({"small": model}, {}, chosen, tokenizer=Letters())  # type: ignore[dict-item, arg-type]
+    scores = named(trivia_qa_open.measure(pair)["small"])
+    assert [scores[tier].value for tier in TIERS] == [0, 0.5, 0.5]  # the other asks for Norway
+    assert "Passage: Peru and Norway are far apart.\n\nQuestion: Lima?\nAnswer:" in model.prompts
+    settings = scores["exact"].settings
+    assert settings["task"] == "trivia_qa_open, on XQuAD" and settings["data"] == XQUAD.file
+    assert "no TriviaQA passages are at hand" in settings["questions"]
+
+
+def unreachable(*names: Any, **settings: Any) -> None:
+    raise ConnectionError("no network")
+
+
+def test_its_own_passages_go_before_those_of_xquad(tmp_path: Path) -> None:
+    put_xquad(tmp_path)
+    put_rows(tmp_path / trivia_qa_open.DATA.file, [{**ROWS[0], "passage": "Peru."}])
+    found = trivia_qa_open.measure(writing(tmp_path, {"small": Writer(knows)}, "trivia_qa_open"))
+    assert {score.settings["task"] for score in found["small"]} == {"trivia_qa_open"}
+    assert "questions" not in found["small"][0].settings
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
-    [([], "is empty"), ([{"context": "Question: x"}], "row 1 of .* has no 'answer'")],
+    [
+        ([], "is empty"),
+        ([{"context": "Question: x"}], "row 1 of .* has no 'answer'"),
+        ([{**ROWS[0], "answer": 1969}], "row 1 of .* has 1969 as 'answer'; expected text"),
+        ([{**ROWS[0], "aliases": "Lima"}], "row 1 of .* as 'aliases'; expected a list of texts"),
+    ],
 )
 def test_bad_files_are_named(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
     put_rows(tmp_path / trivia_qa.DATA.file, rows)

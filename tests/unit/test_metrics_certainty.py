@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from spectrim.metrics._certainty import flips, mean, proportion, resampled
+from spectrim.metrics import Score
+from spectrim.metrics._certainty import flips, mean, paired, proportion, resampled
 
 
 def test_wilson_interval_by_hand() -> None:
@@ -51,3 +52,25 @@ def test_flips_count_both_ways_apart() -> None:
 def test_equal_answers_are_no_flips() -> None:
     lost, gained, p = flips([True, False], [True, False], "t")
     assert (lost.value, gained.value, p.value) == (0, 0, 1)
+
+
+def test_a_difference_that_is_the_same_everywhere_is_sure() -> None:
+    dense = np.random.default_rng(2).random(50)
+    of = Score("f1", float(dense.mean()), "share", "higher", 50, (0.3, 0.7), {"task": "t"})
+    found = paired(dense, dense - 0.25, of, seed=0)  # though the values themselves are all apart
+    assert found.name == "f1_difference_to_dense" and found.value == pytest.approx(-0.25)
+    assert found.interval == pytest.approx((-0.25, -0.25))
+    assert (found.n, found.unit, found.better) == (50, "share", "higher")
+    assert found.settings["task"] == "t" and "paired" in found.settings["interval"]
+
+
+def test_the_paired_interval_is_that_of_the_differences() -> None:
+    # 16 of 64 items got worse by 1: the differences' mean is -1/4, its error sqrt(3)/4/8.
+    dense = [1.0, 1.0, 0.0, 1.0] * 16
+    small = [1.0, 0.0, 0.0, 1.0] * 16
+    of = Score("f1", 0.5, "share", "higher", 64)
+    found = paired(dense, small, of, seed=0)
+    error = 3**0.5 / 32
+    assert found.value == -0.25 and found.interval is not None
+    assert found.interval == pytest.approx((-0.25 - 1.96 * error, -0.25 + 1.96 * error), abs=0.02)
+    assert paired(dense[:1], small[:1], of, seed=0).interval is None

@@ -21,7 +21,9 @@ def curve(site: Site) -> Curve:
     full = min(site.out_features, site.in_features)
     ranks = torch.arange(2, full + 1, 2)
     sizes = (ranks * (site.out_features + site.in_features - ranks)).double()
-    return Curve(site, ranks, sizes, torch.linspace(1, 0, len(ranks)))
+    return Curve(
+        (site,), ranks, sizes, torch.linspace(1, 0, len(ranks)), ("svd",) * (len(ranks) - 1)
+    )
 
 
 def decision(site: Site, format: str = "pivoted", rank: int = 4) -> Decision:
@@ -31,13 +33,16 @@ def decision(site: Site, format: str = "pivoted", rank: int = 4) -> Decision:
         site.name, site.block, site.role, site.out_features, site.in_features, format, rank,
         rank * (site.out_features + site.in_features - rank) if format == "pivoted" else whole,
         whole, float(curve(site).losses[at]) if format == "pivoted" else 0.0,
+        "svd" if format == "pivoted" else "",
     )  # fmt: skip
 
 
 def plan() -> Plan:
     decisions = (decision(SITES[0]), decision(SITES[1], "dense"), decision(SITES[2], rank=6))
     loss = sum(one.predicted_loss for one in decisions)
-    return Plan(decisions, loss, {"model": "demo", "budget": {"keep": 0.8, "of": "linear"}})
+    return Plan(
+        decisions, loss, {"model": "demo", "method": "svd", "budget": {"keep": 0.8, "of": "linear"}}
+    )
 
 
 def written(folder: Path, said: object) -> Path:
@@ -106,7 +111,7 @@ def test_an_edit_is_restated_with_the_numbers_that_follow_from_it() -> None:
             replace(third, rank=5),
         ),
         99.0,
-        {},
+        {"method": "svd,other"},
     )
     said = edited.restated([curve(site) for site in SITES])
     dense, low_rank, smaller = said.decisions
@@ -136,7 +141,7 @@ def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, []).startswith(f"{file} is not a plan (")
     assert refused(tmp_path, {}) == f"{file} is not a plan ('decisions'); expected plan.json"
     assert (
-        refused(tmp_path, {**said, "version": 2}) == f"{file} is a plan of version 2; this reads 1"
+        refused(tmp_path, {**said, "version": 9}) == f"{file} is a plan of version 9; this reads 2"
     )
     said["decisions"][0]["rank"] = "4"
     assert "(rank of a.q is '4' and no whole number); expected plan.json" in refused(tmp_path, said)
@@ -146,7 +151,7 @@ def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("cuts", "points"), [(1, 64), (5, 64), (64, 64), (65, 64), (1000, 64)])
 def test_a_thinned_curve_keeps_its_ends_and_its_order(cuts: int, points: int) -> None:
-    whole = Curve(SITES[0], torch.arange(1, cuts + 1), torch.arange(cuts).double(),
+    whole = Curve((SITES[0],), torch.arange(1, cuts + 1), torch.arange(cuts).double(),
                   torch.linspace(1, 0, cuts))  # fmt: skip
     found = thin(whole, points)
     assert len(found["ranks"]) == min(cuts, points)

@@ -7,6 +7,7 @@ from hypothesis import strategies as some
 
 from spectrim.errors import SpectrimError
 from spectrim.recipe import Calibration, Factorize, Keep, Recipe, Stage, parse_tokens
+from spectrim.registry import Registry
 
 
 def read(tmp_path: Path, text: str) -> Recipe:
@@ -141,7 +142,7 @@ def test_a_recipe_cannot_be_changed_by_accident():
 
 KEYS = "(keys: model, keep, calibration, stages, seed, trust_remote_code)"
 OPTIONS = "(keys: " + ", ".join(Factorize.model_fields) + ")"
-METHODS = "(methods: loss_aware_svd, truncated_svd, whitened_svd)"
+METHODS = f"(methods: {', '.join(Registry('method', 'spectrim.methods').names())})"
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class Case:
         found = methods.get("loss_aware_svd")(
             self.matrix, self.statistics, damping=Damping(1e-4, refinement.DAMPING)
         )
-        left, right = found.cut(RANK)
+        left, right = found.factors(RANK)
         self.module: FactoredLinear = from_factors(format, left, right, None, torch.float64)
 
     def solve(self, delivered: Tensor) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import report_folder
-from spectrim.report.charts import predicted_against_measured
+from spectrim.report.charts import how_far_off, predicted_against_measured
 from spectrim.report.drawing import Drawing, Scale, tick_labels
 from spectrim.report.heatmap import cells, loss_shade
 from spectrim.report.sensitivity import halved
@@ -92,6 +92,24 @@ def test_a_perfect_prediction_lies_on_the_diagonal() -> None:
 )
 def test_no_prediction_no_figure(prediction: dict[str, list[float]] | None) -> None:
     assert predicted_against_measured(prediction) is None
+
+
+def test_how_far_predictions_are_off_is_the_geometric_mean_of_ratios() -> None:
+    known = {"predicted": [0.1, 0.1, 0.2], "measured": [0.1, 0.2, 1.6], "budgets": [0.9, 0.8, 0.7]}
+    assert how_far_off(known) == (
+        "Measured is on average 2.5 times predicted (geometric mean of 3 budgets, "
+        "1.0 to 8.0 times)."
+    )
+    known["predicted"] += [0.0, -0.1, 0.3, None]  # type: ignore[list-item]
+    known["measured"] += [0.5, 0.5, -0.2, 1.0]
+    known["budgets"] += [0.6, 0.5, 0.4, 0.3]
+    assert how_far_off(known).startswith("Measured is on average 2.5 times predicted")
+    alone = {"predicted": [0.2], "measured": [0.1], "budgets": [0.9]}
+    assert how_far_off(alone) == (
+        "Measured is on average 0.50 times predicted (geometric mean of one budget)."
+    )
+    assert how_far_off(None) == how_far_off({"predicted": [0], "measured": [1], "budgets": [1]})
+    assert how_far_off(None) == ""
 
 
 def test_experts_share_a_cell_and_keep_their_sum() -> None:

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import report_folder
-from spectrim.report import points
+from spectrim.report import points, tasks
 from spectrim.report.charts import FRAME
 from spectrim.report.folder import Output, read, rows
 from spectrim.report.front import quality_front
+from spectrim.report.page import page
 from spectrim.report.points import ON_GRID, Point
 from spectrim.report.runs import merged
 
@@ -170,6 +171,33 @@ def test_runs_stand_beside_each_other_where_their_texts_are_the_same(
     assert "loss" not in found["small (3)"] and found["small (3)"]["tasks"] == {}
     assert found["small (3)"]["numbers"] == other.scores["rows"][1]["numbers"]
     assert points.known(small, [other, far])[1] == ["small (3)"]
+
+
+def test_tasks_that_were_asked_with_other_limits_stand_apart(small: Output, tmp_path: Path) -> None:
+    other = read(report_folder.write(tmp_path / "quick", blocks=2, suite=True))
+    for row in other.scores["rows"][:2]:
+        for score in row["tasks"]["BoolQ"].values():
+            score |= {"n": 40, "value": 0.25}
+    found = rows(merged(small, [other]))
+    dense, own, quick = (found[label]["tasks"] for label in ("dense", "small", "quick"))
+    assert "BoolQ" not in {*dense, *own, *quick} and "ARC-Easy" in quick
+    assert set(own) - set(quick) == {"BoolQ, n = 200"}
+    assert set(quick) - set(own) == {"BoolQ, n = 40"}
+    # Beside each is what the dense model made of the same items.
+    assert dense["BoolQ, n = 200"] == small.scores["rows"][0]["tasks"]["BoolQ"]
+    assert dense["BoolQ, n = 40"] == other.scores["rows"][0]["tasks"]["BoolQ"]
+    assert list(dense)[:4] == ["ARC-Easy", "BoolQ, n = 200", "BoolQ, n = 40", "SQuAD"]
+    said = page(small, [other])
+    assert "BoolQ, n = 40" in said and "did not ask all tasks with the same limit" in said
+    lines = {(line.task, line.name): line for line in tasks.lines(merged(small, [other]))}
+    line = lines["BoolQ, n = 40", "accuracy"]
+    assert (line.cells[1], line.change, line.count) == ("", "", "40")
+
+
+def test_tasks_that_were_asked_alike_stand_together(small: Output) -> None:
+    found = rows(merged(small, [small]))
+    assert found["dense"]["tasks"] == small.scores["rows"][0]["tasks"]
+    assert "did not ask all tasks with the same limit" not in page(small, [small])
 
 
 def test_runs_of_another_dense_model_do_not_compare(small: Output) -> None:

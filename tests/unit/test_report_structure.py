@@ -141,6 +141,28 @@ def test_encoder_decoder_roles_and_ends_and_experts(folder: Path, tmp_path: Path
     assert "ends" in words_of(maps(tree)[0])
 
 
+@pytest.mark.parametrize("without", ["null", "missing"])
+def test_formats_that_have_no_rank(folder: Path, tmp_path: Path, without: str) -> None:
+    plan = json.loads((folder / "plan.json").read_text())
+    for one, form in zip(plan["decisions"], ("tensor_train", "block_sparse"), strict=False):
+        one |= {"format": form, "rank": None, "stored": 1000}
+        if without == "missing":
+            del one["rank"]
+    curves = json.loads((folder / "curves.json").read_text())
+    first = plan["decisions"][0]["site"]
+    curves[first] |= {"ranks": None, "singular_values": None}
+    tree = parsed(edited(folder, tmp_path / "out", plan=plan, curves=curves))
+    table = next(one for one in tree.iter("table") if one.get("class") == "sites")
+    rows = {words_of(row[0]): [words_of(cell) for cell in row] for row in table.iter("tr")}
+    assert rows[first][3:6] == ["tensor_train", "–", "1,000"]
+    hints = [str(cell[0].text) for cell in maps(tree)[0].iter(f"{SVG}rect")]
+    assert any(hint.startswith(f"{first}: tensor_train, ") for hint in hints)
+    second = plan["decisions"][1]["site"]
+    assert any(hint.startswith(f"{second}: block_sparse, ") for hint in hints)
+    assert "None" not in words_of(tree)
+    assert_text_stays_inside(tree)
+
+
 def test_headlines_carry_the_scores(tree: ElementTree.Element) -> None:
     said = words_of(next(one for one in tree.iter("dl") if one.get("class") == "headlines"))
     for part in ("+0.140", "95 % interval 0.123 to 0.157", "Perplexity 19.9 → 22.9", "88.2 %"):

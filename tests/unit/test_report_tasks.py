@@ -148,6 +148,47 @@ def test_the_terminal_shows_the_suite_in_eighty_columns(baselines: bool) -> None
     assert ("int4 is smaller and loses less" in flowing) == baselines
 
 
+def shown(scores: dict[str, Any], width: int) -> list[str]:
+    file = StringIO()
+    terminal.show(scores, Console(file=file, width=width, force_terminal=False))
+    return file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+@pytest.mark.parametrize("baselines", [False, True])
+def test_no_name_of_a_measure_is_broken(
+    scores: dict[str, Any], width: int, baselines: bool
+) -> None:
+    plain = report_folder.scores(0.14, 84_934_656)
+    scores = report_suite.with_tasks(plain, baselines=baselines)
+    said = shown(scores, width)
+    assert max(map(len, said)) <= width
+    for name in [line.name for line in table.lines(scores)] + [
+        f"  {line.name}" for line in tasks.lines(scores)
+    ]:
+        assert any(f"{one} ".startswith(f"{name} ") for one in said), name
+
+
+def test_wide_intervals_push_no_column_out_of_the_terminal(scores: dict[str, Any]) -> None:
+    for row in scores["rows"][:2]:
+        rare = report_suite.score(0.9, "share", "higher", n=1234, interval=[0.4, 1.0])
+        row["tasks"] = {"A task, and one of its many categories": {"rarely right": rare}}
+    assert any("90.0 (40.0–100.0) %  90.0 (40.0–100.0) %" in flat(one)
+               for one in shown(scores, 100))  # fmt: skip
+    said = shown(scores, 80)
+    at = next(place for place, one in enumerate(said) if "rarely right" in one)
+    assert flat(said[at]).split() == ["rarely", "right", "↑", "90.0", "90.0", "0.0", "pts", "1,234"]
+    assert flat(said[at + 1]).split() == ["(40.0–100.0)", "%", "(40.0–100.0)", "%"]
+
+
+def test_where_nothing_fits_names_are_folded_as_far_in_as_they_begin(
+    scores: dict[str, Any],
+) -> None:
+    said = shown(scores, 66)
+    at = next(place for place, one in enumerate(said) if one.startswith("  attention"))
+    assert said[at + 1].startswith("  ")  # still below "attention"
+
+
 def test_the_card_has_tasks_and_results_that_the_hub_reads(tmp_path: Path) -> None:
     folder = report_folder.write(tmp_path / "small", blocks=2, suite=True)
     text = write_card(folder).read_text(encoding="utf-8")

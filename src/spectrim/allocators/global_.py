@@ -6,16 +6,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spectrim.allocators import Measure
 from spectrim.plan import Curve
 
 
-def global_(curves: list[Curve], budget: float) -> list[int]:
+def global_(curves: list[Curve], budget: float, measure: Measure | None = None) -> list[int]:
     """Return for every curve the index of its cut so that the summed loss is least within budget.
 
     For a multiplier λ every site takes the cut that minimises loss + λ size, over all its cuts, as
     the curves need not be convex; λ is bisected until the budget is just met, and the gap that
     remains is spent on the exchanges that gain most for their size (docs/methods.md, section 1).
-    budget: in the unit of the curves' sizes.
+    budget: in the unit of the curves' sizes. measure: not needed.
     """
     if budget >= sum(float(curve.sizes[-1]) for curve in curves):
         return [len(curve.sizes) - 1 for curve in curves]  # also where a smaller cut loses nothing

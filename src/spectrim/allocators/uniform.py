@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from spectrim.allocators import Measure
 from spectrim.plan import Curve
 
 
-def uniform(curves: list[Curve], budget: float) -> list[int]:
+def uniform(curves: list[Curve], budget: float, measure: Measure | None = None) -> list[int]:
     """Return for every curve the index of its largest cut within the same part of its dense size.
 
     budget: what all sites together may take, in the unit of the curves' sizes. A curve with one cut

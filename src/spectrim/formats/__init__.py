@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,13 +19,17 @@ formats = Registry(
 
 
 class FactoredLinear(nn.Module, ABC):
-    """A linear map y = W x + b held as factors of W, each a registered parameter.
+    """A map that stands for y = W x + b, held as registered parameters.
 
     A subclass is built empty (``torch.empty``, so also on the meta device) from the keywords that
-    its ``shape()`` returns, or filled by ``from_factors``. ``bias`` is [out] or None.
+    its ``shape()`` returns, and filled from what a method made of W. One whole number says how much
+    it holds: ``rank``, which is the bond dimension of a tensor train and the width of a bottleneck.
+    ``bias`` is [out] or None.
     """
 
     bias: nn.Parameter | None
+    stepped: ClassVar[bool] = True
+    """Whether ranks may be rounded to multiples of something."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:
         super().__init__()
@@ -45,29 +49,21 @@ class FactoredLinear(nn.Module, ABC):
         return cls.numbers(out_features, in_features, rank) * dtype.itemsize
 
     @abstractmethod
-    def fill(self, left: Float[Tensor, "out rank"], right: Float[Tensor, "rank in"]) -> None:
-        """Take W = left @ right into the factors, computing in float64."""
+    def take(self, pieces: dict[str, Tensor]) -> None:
+        """Take what a decomposition holds, cut at this module's rank, computing in float64."""
 
     @abstractmethod
     def apply_factors(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return W x without ever forming W."""
 
     @abstractmethod
-    def left(self) -> Float[Tensor, "out rank"]:
-        """Return the left factor of W = left @ right, in the dtype it is stored in."""
-
-    @abstractmethod
-    def right(self) -> Float[Tensor, "rank in"]:
-        """Return the right factor of W = left @ right; assigning to its data changes the map."""
+    def dense(self) -> Float[Tensor, "out in"]:
+        """Return the matrix that the factors stand for."""
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return W x + b."""
         y = self.apply_factors(x)
         return y if self.bias is None else y + self.bias
-
-    def dense(self) -> Float[Tensor, "out in"]:
-        """Return the matrix that the factors stand for."""
-        return self.left() @ self.right()
 
     def shape(self) -> dict[str, Any]:
         """Return the keywords that build this module empty."""
@@ -87,13 +83,63 @@ class FactoredLinear(nn.Module, ABC):
         return self.stored()
 
     @property
-    def weight(self) -> Float[Tensor, "rank in"]:
-        """Return the right factor: T5 asks every linear map for ``weight.dtype``."""
-        return self.right()
+    def weight(self) -> Tensor:
+        """Return a parameter: T5 asks every linear map for ``weight.dtype``."""
+        return next(self.parameters())
 
     def extra_repr(self) -> str:
         """Return the shape for ``print(model)``."""
         return f"{self.in_features} -> {self.rank} -> {self.out_features}"
+
+
+class TwoFactors(FactoredLinear):
+    """A linear map held as W = left @ right, in whichever way."""
+
+    @abstractmethod
+    def fill(self, left: Float[Tensor, "out rank"], right: Float[Tensor, "rank in"]) -> None:
+        """Take W = left @ right into the factors, computing in float64."""
+
+    @abstractmethod
+    def left(self) -> Float[Tensor, "out rank"]:
+        """Return the left factor of W = left @ right, in the dtype it is stored in."""
+
+    @abstractmethod
+    def right(self) -> Float[Tensor, "rank in"]:
+        """Return the right factor of W = left @ right; assigning to its data changes the map."""
+
+    def take(self, pieces: dict[str, Tensor]) -> None:
+        """Take the first ``rank`` columns of ``left`` and rows of ``right``."""
+        self.fill(pieces["left"][:, : self.rank].double(), pieces["right"][: self.rank].double())
+
+    def dense(self) -> Float[Tensor, "out in"]:
+        """Return the product of the factors."""
+        return self.left() @ self.right()
+
+
+def low_rank_formats() -> list[str]:
+    """Return the names of the formats that hold any product of two factors."""
+    return [name for name in formats.names() if issubclass(formats.get(name), TwoFactors)]
+
+
+def filled(
+    name: str,
+    shape: tuple[int, int, int],
+    pieces: dict[str, Tensor],
+    bias: Float[Tensor, " out"] | None,
+    dtype: torch.dtype,
+) -> FactoredLinear:
+    """Return the format ``name`` with what a decomposition holds, stored in ``dtype``.
+
+    shape: (out, in, rank). Raises SpectrimError where no format has that name.
+    """
+    out_features, in_features, rank = shape
+    module: FactoredLinear = formats.get(name)(in_features, out_features, rank, bias is not None)
+    module = module.to(dtype)
+    with torch.no_grad():
+        module.take(pieces)
+        if bias is not None and module.bias is not None:
+            module.bias.copy_(bias)
+    return module
 
 
 def from_factors(
@@ -108,11 +154,5 @@ def from_factors(
     Raises:
         SpectrimError: no format has that name.
     """
-    out_features, rank = left.shape
-    module: FactoredLinear = formats.get(name)(right.shape[1], out_features, rank, bias is not None)
-    module = module.to(dtype)
-    with torch.no_grad():
-        module.fill(left.double(), right.double())
-        if bias is not None and module.bias is not None:
-            module.bias.copy_(bias)
-    return module
+    shape = (left.shape[0], right.shape[1], left.shape[1])
+    return filled(name, shape, {"left": left, "right": right}, bias, dtype)

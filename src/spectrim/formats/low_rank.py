@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spectrim.formats import FactoredLinear
+from spectrim.formats import TwoFactors
 
 
-class LowRank(FactoredLinear):
+class LowRank(TwoFactors):
     """W = second @ first with first [rank, in] and second [out, rank].
 
     The singular values are shared evenly by both factors, so that their entries are alike in size

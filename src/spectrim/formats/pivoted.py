@@ -8,10 +8,10 @@ from scipy.linalg import qr, solve_triangular
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spectrim.formats import FactoredLinear
+from spectrim.formats import TwoFactors
 
 
-class Pivoted(FactoredLinear):
+class Pivoted(TwoFactors):
     """W of rank r as r of its own rows and what the other rows are made of (PIFA, 2501.19090).
 
     rows [rank, in] are rows of W; coefficients [out - rank, rank] express the remaining rows in

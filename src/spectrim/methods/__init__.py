@@ -1,11 +1,20 @@
-"""Ways to decompose one map: each decomposes once and offers a curve of sizes against losses."""
+"""Ways to decompose a map: each decomposes once and offers a curve of ranks against losses.
+
+A method is one file with a function of its name, ``(weight, statistics, *, damping)``. Constants
+beside it, which are read without importing it, say what it needs and leaves:
+
+    FORMAT   the format that takes its pieces; absent: any that holds two factors
+    CENTRED  True where A is to be centred and the bias to make up for the mean
+    ROLES    the roles that it takes together, "?" behind one that may be missing; weight and
+             statistics are then dictionaries by role, FORMAT one too, and a piece is "role.piece"
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from spectrim.registry import Registry
@@ -27,23 +36,48 @@ class Damping:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """W = left @ right, its components sorted by importance, so that every cut is a slice.
+    """What a method makes of one map (or of maps that it takes together): a curve, and its cuts.
 
-    left [out, full] and right [full, in] are float32; values [full] are the singular values of the
-    method's own weighting; losses [full + 1] are the predicted increase of the model's loss in
-    nats per token when only the first r components stay, r = 0 … full. A method that knows nothing
-    of the loss states its own error, says ``in_nats`` False, and has it converted (currency.py).
+    ranks [cuts] are increasing; what a rank means is the format's affair. losses [cuts] are the
+    predicted increase of the model's loss in nats per token at each. A method that knows nothing of
+    the loss states its own error, says ``in_nats`` False, and has it converted (currency.py).
+    pieces are the tensors from which the format takes every cut; they are kept on disk.
+    values: singular values in the method's own weighting, where there are any.
     """
 
-    left: Float[Tensor, "out full"]
-    right: Float[Tensor, "full in"]
-    values: Float[Tensor, " full"]
+    ranks: Int[Tensor, " cuts"]
     losses: Float[Tensor, " cuts"]
+    pieces: dict[str, Tensor]
+    values: Float[Tensor, " full"] | None = None
     in_nats: bool = False
 
-    def cut(self, rank: int) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
+    @property
+    def left(self) -> Float[Tensor, "out full"]:
+        """Return the left factor of W = left @ right, columns sorted by importance."""
+        return self.pieces["left"]
+
+    @property
+    def right(self) -> Float[Tensor, "full in"]:
+        """Return the right factor of W = left @ right, rows sorted by importance."""
+        return self.pieces["right"]
+
+    def factors(self, rank: int) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
         """Return contiguous copies of the first ``rank`` components."""
         return self.left[:, :rank].contiguous(), self.right[:rank].contiguous()
+
+
+def two_factors(
+    left: Float[Tensor, "out full"],
+    right: Float[Tensor, "full in"],
+    values: Float[Tensor, " full"],
+    losses: Float[Tensor, " cuts"],
+) -> Decomposition:
+    """Return W = left @ right, components sorted by importance, so that every cut is a slice.
+
+    losses [full + 1] are those of rank 0 … full, in the method's own unit.
+    """
+    pieces = {"left": left.float().contiguous(), "right": right.float().contiguous()}
+    return Decomposition(torch.arange(len(losses)), losses, pieces, values=values.float())
 
 
 def tail_losses(values: Float[Tensor, " full"], scale: float) -> Float[Tensor, " cuts"]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.methods import Damping, Decomposition, cholesky, damped, tail_losses
+from spectrim.methods import Damping, Decomposition, cholesky, damped, tail_losses, two_factors
 from spectrim.statistics import Statistics
 
 
@@ -66,7 +66,18 @@ def two_sided_svd(
         values, vectors = _descending(half @ inputs @ half.T)
         left = torch.linalg.solve_triangular(root.T, vectors, upper=True)
         right = vectors.T @ half
-    return Decomposition(left.float(), right.float(), values.float(), tail_losses(values, 0.5))
+    return two_factors(left, right, values, tail_losses(values, 0.5))
+
+
+def principal_outputs(
+    weight: Float[Tensor, "out in"], inputs: Float[Tensor, "in in"]
+) -> Decomposition:
+    """Return Ŵ = V_r (V_rᵀ W), V the eigenvectors of W A Wᵀ: the outputs' principal components."""
+    weight = weight.double()
+    values, vectors = _descending(weight @ inputs @ weight.T)
+    full = min(weight.shape)
+    values, vectors = values[:full], vectors[:, :full].contiguous()
+    return two_factors(vectors, vectors.T @ weight, values, tail_losses(values, 0.5))
 
 
 def _descending(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.methods import Damping, Decomposition, tail_losses
+from spectrim.methods import Damping, Decomposition, tail_losses, two_factors
 from spectrim.statistics import Statistics
 
 
@@ -21,6 +21,4 @@ def truncated_svd(
     Statistics and damping are accepted and ignored, as every method is called alike.
     """
     u, values, vh = torch.linalg.svd(weight.float(), full_matrices=False)
-    return Decomposition(
-        u.contiguous(), (values[:, None] * vh).contiguous(), values, tail_losses(values, 1.0)
-    )
+    return two_factors(u, values[:, None] * vh, values, tail_losses(values, 1.0))

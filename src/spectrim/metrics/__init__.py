@@ -3,7 +3,8 @@
 To add a metric, write one file here whose ``measure(pair)`` returns scores for each model of the
 pair; the file's name is the metric's name. Files that start with ``_`` are not metrics. A metric
 that asks tasks names them in ``TASKS`` and measures those for which ``pair.asked(task)`` is true;
-it is left alone where none is. ``settings["task"]`` of a score says what was asked.
+it is left alone where none is. ``settings["task"]`` of a score says what was asked. ``TASKS`` is
+read without importing the file, so it is written out there.
 """
 
 from __future__ import annotations
@@ -175,6 +176,7 @@ Measurement = dict[str, list[Score]]
 # These need the contract above, and belong to the package's face.
 from spectrim.metrics._answers import kept_reading  # noqa: E402
 from spectrim.metrics._compare import compare  # noqa: E402
+from spectrim.metrics._harness_tasks import check_tasks  # noqa: E402
 
 __all__ = [
     "Evaluation",
@@ -183,6 +185,7 @@ __all__ = [
     "Progress",
     "Reading",
     "Score",
+    "check_tasks",
     "compare",
     "metrics",
     "read",

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest, bootstrap, t
 
 from spectrim.metrics import Score
 
 RESAMPLES = 1000
+
+Column = Sequence[Any] | NDArray[Any]
+"""One value for each item."""
 
 
 def proportion(right: Sequence[bool], name: str, task: str, **settings: Any) -> Score:
@@ -37,7 +42,7 @@ def mean(
 
 
 def resampled(
-    statistic: Callable[..., float], columns: Sequence[Sequence[Any]], seed: int
+    statistic: Callable[..., float], columns: Sequence[Column], seed: int
 ) -> tuple[float, float] | None:
     """Return the 95 % percentile bootstrap interval of a statistic of items' columns.
 
@@ -57,6 +62,26 @@ def resampled(
     )
     interval = found.confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def paired(dense: Column, small: Column, of: Score, seed: int) -> Score:
+    """Return the mean of small minus dense, with its 95 % paired bootstrap interval.
+
+    Both answered the same items, so what makes an item hard for both is no part of the doubt: the
+    differences are resampled, not the values (Efron and Tibshirani, "An Introduction to the
+    Bootstrap", 1993, chapter 16).
+
+    Args:
+        dense: values of the reference, one of each item or group of items.
+        small: those of the smaller model, in the same order.
+        of: the smaller model's score, whose unit, direction, n and settings hold here too.
+        seed: draws the resamples.
+    """
+    apart = np.subtract(small, dense)
+    ends = resampled(lambda column: float(column.mean()), [apart], seed)
+    settings = {**of.settings, "bootstrap": RESAMPLES, "interval": "95 % paired bootstrap"}
+    name = f"{of.name}_difference_to_dense"
+    return replace(of, name=name, value=float(apart.mean()), interval=ends, settings=settings)
 
 
 def flips(dense: Sequence[bool], small: Sequence[bool], task: str) -> list[Score]:

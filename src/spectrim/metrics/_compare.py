@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spectrim.errors import UnavailableError
 from spectrim.metrics import Evaluation, Measurement, Pair, Progress, Score, metrics
+from spectrim.metrics._harness_tasks import foreign
 from spectrim.metrics._samples import PROMPTS, continuations
 from spectrim.metrics._settings import describe
 
@@ -47,8 +47,9 @@ def compare(
     models |= {"small": small, **(baselines or {})}
     pair = Pair(models, dict(texts), evaluation or Evaluation(), progress, tokenizer)
     found: Measurement = {label: [] for label in models}
-    # All are looked at before any is measured: an unknown task is said at once, not in an hour.
-    for name in [name for name in metrics.names() if _wanted(pair, name)]:
+    # Looked at before any is measured: an unknown task is said at once, not in an hour.
+    others = bool(foreign(pair.evaluation.tasks))
+    for name in [name for name in metrics.names() if _wanted(pair, name, others)]:
         try:
             measured = metrics.get(name)(pair)
         except UnavailableError as error:
@@ -70,13 +71,15 @@ def compare(
     }
 
 
-def _wanted(pair: Pair, name: str) -> bool:
-    """Return whether a metric takes part: one that asks tasks does where one of them is asked."""
-    module = inspect.getmodule(metrics.get(name))
-    if wanted := getattr(module, "wanted", None):  # where more than its TASKS counts
-        return bool(wanted(pair))
-    tasks: tuple[str, ...] | None = getattr(module, "TASKS", None)
-    return tasks is None or any(pair.asked(task) for task in tasks)
+def _wanted(pair: Pair, name: str, others: bool) -> bool:
+    """Return whether a metric takes part: one that asks tasks does where one of them is asked.
+
+    ``others`` says that names were asked for that no metric has.
+    """
+    tasks: tuple[str, ...] | None = metrics.constant(name, "TASKS")
+    if tasks is None or any(pair.asked(task) for task in tasks):
+        return True
+    return others and bool(metrics.constant(name, "OTHER_TASKS"))
 
 
 def warnings(found: Measurement) -> list[str]:

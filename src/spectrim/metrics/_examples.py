@@ -15,6 +15,9 @@ from spectrim.metrics import Pair
 
 Row = dict[str, Any]
 
+DAMAGED = (AttributeError, LookupError, TypeError, ValueError)
+"""What code that takes a row apart raises where the row is not what it should be."""
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -23,6 +26,7 @@ class DataSet:
     file: path in that folder; .jsonl, .json, .csv or .tsv, or whatever ``parse`` reads.
     hub: "repository:config:split", the empty string where the hub has none that loads without code.
     columns: what every row must have.
+    lists: those of the columns that hold several texts; all others hold one.
     parse: path → rows, where the file is none of these or has its rows nested.
     adapt: row of the hub → row with ``columns``, where its columns are others.
     """
@@ -32,19 +36,22 @@ class DataSet:
     columns: tuple[str, ...]
     parse: Callable[[Path], Iterable[Row]] | None = None
     adapt: Callable[[Row], Row] | None = None
+    lists: tuple[str, ...] = ()
 
     def rows(self, pair: Pair, limit: int | None, *, seed: int | None = None) -> list[Row]:
         """Return up to ``limit`` rows (None: all), drawn with the evaluation's seed.
 
         Raises:
             UnavailableError: neither the file nor the hub's data set can be had.
-            SpectrimError: the file is empty, is damaged, or its rows lack a column.
+            SpectrimError: the file is empty, is damaged, or its rows lack a column or hold
+                something else than text in one.
         """
         path = self.local(pair)
         if path is not None:
-            found = _checked(self._read(path), self.columns, str(path))
+            found = self.of_file(path)
         else:
-            found = _checked(self._from_hub(pair.evaluation.data), self.columns, self.hub)
+            found = _complete(self._from_hub(pair.evaluation.data), self.columns, self.hub)
+        self._refuse_other_than_text(found, str(path or self.hub))
         random.Random(pair.evaluation.seed if seed is None else seed).shuffle(found)
         return found if limit is None else found[:limit]
 
@@ -53,11 +60,27 @@ class DataSet:
         folder = pair.evaluation.data
         return folder / self.file if folder and (folder / self.file).is_file() else None
 
-    def _read(self, path: Path) -> Iterable[Row]:
+    def of_file(self, path: Path) -> list[Row]:
+        """Return all rows of a file, in its order, whatever their columns hold.
+
+        Raises:
+            SpectrimError: the file is empty, is damaged, or its rows lack a column.
+        """
         try:
-            return list(self.parse(path)) if self.parse else _parsed(path)
-        except (UnicodeDecodeError, ValueError, KeyError, TypeError, csv.Error) as error:
+            found = list(self.parse(path) if self.parse else _parsed(path))
+        except (*DAMAGED, csv.Error) as error:
             raise SpectrimError(f"{path} cannot be read as data ({error}); get it again") from error
+        return _complete(found, self.columns, str(path))
+
+    def _refuse_other_than_text(self, rows: Iterable[Row], where: str) -> None:
+        for number, row in enumerate(rows, start=1):
+            for name in self.columns:
+                if not _is_text(row[name], several=name in self.lists):
+                    wanted = "a list of texts" if name in self.lists else "text"
+                    raise SpectrimError(
+                        f"row {number} of {where} has {json.dumps(row[name], default=str)[:40]} "
+                        f"as '{name}'; expected {wanted}"
+                    )
 
     def _from_hub(self, folder: Path | None) -> Iterable[Row]:
         where = f"no file {self.file} in {folder}" if folder else "no folder of data was given"
@@ -76,9 +99,9 @@ class DataSet:
             ) from error
         try:
             return [self.adapt(dict(row)) if self.adapt else dict(row) for row in rows]
-        except (KeyError, TypeError) as error:
+        except DAMAGED as error:
             raise SpectrimError(
-                f"{repository} on the hub has other columns than expected ({error} is missing); "
+                f"{repository} on the hub has other columns than expected ({error!r}); "
                 f"bring {self.file} with --data"
             ) from error
 
@@ -94,7 +117,13 @@ def _parsed(path: Path) -> list[Row]:
     return list(csv.DictReader(text.splitlines(keepends=True), dialect=dialect))
 
 
-def _checked(rows: Iterable[Row], columns: tuple[str, ...], where: str) -> list[Row]:
+def _is_text(value: Any, several: bool) -> bool:
+    if several:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return isinstance(value, str)
+
+
+def _complete(rows: Iterable[Row], columns: tuple[str, ...], where: str) -> list[Row]:
     found = list(rows)
     if not found:
         raise SpectrimError(f"{where} is empty; a measurement needs at least one row")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrim.errors import SpectrimError
-from spectrim.metrics._examples import DataSet, Row, _checked
+from spectrim.metrics._examples import DAMAGED, DataSet, Row
 
 LETTERS = "ABCDEFGHIJ"
 COPA_TRAINING = 400  # SuperGLUE trains on the first 400 of COPA's development set
@@ -36,11 +36,10 @@ class Local:
         """
         path = folder / self.data.file
         found = []
-        rows = _checked(self.data._read(path), self.data.columns, str(path))
-        for number, row in enumerate(rows, start=1):
+        for number, row in enumerate(self.data.of_file(path), start=1):
             try:
                 found.append(self.adapt(row))
-            except (AttributeError, LookupError, TypeError, ValueError) as error:
+            except DAMAGED as error:
                 raise SpectrimError(
                     f"row {number} of {path} is not one of this task ({error!r}); get it again"
                 ) from error
@@ -51,11 +50,20 @@ def documents(task: str, data: str, **_: Any) -> Any:
     """Return a local task's documents as lm-eval wants them: split → ``datasets.Dataset``.
 
     lm-eval calls it with all the metadata that it has; only the folder of data matters.
+
+    Raises:
+        SpectrimError: the file is damaged, or a column holds values of several sorts.
     """
     from datasets import Dataset
 
     splits = LOCAL[task].documents(Path(data))
-    return {split: Dataset.from_list(rows) for split, rows in splits.items()}
+    try:
+        return {split: Dataset.from_list(rows) for split, rows in splits.items()}
+    except DAMAGED as error:  # all that pyarrow raises for such rows is one of these
+        raise SpectrimError(
+            f"the rows of {Path(data) / LOCAL[task].data.file} hold values of several sorts in a "
+            f"column ({str(error).partition(chr(10))[0]}); get it again"
+        ) from error
 
 
 def _arc(row: Row) -> Row:

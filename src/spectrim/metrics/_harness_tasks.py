@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from spectrim.errors import SpectrimError, UnavailableError, did_you_mean
-from spectrim.metrics import Pair
+from spectrim.errors import SpectrimError, UnavailableError, did_you_mean, one_line
+from spectrim.metrics import Pair, metrics
 from spectrim.metrics._harness_files import LOCAL
+from spectrim.metrics._harness_model import silent
+from spectrim.metrics._packages import package
 
 YAML = Path(__file__).with_name("lm_eval_tasks")
 
@@ -25,11 +28,16 @@ class Loaded:
     source: str
 
     def requests(self, limit: int | None, seed: int) -> list[Any]:
-        """Return lm-eval's requests of the first ``limit`` documents, few-shot examples drawn."""
+        """Return lm-eval's requests of the first ``limit`` documents, few-shot examples drawn.
+
+        Raises:
+            SpectrimError: the task does not fit its documents.
+        """
         if self.task.get_config("num_fewshot") is None:
             self.task.set_config(key="num_fewshot", value=0)
         self.task.set_fewshot_seed(seed=seed)
-        self.task.build_all_requests(limit=limit)
+        with in_one_line(self.name, Exception):  # each task and its templates have their own
+            self.task.build_all_requests(limit=limit)
         # lm-eval builds them again when it evaluates, and has to draw the same examples.
         self.task.set_fewshot_seed(seed=seed)
         return list(self.task.instances)
@@ -47,32 +55,38 @@ def manager(folder: Path | None = None) -> Any:
     Raises:
         UnavailableError: lm-eval is not installed.
     """
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise UnavailableError(
-            "these tasks need the package lm_eval; pip install 'spectrim[evaluation]'"
-        ) from error
+    held = package("lm_eval.tasks", "a task of lm-evaluation-harness").TaskManager
     if folder is None:
-        return TaskManager()
-    metadata = {"data": str(folder)}
-    return TaskManager(include_path=YAML, include_defaults=False, metadata=metadata)
+        return held()
+    return held(include_path=YAML, include_defaults=False, metadata={"data": str(folder)})
 
 
-def known(names: Iterable[str], own: tuple[str, ...]) -> list[str]:
-    """Return lm-eval's tasks, groups and tags that the names, or patterns like mmlu_*, stand for.
+def check_tasks(tasks: Iterable[str]) -> None:
+    """Refuse names of tasks that nobody has; lm-eval is imported only where no metric has one.
 
     Raises:
-        SpectrimError: a name stands for none; ``own`` are the tasks of other metrics.
-        UnavailableError: lm-eval is not installed.
+        SpectrimError: neither a metric nor lm-eval has a task of that name.
+        UnavailableError: no metric has it and lm-eval is not installed.
     """
-    names = list(names)
-    held = manager() if names else None
+    foreign(tasks)
+
+
+def foreign(names: Iterable[str]) -> list[str]:
+    """Return lm-eval's tasks, groups and tags that those names stand for that no metric has.
+
+    Patterns like mmlu_* are names too. Raises what ``check_tasks`` does.
+    """
+    own = {task for metric in metrics.names() for task in metrics.constant(metric, "TASKS") or ()}
+    others = [name for name in names if name not in own]
+    if not others:
+        return []
+    with silent():
+        held = manager()
     found: list[str] = []
-    for name in names:
-        matched = held.match_tasks([name]) if held else []
+    for name in others:
+        matched = held.match_tasks([name])
         if not matched:
-            hint = did_you_mean(name, [*own, *held.all_tasks]) if held else ""
+            hint = did_you_mean(name, [*own, *held.all_tasks])
             raise SpectrimError(
                 f"no task named '{name}'{hint or '; no other name is close to it'} "
                 "(see 'spectrim list tasks' and 'lm-eval ls tasks')"
@@ -110,15 +124,32 @@ def load(pair: Pair, names: Iterable[str]) -> list[Loaded]:
     return list(found.values())
 
 
+@contextmanager
+def in_one_line(task: str, *errors: type[Exception]) -> Iterator[None]:
+    """Say these errors of a task's own code in one line; others are not the task's."""
+    try:
+        yield
+    except errors as error:
+        if one_line(error) is not None:
+            raise
+        raise SpectrimError(
+            f"lm-eval's task '{task}' failed ({_reason(error)}); leave it out, or get its data "
+            "or another version of lm-eval"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {json.dumps(str(error).partition(chr(10))[0][:120])}"
+
+
 def _tasks(held: Any, name: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = held.load([name])["tasks"]
     except SpectrimError:
         raise
     except Exception as error:  # the hub, the network and each task fail in their own ways
-        reason = json.dumps(str(error).partition("\n")[0][:120])
         raise UnavailableError(
-            f"lm-eval's task '{name}' cannot be had ({type(error).__name__}: {reason}); "
+            f"lm-eval's task '{name}' cannot be had ({_reason(error)}); "
             "give a folder that has it with --data, or a network"
         ) from error
     for one, task in found.items():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from spectrim.errors import UnavailableError
 
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "rouge_score": "rouge-score", "lm_eval": "lm-eval"}
 """Where the name to install differs from the one to import."""
 
 
@@ -29,3 +30,15 @@ def package(module: str, purpose: str) -> Any:
             f"{purpose} needs the package {DISTRIBUTIONS.get(root, root)}; "
             "pip install 'spectrim[evaluation]'"
         ) from error
+
+
+def versions(*distributions: str) -> dict[str, str]:
+    """Return the installed version of each, under the name to install; "unknown" without one."""
+    return {name: _version(name) for name in distributions}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"

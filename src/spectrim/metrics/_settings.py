@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from spectrim.earlier import content
 from spectrim.metrics import Pair
+from spectrim.metrics._packages import versions
 from spectrim.metrics._reading import device
 
 
@@ -34,7 +34,7 @@ def describe(pair: Pair) -> dict[str, Any]:
         "dtype": {label: _dtype(model) for label, model in pair.models.items()},
         "threads": torch.get_num_threads(),
         "machine": _machine(device(first)),
-        "versions": {name: _version(name) for name in ("spectrim", "torch", "transformers")}
+        "versions": versions("spectrim", "torch", "transformers")
         | {"python": platform.python_version()},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -56,10 +56,3 @@ def _machine(where: torch.device) -> str:
     lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return "unknown"

@@ -6,10 +6,8 @@ files. Source: Gao et al., "The Language Model Evaluation Harness", 10.5281/zeno
 
 from __future__ import annotations
 
-import inspect
 import random
 from dataclasses import replace
-from importlib.metadata import version
 from math import isclose
 from statistics import fmean
 from typing import Any
@@ -18,11 +16,13 @@ import torch
 
 from spectrim.errors import UnavailableError
 from spectrim.job import key_of
-from spectrim.metrics import Measurement, Pair, Score, metrics
+from spectrim.metrics import Measurement, Pair, Score
 from spectrim.metrics._answers import answered
-from spectrim.metrics._certainty import flips, mean, proportion
+from spectrim.metrics._certainty import flips, mean, paired, proportion
+from spectrim.metrics._examples import DAMAGED
 from spectrim.metrics._harness_model import heard, language_model, silent
-from spectrim.metrics._harness_tasks import Loaded, known, load
+from spectrim.metrics._harness_tasks import Loaded, foreign, in_one_line, load
+from spectrim.metrics._packages import versions
 
 TASKS = (
     "arc_easy",
@@ -33,35 +33,31 @@ TASKS = (
     "truthfulqa_mc1",
     "truthfulqa_mc2",
 )
+OTHER_TASKS = True  # names that no metric has are lm-eval's
 QUICK = 40
 QUICK_TRUTHFULQA = 8  # each has a long prompt and about ten answers
+
+# What a task's own code raises; what progress or a fault of ours raises goes its way.
+FAILED = (*DAMAGED, ArithmeticError, AssertionError, ImportError, NotImplementedError)
 
 Answer = dict[str, Any]
 """``batch`` and ``totals``, and ``samples``: filter → metric → one value for each document."""
 
 
-def wanted(pair: Pair) -> bool:
-    """Return whether this metric takes part: for its own tasks and for names of lm-eval.
-
-    Raises:
-        SpectrimError: neither another metric nor lm-eval has a task of a name that was asked for.
-    """
-    return bool(_names(pair))
-
-
 def measure(pair: Pair) -> Measurement:
-    """Return what lm-eval scores each model with, with intervals, and flips against the first.
+    """Return what lm-eval scores each model with, with intervals, and what changed from the first.
 
     Right-or-wrong metrics have Wilson's interval, other means that of Student's t; what lm-eval
     aggregates in another way has none. A limit takes the first documents, as lm-eval's own does.
+    What changed are flips, or the difference of a mean where no metric is right or wrong.
 
     Raises:
-        SpectrimError: a name that lm-eval does not know, a damaged file.
+        SpectrimError: a name that lm-eval does not know, a damaged file, a task that fails.
         UnavailableError: no tokenizer, no lm-eval, or neither a file nor the hub.
     """
     if pair.tokenizer is None:
         raise UnavailableError("lm-eval's tasks need a tokenizer; bring the model's folder")
-    names = _names(pair)
+    names = [*filter(pair.asked, TASKS), *foreign(pair.evaluation.tasks)]
     found: Measurement = {label: [] for label in pair.judged}
     with silent():
         tasks = load(pair, names)
@@ -69,21 +65,13 @@ def measure(pair: Pair) -> Measurement:
         first: Answer | None = None
         for label in pair.judged:
             answer = _answer(pair, label, task)
-            found[label] += _scores(pair, task, answer)
+            scores = _scores(pair, task, answer)
+            found[label] += scores
             first = first or answer
             if answer is not first:
-                found[label] += _flips(first, answer, task)
+                changed = _flips(first, answer, task)
+                found[label] += changed or _change(first, answer, scores, pair.evaluation.seed)
     return found
-
-
-def _names(pair: Pair) -> list[str]:
-    """Return the names to load: our own that are asked for, and those that only lm-eval has."""
-    modules = [inspect.getmodule(metrics.get(name)) for name in metrics.names()]
-    own = {task for module in modules for task in getattr(module, "TASKS", ())}
-    foreign = [name for name in pair.evaluation.tasks if name not in own]
-    mine = [name for name in TASKS if pair.asked(name)]
-    with silent():
-        return [*mine, *known(foreign, tuple(own))]
 
 
 def _answer(pair: Pair, label: str, task: Loaded) -> Answer:
@@ -95,7 +83,7 @@ def _answer(pair: Pair, label: str, task: Loaded) -> Answer:
     item = {
         "task": task.name,
         "version": str(task.task.VERSION),
-        "lm_eval": version("lm_eval"),
+        "lm_eval": versions("lm-eval")["lm-eval"],
         "limit": limit,
         "seed": seed,
         "content": key_of([(one.request_type, one.doc_id, one.doc, one.args) for one in requests]),
@@ -105,7 +93,8 @@ def _answer(pair: Pair, label: str, task: Loaded) -> Answer:
 
     def ask(items: Any) -> list[Answer]:
         tell = heard(pair.said(f"{what}, {label}"), len(requests))
-        with silent(), language_model(pair, label, requests, item, tell) as (held, batch):
+        within = language_model(pair, label, requests, item, tell)
+        with in_one_line(task.name, *FAILED), silent(), within as (held, batch):
             return [_evaluated(held, task, limit, seed) | {"batch": batch}]
 
     found: Answer = answered(pair, label, what, [item], ask)[0]
@@ -146,7 +135,7 @@ def _number(value: Any) -> float | None:
 def _scores(pair: Pair, task: Loaded, answer: Answer) -> list[Score]:
     upwards = task.task.higher_is_better()
     settings = {
-        "lm_eval": version("lm_eval"),
+        **versions("lm-eval"),
         "task_version": task.task.VERSION,
         "num_fewshot": task.task.get_config("num_fewshot"),
         "data": task.source,
@@ -192,4 +181,14 @@ def _flips(dense: Answer, small: Answer, task: Loaded) -> list[Score]:
             both = _right_or_wrong(before) and _right_or_wrong(after)
             if both and upwards.get(metric, True):
                 return flips([one == 1 for one in before], [one == 1 for one in after], task.name)
+    return []
+
+
+def _change(dense: Answer, small: Answer, scores: list[Score], seed: int) -> list[Score]:
+    """Return the paired difference of the first metric that is a mean over documents."""
+    for score in scores:
+        metric, _, kind = score.name.partition(",")
+        before, after = (one["samples"][kind or "none"][metric] for one in (dense, small))
+        if score.interval is not None and None not in before:
+            return [paired(before, after, score, seed)]
     return []

@@ -16,7 +16,7 @@ from spectrim.metrics import Measurement, Pair
 from spectrim.metrics._embeddings import Vectors, embeddings
 from spectrim.metrics._examples import Row
 from spectrim.metrics._intents import CORPORA, Intents, scored
-from spectrim.metrics._packages import package
+from spectrim.metrics._packages import package, versions
 
 TASKS = ("banking77", "snips")
 MOST = 64  # tokens of an utterance
@@ -86,6 +86,7 @@ def _corpus(pair: Pair, corpus: Intents) -> Measurement:
         "file": corpus.test.file,
         "train": corpus.train.file,
         "train_items": len(train),
+        **versions("scikit-learn"),
         "seed": seed,
         "tokens": MOST,
         "probe": "logistic regression, L2, C = 1, on standardised means of the last hidden states",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrim.metrics import Measurement, Pair, Score
-from spectrim.metrics._certainty import flips, proportion
+from spectrim.metrics._certainty import flips, paired, proportion
 from spectrim.metrics._examples import DataSet, Row
 from spectrim.metrics._squad import NORMALISED, exact_match, f1
 from spectrim.metrics._writing import averaged, how, origin, replies
@@ -20,6 +20,9 @@ from spectrim.metrics._writing import averaged, how, origin, replies
 TASKS = ("xquad.en",)
 
 QUICK_TOKENS, FULL_TOKENS = 12, 50
+
+Judged = tuple[list[bool], list[float]]
+"""Of each question, whether the answer matches exactly, and its F1."""
 
 
 def questions(path: Path) -> Iterator[Row]:
@@ -53,6 +56,7 @@ DATA = DataSet(
     columns=("context", "question", "answers"),
     parse=questions,
     adapt=of_hub,
+    lists=("answers",),
 )
 
 
@@ -75,7 +79,7 @@ def prompt(row: Row) -> str:
 
 
 def measure(pair: Pair) -> Measurement:
-    """Return exact match and F1 of every judged model, and flips of exact match.
+    """Return exact match and F1 of every judged model, and what changed of both.
 
     Raises:
         UnavailableError: neither the file nor the hub's data set can be had.
@@ -91,24 +95,25 @@ def measure(pair: Pair) -> Measurement:
         "examples": 2,
         "normalisation": NORMALISED,
     }
-    texts = {label: replies(pair, label, TASKS[0], prompts, new_tokens) for label in pair.judged}
-    first = next(iter(texts.values()))
-    return {
-        label: _scores(own, gold, pair.evaluation.seed, told)
-        + ([] if own is first else flips(_right(first, gold), _right(own, gold), TASKS[0]))
-        for label, own in texts.items()
-    }
+    found: Measurement = {}
+    first: Judged | None = None
+    for label in pair.judged:
+        texts = replies(pair, label, TASKS[0], prompts, new_tokens)
+        own = _judged(texts, gold)
+        found[label] = _scores(own, first, pair.evaluation.seed, told)
+        first = first or own
+    return found
 
 
-def _scores(
-    texts: Sequence[str], gold: Sequence[Sequence[str]], seed: int, told: dict[str, Any]
-) -> list[Score]:
-    overlaps = [f1(*both) for both in zip(texts, gold, strict=True)]
-    return [
-        proportion(_right(texts, gold), "exact_match", TASKS[0], **told),
-        averaged(overlaps, "f1", TASKS[0], seed, told),
-    ]
+def _judged(texts: Sequence[str], gold: Sequence[Sequence[str]]) -> Judged:
+    both = list(zip(texts, gold, strict=True))
+    return [exact_match(*one) for one in both], [f1(*one) for one in both]
 
 
-def _right(texts: Sequence[str], gold: Sequence[Sequence[str]]) -> list[bool]:
-    return [exact_match(*both) for both in zip(texts, gold, strict=True)]
+def _scores(own: Judged, dense: Judged | None, seed: int, told: dict[str, Any]) -> list[Score]:
+    right, overlaps = own
+    mean = averaged(overlaps, "f1", TASKS[0], seed, told)
+    found = [proportion(right, "exact_match", TASKS[0], **told), mean]
+    if dense is not None:
+        found += [paired(dense[1], overlaps, mean, seed), *flips(dense[0], right, TASKS[0])]
+    return found

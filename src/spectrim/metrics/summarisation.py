@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from spectrim.errors import SpectrimError, UnavailableError
 from spectrim.metrics import Measurement, Pair, Score
-from spectrim.metrics._certainty import mean
+from spectrim.metrics._certainty import mean, paired
 from spectrim.metrics._examples import DataSet, Row
-from spectrim.metrics._packages import package
+from spectrim.metrics._packages import package, versions
 from spectrim.metrics._rouge_s import rouge_s
 from spectrim.metrics._writing import averaged, how, origin, replies
 
@@ -56,13 +56,14 @@ Summary: #Person1# wants to buy a blue coat but finds it too expensive.
 
 """
 
+PRIMARY = "rougeL"
 NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 GAPS = {"rouge_s4": 4, "rouge_s": None}
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
 def measure(pair: Pair) -> Measurement:
-    """Return every ROUGE of every judged model and how long its summaries are.
+    """Return every ROUGE of every judged model, its change, and how long the summaries are.
 
     A suite goes on with the other data set where one cannot be had, and says so.
 
@@ -128,10 +129,19 @@ def _measured(pair: Pair, task: str) -> Measurement:
         **how(pair, new_tokens),
         "dialogue_tokens": longest,
         "longer_left_out": left_out,
+        **versions("rouge-score"),
         "stemmer": True,
         "sentences": "end at . ! or ? before a space",
     }
-    return {label: _scores(pair, label, task, rows, told) for label in pair.judged}
+    found: Measurement = {}
+    first: list[float] | None = None
+    for label in pair.judged:
+        found[label], own = _scores(pair, label, task, rows, told)
+        if first is not None:
+            of = next(score for score in found[label] if score.name == PRIMARY)
+            found[label].append(paired(first, own, of, pair.evaluation.seed))
+        first = first or own
+    return found
 
 
 def _short_enough(pair: Pair, task: str, longest: int) -> tuple[list[Row], int]:
@@ -155,7 +165,8 @@ def _short_enough(pair: Pair, task: str, longest: int) -> tuple[list[Row], int]:
 
 def _scores(
     pair: Pair, label: str, task: str, rows: Sequence[Row], told: dict[str, Any]
-) -> list[Score]:
+) -> tuple[list[Score], list[float]]:
+    """Return a model's scores, and of each summary the ROUGE that models are compared by."""
     model, seed = pair.models[label], pair.evaluation.seed
     if model.config.is_encoder_decoder:
         prompts = [encoder_input(model, row["dialogue"]) for row in rows]
@@ -168,7 +179,8 @@ def _scores(
     references = [str(row["summary"]) for row in rows]
     each = [rouge(*both) for both in zip(references, texts, strict=True)]
     scores = [averaged([one[name] for one in each], name, task, seed, told) for name in each[0]]
-    return [*scores, _length(pair, task, texts, references)]
+    length = _length(pair, task, texts, references)
+    return [*scores, length], [one[PRIMARY] for one in each]
 
 
 def _length(pair: Pair, task: str, texts: Sequence[str], references: Sequence[str]) -> Score:

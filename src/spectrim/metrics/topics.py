@@ -26,7 +26,7 @@ from spectrim.metrics import Measurement, Pair, Score
 from spectrim.metrics._certainty import mean
 from spectrim.metrics._embeddings import Vectors, embeddings
 from spectrim.metrics._examples import DataSet, Row
-from spectrim.metrics._packages import package
+from spectrim.metrics._packages import package, versions
 
 MOST = 64  # tokens of a document that the model reads
 WORDS = 300  # of a document that topics are described by
@@ -205,6 +205,7 @@ def _corpus(pair: Pair, corpus: Corpus) -> Measurement:
         "file": corpus.data.file,
         "seed": pair.evaluation.seed,
         "documents": len(rows),
+        **versions("scikit-learn", "gensim"),
         "tokens": MOST,
         "topics": count,
         "clusterings": CLUSTERINGS,

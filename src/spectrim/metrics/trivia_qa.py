@@ -18,6 +18,7 @@ DATA = DataSet(
     hub="mandarjoshi/trivia_qa:rc.nocontext:validation",
     columns=("context", "answer", "aliases"),
     adapt=of_hub,
+    lists=("aliases",),
 )
 
 # They show the form of an answer. They are not of the data, so that every seed has the same ones.

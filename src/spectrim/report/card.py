@@ -10,11 +10,11 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from spectrim.report import points, table, tasks
 from spectrim.report.folder import Output, read
+from spectrim.report.origin import DEMO, HUB_NAME, named
 from spectrim.report.results import results
 
-_DEMO = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+_DEMO = (DEMO, "apache-2.0")
 _SOMEWHERE = "path/to/this/folder"
-_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 _BODY = """
 # {title}
@@ -55,10 +55,10 @@ def write_card(folder: Path, *, base: Path | None = None, name: str = _SOMEWHERE
 
 def card(output: Output, *, licence: str | None = None, name: str = _SOMEWHERE) -> ModelCard:
     """Return the card of an output folder, its licence that of the dense model."""
-    model = _model(output)
+    model = named(output)
     base, own = _DEMO if model == "demo" else (model, None)
     # A local path names nobody's model on the hub.
-    base_model = base if _HUB_NAME.fullmatch(base) and not Path(base).exists() else None
+    base_model = base if HUB_NAME.fullmatch(base) and not Path(base).exists() else None
     kind = "text2text-generation" if _reads_with_encoder(output) else "text-generation"
     found = results(output.scores, kind)
     data = ModelCardData(
@@ -174,10 +174,6 @@ def _versions(settings: dict[str, Any]) -> str:
     said = ", ".join(f"{_escape(name)} {_escape(str(one))}" for name, one in versions.items())
     measured = f"Measured {settings['date'][:10]} with {said}.\n" if said else ""
     return f"\n{measured}" if measured else ""
-
-
-def _model(output: Output) -> str:
-    return str(output.scores.get("model") or output.plan.get("model") or output.name)
 
 
 def _reads_with_encoder(output: Output) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from math import isfinite
+from statistics import geometric_mean
 from typing import Any
 
 from markupsafe import Markup
 
 from spectrim.report.drawing import Drawing, Frame, Scale, axes
 from spectrim.report.labels import OFF_DIAGONAL, Labels
-from spectrim.report.words import GAP, fixed
+from spectrim.report.words import GAP, fixed, plain
 
 WIDTH, HEIGHT = 400, 280
 FRAME = Frame(left=46, right=386, top=28, bottom=236)
@@ -18,12 +19,7 @@ _PREDICTION = ("predicted", "measured", "budgets")
 
 def predicted_against_measured(prediction: dict[str, Any] | None) -> Markup | None:
     """Return measured increase of the loss over the predicted one, at every budget tried."""
-    known = prediction or {}
-    pairs = [
-        (float(x), float(y), budget)
-        for x, y, budget in zip(*(known.get(key, []) for key in _PREDICTION), strict=False)
-        if x is not None and y is not None and isfinite(x) and isfinite(y)
-    ]
+    pairs = _pairs(prediction)
     if not pairs:
         return None
     log = min(min(x, y) for x, y, _ in pairs) > 0
@@ -43,6 +39,31 @@ def predicted_against_measured(prediction: dict[str, Any] | None) -> Markup | No
         drawing.add("circle", {**where, "class": "mark small"}, hint=hint)
         taken.write(drawing, (x(predicted), y(measured)), _budget(budget), OFF_DIAGONAL)
     return drawing.done()
+
+
+def how_far_off(prediction: dict[str, Any] | None) -> str:
+    """Return a sentence on measured over predicted increase: geometric mean, smallest, largest.
+
+    Budgets where one of the two is not above zero have no such ratio and are left out; nothing is
+    said where that leaves none.
+    """
+    ratios = [y / x for x, y, _ in _pairs(prediction) if x > 0 and y > 0]
+    if not ratios:
+        return ""
+    average, *ends = map(plain, (geometric_mean(ratios), min(ratios), max(ratios)), (2, 2, 2))
+    among = f", {ends[0]} to {ends[1]} times" if len(ratios) > 1 else ""
+    where = f"{len(ratios)} budgets" if len(ratios) > 1 else "one budget"
+    return f"Measured is on average {average} times predicted (geometric mean of {where}{among})."
+
+
+def _pairs(prediction: dict[str, Any] | None) -> list[tuple[float, float, Any]]:
+    """Return predicted and measured increase and budget, wherever both are numbers."""
+    known = prediction or {}
+    return [
+        (float(x), float(y), budget)
+        for x, y, budget in zip(*(known.get(key, []) for key in _PREDICTION), strict=False)
+        if x is not None and y is not None and isfinite(x) and isfinite(y)
+    ]
 
 
 def _budget(budget: Any) -> str:

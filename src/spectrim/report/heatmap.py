@@ -199,10 +199,16 @@ def _hint(block: int, role: str, group: list[dict[str, Any]]) -> str:
         where = f"block {block}, {role}: {len(group)} sites"
     else:
         one = group[0]
-        full = min(int(one["out_features"]), int(one["in_features"]))
-        how = "dense" if one["format"] == "dense" else f"rank {one['rank']} of {full}"
-        where = f"{one['site']}: {how}"
+        where = f"{one['site']}: {_how(one)}"
     return f"{where}, {part} of {dense:,} numbers kept, predicted loss {plain(loss, 2)} nats/token"
+
+
+def _how(decision: dict[str, Any]) -> str:
+    """Return how a map is stored: its rank, or its format where that has none."""
+    full = min(int(decision["out_features"]), int(decision["in_features"]))
+    if decision["format"] == "dense" or decision.get("rank") is None:
+        return str(decision["format"])
+    return f"rank {decision['rank']} of {full}"
 
 
 def _kept(group: Sequence[Cell]) -> str:

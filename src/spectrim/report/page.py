@@ -13,13 +13,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from spectrim.report import points, table, tasks, words
 from spectrim.report.attention import attention_figures, head
 from spectrim.report.bars import figures
-from spectrim.report.charts import predicted_against_measured
+from spectrim.report.charts import how_far_off, predicted_against_measured
 from spectrim.report.cosine import cosine_by_block
 from spectrim.report.folder import Output, read
 from spectrim.report.front import quality_front
 from spectrim.report.headlines import headlines
 from spectrim.report.heatmap import STEPS, cells, heatmap, kept_shade, loss_shade
-from spectrim.report.runs import merged
+from spectrim.report.origin import full_name
+from spectrim.report.runs import asked_otherwise, merged
 from spectrim.report.sensitivity import halved
 from spectrim.report.spectrum import DEPTHS, panels
 
@@ -55,7 +56,7 @@ def page(output: Output, others: Sequence[Output] = ()) -> str:
         _environment()
         .get_template("page.html")
         .render(
-            title=_title(output),
+            title=f"{full_name(output)}, made smaller",
             subtitle=_subtitle(output),
             headlines=headlines(scores),
             warnings=scores.get("warnings", []),
@@ -63,6 +64,7 @@ def page(output: Output, others: Sequence[Output] = ()) -> str:
             groups=_groups(table.lines(scores)),
             texts=table.texts(scores),
             predicted=predicted_against_measured(scores.get("prediction")),
+            off=how_far_off(scores.get("prediction")),
             correlation=(scores.get("prediction") or {}).get("correlation"),
             steps=list(range(STEPS + 1)),
             panels=panels(decisions, output.curves),
@@ -96,6 +98,7 @@ def _known(output: Output, others: Sequence[Output]) -> dict[str, Any]:
         "run_names": table.columns(runs),
         "run_groups": _groups(table.lines(runs)) if runs else [],
         "run_tasks": _by_task(tasks.lines(runs)) if runs else [],
+        "run_tasks_apart": asked_otherwise([output, *others]),
         "run_task_names": tasks.columns(runs),
     }
 
@@ -149,11 +152,6 @@ def _environment() -> Environment:
     )
 
 
-def _title(output: Output) -> str:
-    name = str(output.scores.get("model") or output.plan.get("model") or output.name)
-    return f"{name.rstrip('/').rpartition('/')[2] or name}, made smaller"
-
-
 def _subtitle(output: Output) -> str:
     plan, budget = output.plan, output.plan.get("budget", {})
     if not plan:
@@ -191,7 +189,7 @@ def _site(decision: dict[str, Any]) -> dict[str, Any]:
     whole = decision["format"] == "dense"
     dense = int(decision["dense"])
     return decision | {
-        "rank": "" if whole else decision["rank"],
+        "rank": "" if whole else words.whole(decision.get("rank")),
         "kept": int(decision["stored"]) / dense if dense else 1.0,
     }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
 
 from rich.console import Console
 from rich.progress import (
@@ -17,25 +19,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+PAUSE = 10.0  # seconds between two plain lines on the same work, its end apart
+
 
 @contextmanager
 def shown() -> Iterator[Callable[[int, int, str], None]]:
     """Give a callable ``progress(done, total, what)``; each ``what`` gets a line with an estimate.
 
-    Lines go to standard error, so that standard output stays for results; where that is no
-    terminal, one plain line says when a piece of work begins.
+    Lines go to standard error, so that standard output stays for results. Where that is no
+    terminal whose lines can be drawn again, plain lines follow each other: count, total and time
+    left, every ten seconds at most, and one at the end of each piece of work.
     """
     console = Console(stderr=True)
-    tasks: dict[str, TaskID] = {}
-    if not console.is_terminal:
-        seen: set[str] = set()
-
-        def say(done: int, total: int, what: str) -> None:
-            if what not in seen:
-                seen.add(what)
-                print(f"{what} ...", file=sys.stderr, flush=True)
-
-        yield say
+    # Rich calls a log a terminal where FORCE_COLOR is set, as many build machines do.
+    if not (sys.stderr.isatty() and console.is_interactive):
+        yield _Lines().say
         return
     columns = (
         TextColumn("{task.description}"),
@@ -45,6 +43,7 @@ def shown() -> Iterator[Callable[[int, int, str], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
+    tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=console) as bars:
 
         def advance(done: int, total: int, what: str) -> None:
@@ -53,3 +52,50 @@ def shown() -> Iterator[Callable[[int, int, str], None]]:
             bars.update(tasks[what], completed=done, total=total)
 
         yield advance
+
+
+@dataclass
+class _Work:
+    """One piece of work: when it was first heard of and how far it was; what was said last."""
+
+    began: float
+    first: int
+    said: float
+    done: int
+
+
+class _Lines:
+    """Progress as plain lines, for files and logs."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Work] = {}
+
+    def say(self, done: int, total: int, what: str) -> None:
+        """Write a line where the work is new, ends, or was not spoken of for a while."""
+        now = monotonic()
+        work = self._known.get(what)
+        if work is None or done < work.done:
+            said = now - PAUSE if work is None else work.said  # begun anew: no sooner than due
+            work = self._known[what] = _Work(now, done, said, done - 1)
+        ends = done >= total and work.done < total
+        if ends or (done < total and now - work.said >= PAUSE):
+            print(f"{what} {done}/{total}{_times(work, done, total, now)}", file=sys.stderr,
+                  flush=True)  # fmt: skip
+            work.said = now
+        work.done = done
+
+
+def _times(work: _Work, done: int, total: int, now: float) -> str:
+    """Return the time that is left, or at the end what it took; nothing where neither is known."""
+    spent = now - work.began
+    if done <= work.first:
+        return ""
+    if done >= total:
+        return f", took {_clock(spent)}"
+    return f", {_clock(spent * (total - done) / (done - work.first))} left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -29,7 +29,7 @@ def _at_half(decision: dict[str, Any], curve: dict[str, Any]) -> float | None:
     half = min(int(decision["out_features"]), int(decision["in_features"])) / 2
     known = [
         (float(rank), float(loss))
-        for rank, loss in zip(curve.get("ranks", []), curve.get("losses", []), strict=False)
+        for rank, loss in zip(curve.get("ranks") or [], curve.get("losses") or [], strict=False)
         if rank is not None and loss is not None and isfinite(loss)
     ]
     if not known or not known[0][0] <= half <= known[-1][0]:

@@ -19,7 +19,7 @@ _DECADES = 1e4  # below this part of the greatest value nothing is told apart by
 
 @dataclass(frozen=True)
 class Line:
-    """One site's spectrum: ranks and singular values, the rank chosen (None where kept dense)."""
+    """One site's spectrum: ranks and singular values, and the rank chosen; None where none was."""
 
     site: str
     block: int
@@ -46,22 +46,22 @@ def panels(decisions: list[dict[str, Any]], curves: dict[str, Any]) -> list[Mark
 
 def _line(decision: dict[str, Any], curves: dict[str, Any]) -> Line | None:
     curve = curves.get(decision["site"]) or {}
-    ranks, values = curve.get("ranks", []), curve.get("singular_values", [])
+    ranks, values = curve.get("ranks") or [], curve.get("singular_values") or []
     known = [
         (float(rank), float(value))
         for rank, value in zip(ranks, values, strict=False)
-        if value is not None and isfinite(value) and value >= 0
+        if rank is not None and value is not None and isfinite(value) and value >= 0
     ]
     if len(known) < 2 or max(value for _, value in known) <= 0:
         return None
-    dense = decision["format"] == "dense"
+    rank = None if decision["format"] == "dense" else decision.get("rank")
     return Line(
         decision["site"],
         int(decision["block"]),
         role_group(decision["role"]),
         tuple(rank for rank, _ in known),
         tuple(value for _, value in known),
-        None if dense else int(decision["rank"]),
+        None if rank is None else int(rank),
     )
 
 

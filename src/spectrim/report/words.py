@@ -36,6 +36,11 @@ def plain(number: float | None, digits: int = 3) -> str:
     return f"{number:,.{max(0, digits - 1 - size)}f}".replace("-", "−")
 
 
+def whole(number: float | None) -> str:
+    """Return a whole number, such as a rank; formats that have none leave it out."""
+    return MISSING if number is None else str(number)
+
+
 def fixed(number: float | None, digits: int = 3, sign: bool = False) -> str:
     """Return ``digits`` decimals; with ``sign``, a plus where it is positive."""
     if number is None or not isfinite(number):

@@ -1,0 +1,195 @@
+"""From curves to a plan: what is bought together, and one allocation over all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from spectrim.allocators import Measure, allocators
+from spectrim.errors import SpectrimError
+from spectrim.formats import FactoredLinear, formats
+from spectrim.job import Job
+from spectrim.options import Factorize
+from spectrim.plan import Curve, Decision, Plan
+from spectrim.stages._curves import dense_curve, envelope, format_of, inner_sites
+from spectrim.stages._decompose import centred
+
+Pick = tuple[Curve, int]
+PRICES = 512  # multipliers at which sites that may also be stored together are weighed
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Sites that are bought together: the curve of the whole, and what each cut of it picks."""
+
+    curve: Curve
+    picks: list[tuple[Pick, ...]] | None = None
+
+    def picked(self, index: int) -> tuple[Pick, ...]:
+        """Return the curves and cuts that a cut of the whole stands for."""
+        return ((self.curve, index),) if self.picks is None else self.picks[index]
+
+
+def units(job: Job, options: Factorize, curves: list[Curve]) -> list[Unit]:
+    """Return what is bought together: the sites one by one, or with those that a method joins."""
+    alone: dict[str, list[Curve]] = {site.name: [] for site in inner_sites(job)}
+    joint: list[Curve] = []
+    for curve in curves:
+        if len(curve.sites) > 1:
+            joint.append(curve)
+        else:
+            alone[curve.site.name].append(curve)
+    single = {
+        site.name: envelope(alone[site.name]) or dense_curve(job, site) for site in inner_sites(job)
+    }
+    made: list[Unit] = []
+    left = dict(single)
+    while joint:
+        members = _connected(joint)
+        joint = [curve for curve in joint if not any(curve is one for one in members)]
+        names = list(dict.fromkeys(site.name for curve in members for site in curve.sites))
+        made.append(_united(members, [left.pop(name) for name in names]))
+    made += [Unit(curve) for curve in left.values()]
+    order = {site.name: place for place, site in enumerate(inner_sites(job))}
+    return sorted(made, key=lambda unit: order[unit.curve.site.name])
+
+
+def _connected(joint: list[Curve]) -> list[Curve]:
+    members, known = [joint[0]], {site.name for site in joint[0].sites}
+    for curve in joint[1:]:
+        if known & {site.name for site in curve.sites}:
+            members.append(curve)
+            known |= {site.name for site in curve.sites}
+    return members
+
+
+def _united(members: list[Curve], alone: list[Curve]) -> Unit:
+    """Return the sites of some joint curves as a unit: each joint one, or every site alone."""
+    points: list[tuple[float, float, tuple[Pick, ...]]] = _together(alone)
+    for curve in members:
+        joined = {site.name for site in curve.sites}
+        points += _together([curve, *(one for one in alone if one.site.name not in joined)])
+    points.sort(key=lambda point: point[:2])
+    kept: list[tuple[float, float, tuple[Pick, ...]]] = []
+    for point in points:
+        if not kept or point[1] < kept[-1][1]:
+            kept.append(point)
+    sizes, losses, picks = zip(*kept, strict=True)
+    sites = tuple(curve.site for curve in alone)
+    whole = Curve(
+        sites,
+        torch.arange(1, len(kept) + 1),
+        torch.tensor(sizes, dtype=torch.float64),
+        torch.tensor(losses, dtype=torch.float64),
+    )
+    return Unit(whole, list(picks))
+
+
+def _together(parts: list[Curve]) -> list[tuple[float, float, tuple[Pick, ...]]]:
+    """Return the best cuts of several curves at many prices of a number, from all to nothing."""
+    if len(parts) == 1:
+        found: set[tuple[int, ...]] = {(at,) for at in range(len(parts[0].sizes))}
+    else:
+        steepest = max(float(c.losses.max() / c.sizes.diff().min().clamp_min(1)) for c in parts)
+        prices = [0.0, *torch.logspace(-12, 0, PRICES, dtype=torch.float64).mul(steepest).tolist()]
+        found = {
+            tuple(int((c.losses.double() + price * c.sizes).argmin()) for c in parts)
+            for price in prices
+        }
+    dense = tuple(len(curve.sizes) - 1 for curve in parts)
+    return [
+        (
+            sum(float(c.sizes[at]) for c, at in zip(parts, chosen, strict=True)),
+            sum(float(c.losses[at]) for c, at in zip(parts, chosen, strict=True)),
+            tuple(zip(parts, chosen, strict=True)),
+        )
+        for chosen in sorted(found | {dense})
+    ]
+
+
+def allocate(
+    job: Job, options: Factorize, bought: list[Unit], measure: Measure | None = None
+) -> Plan:
+    """Return the plan that the allocator makes of the curves under the job's budget.
+
+    measure: the true loss of a choice, for allocators that look at it.
+
+    Raises:
+        SpectrimError: what cannot be factored, or the smallest cuts, already exceed the budget.
+    """
+    curves = [unit.curve for unit in bought]
+    budget = available(job, curves)
+    choose: Callable[..., list[int]] = allocators.get(options.allocator)
+    chosen = choose(curves, budget, measure)
+    decisions = decided(options, bought, chosen)
+    about = {
+        "model": job.source.name,
+        "fingerprint": job.source.fingerprint,
+        "statistics": job.statistics_key,
+        "method": options.method,
+        "allocator": options.allocator,
+        "format": options.format,
+        "budget": {"keep": job.keep[0], "of": job.keep[1], "size": budget},
+    }
+    return Plan(decisions, sum(decision.predicted_loss for decision in decisions), about)
+
+
+def decided(options: Factorize, bought: list[Unit], chosen: list[int]) -> tuple[Decision, ...]:
+    """Return the decisions that a choice of cuts means, in the order of the units."""
+    return tuple(
+        decision
+        for unit, index in zip(bought, chosen, strict=True)
+        for curve, at in unit.picked(index)
+        for decision in _decisions(options, curve, at)
+    )
+
+
+def available(job: Job, curves: list[Curve]) -> float:
+    """Return what the sites inside the blocks may take together.
+
+    A part is a part of the model as it came, whatever earlier stages have made of it.
+    """
+    fraction, unit = job.keep
+    inside = sum(float(curve.sizes[-1]) for curve in curves)
+    outside = job.weights.bytes() - inside if unit == "bytes" else 0.0
+    whole = job.whole[unit] if job.whole else inside + outside
+    budget = fraction * whole - outside
+    least = sum(float(curve.sizes[0]) for curve in curves)
+    if budget < least:
+        raise SpectrimError(
+            f"cannot keep {fraction * 100:.4g}% of {unit}: what is not factored and the smallest "
+            f"cuts take {(least + outside) / whole:.1%} already; keep more or protect less"
+        )
+    return budget
+
+
+def _decisions(options: Factorize, curve: Curve, index: int) -> list[Decision]:
+    dense = curve.is_dense(index)
+    method = "" if dense else curve.methods[index]
+    made = []
+    for place, site in enumerate(curve.sites):
+        numbers = site.out_features * site.in_features
+        full = min(site.out_features, site.in_features)
+        rank = full if dense else int(curve.ranks[index])
+        name = "dense" if dense else format_of(options, method, site)
+        form: type[FactoredLinear] | None = None if dense else formats.get(name)
+        shape = (site.out_features, site.in_features, rank)
+        made.append(
+            Decision(
+                site=site.name,
+                block=site.block,
+                role=site.role,
+                out_features=site.out_features,
+                in_features=site.in_features,
+                format=name,
+                rank=rank,
+                stored=form.numbers(*shape) if form else numbers,
+                dense=numbers,
+                predicted_loss=0.0 if place else float(curve.losses[index]),
+                method=method,
+                bias=not dense and centred(options, method),
+            )
+        )
+    return made

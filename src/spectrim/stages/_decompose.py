@@ -1,0 +1,198 @@
+"""What the methods make of every site, kept in the cache: one folder a method, one file a block."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from spectrim.architectures import Stack
+from spectrim.currency import currency_losses
+from spectrim.job import Job, key_of
+from spectrim.methods import Damping, Decomposition, methods
+from spectrim.options import Factorize
+from spectrim.run import atomic_file, locked
+from spectrim.sites import Site, weight
+from spectrim.statistics import Statistics, load_block
+
+CURVE = ("ranks", "losses", "values")  # of a decomposition; everything else in a file is pieces
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The curve that one method offers for one site, or for sites that it takes together."""
+
+    method: str
+    sites: tuple[Site, ...]
+    ranks: Tensor
+    losses: Tensor
+    values: Tensor | None
+
+
+def decompositions(job: Job, options: Factorize, method: str) -> Path:
+    """Return the folder of the cache that holds what a method makes of the model."""
+    key = key_of(
+        "decompositions", 3, job.statistics_key, method,
+        options.damp_input, options.damp_gradient, centred(options, method),
+    )  # fmt: skip
+    return job.cache / "decompositions" / key
+
+
+def centred(options: Factorize, method: str) -> bool:
+    """Return whether a method sees centred inputs, and biases make up for their mean."""
+    return options.centre or bool(methods.constant(method, "CENTRED"))
+
+
+def decompose(job: Job, options: Factorize) -> None:
+    """Write the decomposition of every site to the cache, block by block, where it is missing."""
+    statistics = job.statistics()
+    blocks = job.each_block()
+    for number, method in enumerate(options.methods):
+        folder = decompositions(job, options, method)
+        for done, (stack, index) in enumerate(blocks, start=1):
+            target = job.block_file(folder, stack, index)
+            with locked(target):
+                if not target.exists():
+                    known = load_block(statistics, stack, index)
+                    tensors = _decompose_block(job, options, method, (stack, index), known)
+                    with atomic_file(target) as partial:
+                        save_file(tensors, partial)
+            total = len(options.methods) * len(blocks)
+            job.progress(number * len(blocks) + done, total, "decomposing")
+
+
+def offers(job: Job, options: Factorize) -> list[Offer]:
+    """Return every curve that the methods offer, in the order of the sites."""
+    found: list[Offer] = []
+    for stack, index in job.each_block():
+        for method in options.methods:
+            file = job.block_file(decompositions(job, options, method), stack, index)
+            with safe_open(file, framework="pt") as held:
+                keys = set(held.keys())
+                for sites in together(method, job.block_sites(stack, index)):
+                    name = sites[0].name
+                    if f"{name}.losses" in keys:
+                        ranks, losses = (held.get_tensor(f"{name}.{p}") for p in CURVE[:2])
+                        known = f"{name}.values" in keys
+                        values = held.get_tensor(f"{name}.values") if known else None
+                        found.append(Offer(method, sites, ranks, losses, values))
+    return found
+
+
+def pieces_of(file: Path, site: str) -> dict[str, Tensor]:
+    """Return the pieces of one site in a file of decompositions; none where it was left out."""
+    with safe_open(file, framework="pt") as held:
+        names = [key for key in held.keys() if key.startswith(f"{site}.")]  # noqa: SIM118
+        return {
+            key.removeprefix(f"{site}."): held.get_tensor(key)
+            for key in names
+            if key.removeprefix(f"{site}.") not in CURVE
+        }
+
+
+def together(method: str, sites: list[Site]) -> list[tuple[Site, ...]]:
+    """Return the sites of a block as a method takes them: one by one, or by its ROLES."""
+    wanted: tuple[str, ...] | None = methods.constant(method, "ROLES")
+    if wanted is None:
+        return [(site,) for site in sites]
+    by_prefix: dict[str, dict[str, Site]] = {}
+    for site in sites:  # "encoder_", "expert3_" or nothing before the role
+        for role in (part.rstrip("?") for part in wanted):
+            prefix = site.role.removesuffix(role)
+            if site.role.endswith(role) and re.fullmatch(r"(.+_)?", prefix):
+                by_prefix.setdefault(prefix, {})[role] = site
+    needed = {role for role in wanted if not role.endswith("?")}
+    return [
+        tuple(found[role.rstrip("?")] for role in wanted if role.rstrip("?") in found)
+        for found in by_prefix.values()
+        if needed <= found.keys()
+    ]
+
+
+def _decompose_block(
+    job: Job,
+    options: Factorize,
+    method: str,
+    place: tuple[Stack, int],
+    known: dict[str, Statistics],
+) -> dict[str, Tensor]:
+    block = job.dense_block(*place)
+    prefix = f"{place[0].path}.{place[1]}."
+    tensors: dict[str, Tensor] = {}
+    for sites in together(method, job.block_sites(*place)):
+        statistics = {site.name: known[site.name] for site in sites}
+        # an expert that no token was routed to keeps its weights
+        if any(one.tokens == 0 or one.gradient_moment is None for one in statistics.values()):
+            continue
+        if centred(options, method):
+            statistics = {name: _centred(one) for name, one in statistics.items()}
+        maps = {site.name: _matrix(block, site.name.removeprefix(prefix)) for site in sites}
+        decomposition = _decomposed(method, sites, maps, statistics, _damping(options))
+        for part in CURVE:
+            if (tensor := getattr(decomposition, part)) is not None:
+                tensors[f"{sites[0].name}.{part}"] = tensor.contiguous()
+        tensors |= _named(method, sites, decomposition.pieces)
+    return tensors
+
+
+def _decomposed(
+    method: str,
+    sites: tuple[Site, ...],
+    maps: dict[str, Tensor],
+    statistics: dict[str, Statistics],
+    damping: Damping,
+) -> Decomposition:
+    function: Callable[..., Decomposition] = methods.get(method)
+    if methods.constant(method, "ROLES") is None:
+        (matrix,), (known,) = maps.values(), statistics.values()
+        found = function(matrix, known, damping=damping)
+        if found.in_nats:
+            return found
+        return replace(found, losses=currency_losses(found, matrix, known, damping))
+    roles = {site.name: role_in(method, site) for site in sites}
+    return function(
+        {roles[name]: matrix for name, matrix in maps.items()},
+        {roles[name]: known for name, known in statistics.items()},
+        damping=damping,
+    )
+
+
+def role_in(method: str, site: Site) -> str:
+    """Return which of a method's ROLES a site plays, its prefix left out."""
+    wanted: tuple[str, ...] = methods.constant(method, "ROLES")
+    roles = sorted((role.rstrip("?") for role in wanted), key=len, reverse=True)
+    return next(role for role in roles if site.role.endswith(role))
+
+
+def _named(method: str, sites: tuple[Site, ...], pieces: dict[str, Any]) -> dict[str, Tensor]:
+    if methods.constant(method, "ROLES") is None:
+        return {f"{sites[0].name}.{key}": piece.contiguous() for key, piece in pieces.items()}
+    names = {role_in(method, site): site.name for site in sites}
+    found = {}
+    for key, piece in pieces.items():
+        role, _, part = key.partition(".")
+        found[f"{names[role]}.{part}"] = piece.contiguous()
+    return found
+
+
+def _matrix(block: nn.Module, path: str) -> Tensor:
+    return weight(block.get_submodule(path)).detach().float()
+
+
+def _damping(options: Factorize) -> Damping:
+    return Damping(options.damp_input, options.damp_gradient)
+
+
+def _centred(statistics: Statistics) -> Statistics:
+    """Return the statistics with A = E[(x - μ)(x - μ)ᵀ]."""
+    assert statistics.input_moment is not None and statistics.input_mean is not None
+    mean = statistics.input_mean.double()
+    moment = statistics.input_moment.double() - torch.outer(mean, mean)
+    return replace(statistics, input_moment=moment.float())

@@ -1,0 +1,53 @@
+"""What a stage makes of a model as a whole model folder, kept in the cache and gone on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spectrim.checkpoint import write_shards
+from spectrim.conversion import once
+from spectrim.job import Job, key_of
+
+COMPANIONS = {".json", ".jinja", ".model", ".txt"}  # tokenizer, chat template, generation settings
+
+
+def remake(
+    job: Job, key: tuple[object, ...], config: dict[str, Any], blocks: Iterable[dict[str, Tensor]]
+) -> None:
+    """Write a model folder and let the job go on with it; where it is there already, only the last.
+
+    key: what, beside the model itself, decides the result.
+    config: entries of config.json that change.
+    blocks: the tensors of one block after the other, by their new names; tensors outside the
+        blocks stay.
+    """
+    name = key_of("stage", 1, job.source.fingerprint, key)
+
+    def write(target: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".half-") as parts:
+            files = []
+            for number, tensors in enumerate([job.rest(), *blocks]):
+                files.append(Path(parts) / f"{number}.safetensors")
+                save_file({k: t.contiguous() for k, t in tensors.items()}, files[-1])
+            write_shards(files, target)
+        known = json.loads((job.source.folder / "config.json").read_text())
+        (target / "config.json").write_text(json.dumps({**known, **config}, indent=2) + "\n")
+        copy_companions(job.source.folder, target)
+
+    job.move_to(once(job.cache, name, write))
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy what belongs to a model beside config and weights, where it is not there already."""
+    for path in sorted(source.iterdir()):
+        known = path.suffix in COMPANIONS and ".safetensors" not in path.name
+        if path.is_file() and known and not (target / path.name).exists():
+            shutil.copyfile(path, target / path.name)

@@ -196,7 +196,7 @@ def write(
         "plan.json": plan,
         "curves.json": curves(blocks, seed=0),
         "scores.json": report_suite.with_tasks(told) if suite else told,
-        "config.json": {"model_type": "llama"},
+        "config.json": {"model_type": "llama", "quantization_config": {"sites": {}}},
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content), encoding="utf-8")

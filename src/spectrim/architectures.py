@@ -16,6 +16,10 @@ class Stack:
     """Dotted path of the list, e.g. `model.layers`."""
     prefix: str = ""
     """What stands before the roles of its blocks, so that encoder and decoder stay apart."""
+    width: str = "intermediate_size"
+    """Entry of config.json that says how many neurons the MLP of each of its blocks has."""
+    count: str = "num_hidden_layers"
+    """Entry of config.json that says how many blocks it has."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ _PHI = replace(
 )
 
 _FALCON = Architecture(
-    stacks=(Stack("transformer.h"),),
+    stacks=(Stack("transformer.h", width="ffn_hidden_size"),),
     roles={
         "self_attention.query_key_value": "qkv",
         "self_attention.dense": "o",
@@ -98,7 +102,7 @@ _FALCON = Architecture(
 )
 
 _GPT2 = Architecture(
-    stacks=(Stack("transformer.h"),),
+    stacks=(Stack("transformer.h", width="n_inner", count="n_layer"),),
     roles={
         "attn.c_attn": "qkv",
         "attn.c_proj": "o",
@@ -122,7 +126,7 @@ _GPT_NEOX = Architecture(
 )
 
 _OPT = Architecture(
-    stacks=(Stack("model.decoder.layers"),),
+    stacks=(Stack("model.decoder.layers", width="ffn_dim"),),
     roles={
         "self_attn.q_proj": "q",
         "self_attn.k_proj": "k",
@@ -137,8 +141,8 @@ _OPT = Architecture(
 
 _BART = Architecture(
     stacks=(
-        Stack("model.encoder.layers", prefix="encoder_"),
-        Stack("model.decoder.layers", prefix="decoder_"),
+        Stack("model.encoder.layers", "encoder_", "encoder_ffn_dim", "encoder_layers"),
+        Stack("model.decoder.layers", "decoder_", "decoder_ffn_dim", "decoder_layers"),
     ),
     roles={
         "self_attn.q_proj": "q",
@@ -158,8 +162,8 @@ _BART = Architecture(
 
 _T5 = Architecture(
     stacks=(
-        Stack("encoder.block", prefix="encoder_"),
-        Stack("decoder.block", prefix="decoder_"),
+        Stack("encoder.block", "encoder_", "d_ff", "num_layers"),
+        Stack("decoder.block", "decoder_", "d_ff", "num_decoder_layers"),
     ),
     roles={
         "layer.0.SelfAttention.q": "q",

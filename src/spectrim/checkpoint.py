@@ -21,7 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from spectrim.architectures import of
 from spectrim.errors import SpectrimError
 from spectrim.experts import unpack_experts
-from spectrim.formats import formats
+from spectrim.formats import formats, link
 from spectrim.sites import replace
 from spectrim.tensor_files import DTYPES, Entry, stored_in
 
@@ -38,6 +38,7 @@ class SpectrimConfig(QuantizationConfigMixin):
 
     sites: dotted path -> {"format": name, **keywords of its ``shape()``}; paths that are not named
         hold their ordinary dense maps.
+    shared_blocks: block -> the block whose parameters it shares; they are stored once.
     version: of this layout; a newer one is refused by older code.
     """
 
@@ -46,10 +47,12 @@ class SpectrimConfig(QuantizationConfigMixin):
         sites: dict[str, dict[str, Any]] | None = None,
         version: int = VERSION,
         quant_method: str = NAME,
+        shared_blocks: dict[str, str] | None = None,
     ) -> None:
         self.quant_method = quant_method  # type: ignore[assignment]  # theirs is an enumeration
         self.version = version
         self.sites = sites or {}
+        self.shared_blocks = shared_blocks or {}
 
 
 @register_quantizer(NAME)
@@ -68,6 +71,7 @@ class SpectrimQuantizer(HfQuantizer):
                 f"{VERSION}; install a newer spectrim"
             )
         install(model, config.sites)
+        share(model, config.shared_blocks)
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
@@ -105,6 +109,30 @@ def install(model: PreTrainedModel, sites: dict[str, dict[str, Any]]) -> None:
                     unpack_experts(block, architecture.experts)
     for name, about in sites.items():
         replace(model, name, empty(about, model.dtype))
+    link(model, {name: about["owner"] for name, about in sites.items() if "owner" in about})
+
+
+def share(model: PreTrainedModel, blocks: dict[str, str]) -> None:
+    """Have transformers tie the parameters of blocks that repeat others.
+
+    A repeated block stays a module of its own, with its own number and therefore its own place in
+    the cache. ``_tied_weights_keys`` is what `save_pretrained` leaves out of the file.
+    """
+    target: Any = model
+    if blocks:
+        target._adjust_bias = _leave_bias
+    for name, source in blocks.items():
+        parameters = model.get_submodule(source).named_parameters()
+        tied = {f"{name}.{part}": f"{source}.{part}" for part, _ in parameters}
+        target.all_tied_weights_keys |= tied
+        target._tied_weights_keys = {**(target._tied_weights_keys or {}), **tied}
+
+
+def _leave_bias(tied: nn.Module, source: torch.Tensor) -> None:
+    """Stand in for the fitting of a tied head's bias to the rows of its weight.
+
+    The weights of GPT-2's maps lie the other way round, so that it would cut their biases.
+    """
 
 
 def empty(about: dict[str, Any], dtype: torch.dtype) -> nn.Module:

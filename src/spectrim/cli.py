@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn, get_args
 
 import typer
 
+from spectrim import arguments as given
 from spectrim.errors import SpectrimError, one_line
 from spectrim.help_texts import argument, option
 
@@ -28,6 +27,8 @@ Cache = Annotated[Path | None, option("cache", default="$SPECTRIM_CACHE, else ~/
 Kind = Literal["methods", "formats", "allocators", "metrics", "tasks", "stages", "families"]
 Refine = Literal["auto", "on", "off"]
 Suite = Literal["basic", "quick", "full"]
+By = Literal["site", "role", "block"]
+Increase = Literal["loss", "perplexity", "divergence"]
 
 
 @app.command()
@@ -70,7 +71,7 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
     if plan is not None:
         said = {"keep": keep, "method": method, "allocator": allocator, "format": format}
         said |= {"calibration": calibration, "tokens": tokens, "refine": refine}
-        _plan_says_it(plan, {**said, "protect": protect, "seed": seed})
+        given.refuse_beside_plan(plan, {**said, "protect": protect, "seed": seed})
     changes = {
         "model": model,
         "keep": keep,
@@ -85,21 +86,14 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
         "trust_remote_code": trust_remote_code or None,
     }
     asked = Recipe.build(recipe, changes)
-    _can_write(output)
+    given.prove_writable(output)
     from spectrim import pipeline
     from spectrim.report import terminal
     from spectrim.report.progress import shown
 
     with shown() as progress:
-        pipeline.shrink(
-            asked,
-            output,
-            cache=cache,
-            plan=plan,
-            evaluate=evaluate,
-            predictions=predictions,
-            progress=progress,
-        )
+        pipeline.shrink(asked, output, cache=cache, plan=plan, evaluate=evaluate,
+                        predictions=predictions, progress=progress)  # fmt: skip
     if evaluate:
         terminal.show(json.loads((output / "scores.json").read_text(encoding="utf-8")))
     typer.echo(f"wrote {output}" + (f"; open {output / 'report.html'}" if evaluate else ""))
@@ -137,18 +131,18 @@ def evaluate(
     from spectrim.recipe import parse_tokens
 
     parse_tokens(tokens)
-    folder_of_data = _data(data)
+    folder_of_data = given.data_folder(data)
     if limit is not None and limit < 1:
         raise SpectrimError(f"--limit {limit} asks nothing; expected 1 or more")
     if json_path is not None:
-        _can_write(json_path)
+        given.prove_writable(json_path)
     from spectrim import evaluation
     from spectrim.metrics import Evaluation
     from spectrim.report import terminal
     from spectrim.report.progress import shown
 
-    chosen = Evaluation(suite=suite, tasks=_names(tasks), limit=limit, seed=seed, fresh=fresh,
-                        data=folder_of_data)  # fmt: skip
+    chosen = Evaluation(suite=suite, tasks=given.task_names(tasks), limit=limit, seed=seed,
+                        fresh=fresh, data=folder_of_data)  # fmt: skip
     with shown() as progress:
         scores = evaluation.evaluate(
             folder,
@@ -183,6 +177,57 @@ def inspect(
 
 
 @app.command()
+def profile(
+    model: Annotated[str, argument("profiled")],
+    output: Annotated[Path, option("profile", "-o", "--output")],
+    by: Annotated[By, option("by", default=True)] = "site",
+    sizes: Annotated[str, option("sizes", default=True)] = "50%",
+    cumulative: Annotated[bool, option("cumulative", "--cumulative")] = False,
+    metric: Annotated[Increase, option("metric", default=True)] = "loss",
+    sequences: Annotated[int | None, option("sequences", default="2")] = None,
+    method: Annotated[str | None, option("method", default="loss_aware_svd")] = None,
+    format: Annotated[str | None, option("format", default="pivoted")] = None,
+    calibration: Annotated[str | None, option("calibration", default="default")] = None,
+    tokens: Annotated[str | None, option("tokens", default="48x1024")] = None,
+    seed: Annotated[int | None, option("seed", default="0")] = None,
+    cache: Cache = None,
+    trust_remote_code: Annotated[bool, option("trust-remote-code", "--trust-remote-code")] = False,
+) -> None:
+    """Measure how sensitive the loss is to every part of a model, cut one at a time.
+
+    Interrupted? Run the same command again; it continues where it was.
+
+    For example:
+
+    spectrim profile demo --sizes "75%,50%,25%" -o profile/
+
+    spectrim profile demo --by block --cumulative --metric perplexity -o profile/
+    """
+    from spectrim.recipe import Recipe
+
+    changes = {
+        "model": model,
+        "calibration.text": calibration,
+        "calibration.tokens": tokens,
+        "factorize.method": method,
+        "factorize.format": format,
+        "factorize.rank_multiple": 1,
+        "seed": seed,
+        "trust_remote_code": trust_remote_code or None,
+    }
+    recipe, parts = Recipe.build(None, changes), given.parse_sizes(sizes)
+    given.prove_writable(output)
+    from spectrim import console, profiling
+    from spectrim.report.progress import shown
+
+    asked = profiling.Asked(by, parts, cumulative, metric, sequences)
+    with shown() as progress:
+        found = profiling.profile(recipe, output, asked, cache=cache, progress=progress)
+    console.show_profile(found)
+    typer.echo(f"wrote {output}; open {output / 'profile.html'}")
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], argument("folders")],
     output: Annotated[
@@ -200,7 +245,7 @@ def report(
     spectrim report run/ run2/ run3/ -o report.html
     """
     target = output or folders[0] / "report.html"
-    _can_write(target)
+    given.prove_writable(target)
     from spectrim.report.page import write_page
 
     write_page(folders[0], target, folders[1:])
@@ -221,44 +266,6 @@ def list_(kind: Annotated[Kind | None, argument("kind", default="all")] = None) 
         wide = max((len(name) for name, _ in found), default=0)
         for name, summary in found:
             typer.echo(f"  {name:<{wide}}  {summary}".rstrip())
-
-
-def _names(tasks: str | None) -> tuple[str, ...]:
-    found = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
-    if tasks is not None and not found:
-        raise SpectrimError("--tasks names no task; see 'spectrim list tasks'")
-    return found
-
-
-def _data(folder: Path | None) -> Path | None:
-    """Return the folder of data sets, from the environment where none is given."""
-    if folder is None:
-        named = os.environ.get("SPECTRIM_DATA")
-        folder = Path(named) if named else None
-    if folder is not None and not folder.is_dir():
-        raise SpectrimError(f"there is no folder of data '{folder}'; check the path")
-    return folder
-
-
-def _plan_says_it(plan: Path, said: Mapping[str, object]) -> None:
-    if not plan.is_file():
-        raise SpectrimError(f"there is no plan file '{plan}'; check the path")
-    for name, value in said.items():
-        if value is not None:
-            raise SpectrimError(f"--plan already says the {name}; leave out --{name}")
-
-
-def _can_write(target: Path) -> None:
-    """Prove that the target can be made, before hours are spent on what goes there."""
-    parent = target.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    try:
-        # Permission bits say nothing to root, or about a read-only disk; trying does. The file has
-        # no name, so that nothing is left even where the process is killed here.
-        tempfile.TemporaryFile(dir=parent).close()
-    except OSError as error:
-        raise SpectrimError(f"cannot write '{target}'; {error.strerror}: '{parent}'") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -1,18 +1,21 @@
-"""What the terminal shows of a model's sites, and of what can be named."""
+"""What the terminal shows of a model's sites, of a profile, and of what can be named."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from spectrim.architectures import ARCHITECTURES
 from spectrim.help_texts import LM_EVAL
 from spectrim.registry import Registry
-from spectrim.report.words import whole
+from spectrim.report.profile import totals
+from spectrim.report.words import fixed, plain, share, whole
+
+FEW = 3  # blocks shown at each end
 
 
 def show_sites(found: dict[str, Any]) -> None:
@@ -56,6 +59,48 @@ def _cells(site: dict[str, Any]) -> list[str | Text]:
         f"{site['stored']:,}",
         part,
     ]
+
+
+def show_profile(found: dict[str, Any]) -> None:
+    """Print the roles and blocks that `profiling.profile` found most and least sensitive."""
+    terminal = Console()
+    for size in found["sizes"]:
+        terminal.print(sensitivities(found, size))
+
+
+def sensitivities(found: dict[str, Any], size: float) -> Group:
+    """Return every role, and the blocks at both ends, by what cutting their parts costs."""
+    title = (
+        f"{found['model']}: increase of the {found['metric']}, {found['unit']}, "
+        f"each {found['by']} cut alone to {share(size)} of its numbers"
+    )
+    table = Table(box=SIMPLE_HEAD, show_edge=False)
+    table.add_column("sum over", overflow="fold")
+    for name in ("predicted", "measured"):
+        table.add_column(name, justify="right")
+    rows = [one for one in found["rows"] if one["size"] == size]
+    if found["by"] != "block":
+        _add(table, totals(rows, "role"))
+    if found["by"] != "role":
+        blocks = totals(rows, "block")
+        few = len(blocks) <= 2 * FEW
+        _add(table, blocks if few else [*blocks[:FEW], None, *blocks[-FEW:]])
+    agreement = next(one for one in found["agreement"] if one["size"] == size)
+    return Group(Text(title, style="italic"), table, Text(_agreement(agreement), style="dim"), "")
+
+
+def _add(table: Table, lines: list[Any]) -> None:
+    for one in lines:
+        if one is None:
+            table.add_row("…", "", "")
+        else:
+            table.add_row(Text(one["name"]), plain(one["predicted"]), plain(one["measured"]))
+    table.add_section()
+
+
+def _agreement(found: dict[str, Any]) -> str:
+    said = f"correlation of predicted and measured over {found['parts']} parts: "
+    return said + f"{fixed(found['pearson'])} of logarithms, {fixed(found['spearman'])} of ranks"
 
 
 def entries(kind: str) -> list[tuple[str, str]]:

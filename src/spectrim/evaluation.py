@@ -108,7 +108,7 @@ def _made_with(folder: Path) -> dict[str, Any]:
         known = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none, or none that can be read: nothing is known
         return {}
-    return {name: known[name] for name in ("refinement", "prediction") if known.get(name)}
+    return {name: known[name] for name in ("refinement", "found", "prediction") if known.get(name)}
 
 
 def made_from(folder: Path) -> str:

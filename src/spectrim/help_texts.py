@@ -31,6 +31,14 @@ HELP = {
     "evaluate": "Measure dense and smaller model beside each other at the end.",
     "predictions": "Also measure the loss at several budgets beside what the plan's currency "
     "predicts for them; the report plots both.",
+    "profiled": "Hub name, model folder, GGUF file, or 'demo'.",
+    "profile": "Folder to write: profile.csv, profile.html and profile.json.",
+    "by": "What is cut at a time: one map, those of one role, or those of one block.",
+    "sizes": "What cut maps keep, in parts of their numbers, such as '75%,50%,25%'.",
+    "cumulative": "Also cut one block more at a time, from the first to the last and back.",
+    "metric": "What is measured: the increase of the loss or of the perplexity, or the divergence "
+    "from the dense model. Other metrics need whole models: 'spectrim shrink', then 'evaluate'.",
+    "sequences": "How many sequences of the search split to measure on.",
     "measured": "Folder or name of the model to measure.",
     "text": "Held-out text: a .txt or .jsonl file, a data set's name, or 'default'. May be "
     "repeated; the first one makes the headline.",

@@ -20,7 +20,7 @@ from spectrim import architectures, sources
 from spectrim.architectures import Architecture, Stack
 from spectrim.calibration import Splits, Tokens
 from spectrim.experts import filled, pack_experts, unpack_experts
-from spectrim.formats import FactoredLinear, formats
+from spectrim.formats import FactoredLinear, formats, link
 from spectrim.plan import Decision, Plan
 from spectrim.run import atomic_file, locked
 from spectrim.sites import Site, find, replace
@@ -112,9 +112,10 @@ class Job:
     def empty_format(self, decision: Decision) -> FactoredLinear:
         """Return the format that a decision asks for, on the meta device."""
         biased = decision.bias or self.weights.has(f"{decision.site}.bias")
+        needed = {"owner": decision.owner} if decision.owner else {}
         with torch.device("meta"):
             module: FactoredLinear = formats.get(decision.format)(
-                decision.in_features, decision.out_features, decision.rank, biased
+                decision.in_features, decision.out_features, decision.rank, biased, **needed
             )
         return module
 
@@ -156,6 +157,7 @@ class Job:
             unpack_experts(block, self.architecture.experts or "")
         for decision in factored:
             replace(block, decision.site.removeprefix(name + "."), self.empty_format(decision))
+        link(block, {one.site: one.owner for one in factored if one.owner}, f"{name}.")
         tensors = load_file(self.block_file(folder, stack, index))
         return filled(
             block,
@@ -179,7 +181,7 @@ class Job:
                 pack_experts(block, self.architecture.experts)
             made = {name: tensor.detach() for name, tensor in block.state_dict().items()}
             # what is stored in another dtype than the rest, such as norms, comes as it was
-            tensors = {name: tensors.get(name, tensor) for name, tensor in made.items()}
+            tensors = {name: _as_it_was(tensors.get(name), new) for name, new in made.items()}
         named = {prefix + name: tensor.contiguous() for name, tensor in tensors.items()}
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.block_file(folder, stack, index)) as partial:
@@ -201,6 +203,11 @@ class Job:
         return self.weights.read(
             name for name in self.weights.names() if not name.startswith(stacks)
         )
+
+
+def _as_it_was(old: Tensor | None, new: Tensor) -> Tensor:
+    """Return the old tensor where the new one is no more than a cast of it."""
+    return new if old is None or not torch.equal(old.to(new.dtype), new) else old
 
 
 def load_rest(model: PreTrainedModel, rest: dict[str, Tensor], dtype: torch.dtype) -> None:

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from spectrim.errors import SpectrimError, did_you_mean
+from spectrim.errors import SpectrimError, did_you_mean, unknown
 from spectrim.registry import Registry
 
 _METHODS = Registry("method", "spectrim.methods")
@@ -102,6 +102,23 @@ def _methods(text: str) -> str:
     return ",".join(dict.fromkeys(names))
 
 
+def _any_product(name: str) -> str:
+    """Check a format that is to be chosen: one that holds any product, not one method's own."""
+    own: set[str] = set()
+    for method in _METHODS.names():
+        said = _METHODS.constant(method, "FORMAT") or ()
+        own |= set(said.values()) if isinstance(said, dict) else {said} if said else set()
+    free = [one for one in _FORMATS.names() if one not in own]
+    if name in own:
+        raise SpectrimError(
+            f"format '{name}' comes with its own method; choose that method, or one of "
+            f"{', '.join(free)}"
+        )
+    if name not in free:
+        raise unknown("format", name, free)
+    return name
+
+
 Regex = Annotated[str, AfterValidator(_regex)]
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 
@@ -124,7 +141,7 @@ class Factorize(Part):
 
     method: Annotated[str, BeforeValidator(_joined), AfterValidator(_methods)] = "loss_aware_svd"
     allocator: Annotated[str, AfterValidator(_ALLOCATORS.check)] = "global"
-    format: Annotated[str, AfterValidator(_FORMATS.check)] = "pivoted"
+    format: Annotated[str, AfterValidator(_any_product)] = "pivoted"
     centre: bool = False
     refine: Switch = "auto"
     damp_input: float = Field(default=1e-4, ge=0)

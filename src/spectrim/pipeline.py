@@ -6,12 +6,13 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from spectrim import architectures, checkpoint, sites, sources
+from spectrim import architectures, checkpoint, sites, sources, stock
 from spectrim.calibration import fingerprints
 from spectrim.comparison import compare_folders, second_text, small_model
 from spectrim.errors import SpectrimError, one_line, out_of_memory
@@ -28,6 +29,7 @@ from spectrim.sources import Source
 from spectrim.stages import stages
 from spectrim.stages._curves import dense_plan
 from spectrim.stages._remake import COMPANIONS
+from spectrim.stages._repeats import repeats, written_out
 from spectrim.weights import quantised
 
 WRITTEN = {"config.json", "plan.json", "curves.json", "calibration.json", "scores.json"}
@@ -141,21 +143,30 @@ def write_model(job: Job, folder: Path) -> None:
     """Write config, weights and tokenizer, streaming the weights from the blocks' files."""
     assert job.plan is not None
     config = json.loads((job.source.folder / "config.json").read_text())
+    widths = stock.widths(job)
     factored = {
         decision.site: {"format": decision.format, **job.empty_format(decision).shape()}
         for decision in job.plan.decisions
         if decision.format != "dense"
     }
-    if job.blocks is None:  # no stage cut anything
+    shared = repeats(job)
+    if job.blocks is None and not shared:  # no stage cut anything
         for path in job.source.folder.glob("*.safetensors*"):
             shutil.copyfile(path, folder / path.name)
     else:
+        blocks = written_out(job)
         rest = job.work / "rest.safetensors"
         save_file(job.rest(), rest)
-        parts = [rest, *(job.block_file(job.blocks, *place) for place in job.each_block())]
-        checkpoint.write_shards(parts, folder)
-    if factored:
-        config["quantization_config"] = checkpoint.SpectrimConfig(factored).to_dict()
+        places = [at for at in job.each_block() if f"{at[0].path}.{at[1]}" not in shared]
+        parts = [job.block_file(blocks, *place) for place in places]
+        parts = [stock.plain(job, part) for part in parts] if widths else parts
+        checkpoint.write_shards([rest, *parts], folder)
+    if widths:
+        config |= widths
+        factored = {}
+    if factored or shared:
+        said = checkpoint.SpectrimConfig(factored, shared_blocks=shared)
+        config["quantization_config"] = said.to_dict()
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for path in sorted(job.source.folder.iterdir()):
         if path.is_file() and path.suffix in COMPANIONS and not is_written(path):
@@ -176,6 +187,7 @@ def write_record(job: Job, recipe: Recipe, folder: Path) -> None:
             **job.plan.about,
             "recipe": recipe.model_dump(mode="json"),
             "refined": job.notes.get("refinement", {"used": False})["used"],
+            "found": found(job),
         },
     )
     (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
@@ -186,6 +198,11 @@ def write_record(job: Job, recipe: Recipe, folder: Path) -> None:
         json.dumps({"text": job.notes["calibration"], "fingerprints": used.tolist()}),
         encoding="utf-8",
     )
+
+
+def found(job: Job) -> dict[str, Any]:
+    """Return what the stages noted: what was dropped, what an allocation cost, and the like."""
+    return {key: note for key, note in job.notes.items() if key != "calibration"}
 
 
 def measure(job: Job, recipe: Recipe, folder: Path, output: Path, predictions: bool) -> None:
@@ -199,6 +216,7 @@ def measure(job: Job, recipe: Recipe, folder: Path, output: Path, predictions: b
         job.original or job.source, folder, texts, chosen, job.progress, str(output)
     )
     scores["refinement"] = job.notes.get("refinement")
+    scores["found"] = found(job)
     if predictions:
         scores["prediction"] = prediction(job, recipe.stages[0].options)
     write_scores(scores, folder / "scores.json")

@@ -22,7 +22,7 @@ VERSION = 2
 class Curve:
     """What one site, or sites that are stored together, offer: at each cut a size and a loss.
 
-    Cuts are ordered by size; the last one is the dense matrix, with rank min(out, in) and loss 0.
+    Cuts are ordered by size; the last one is the dense matrix, with the largest rank and loss 0.
     ``sizes`` are in the unit of the budget (numbers or bytes), ``losses`` in nats per token.
     ``methods`` names the method of each cut but the dense one. ``values`` [full] are singular
     values, where one method alone gave them.
@@ -50,6 +50,7 @@ class Decision:
     """How one site is stored: ``format`` at ``rank`` as ``method`` cut it, or "dense".
 
     bias: whether a bias makes up for the mean of the inputs, also where the map had none.
+    owner: the site that holds the basis that this one reads, where it has none of its own.
     predicted_loss is the site's share; sites stored together carry theirs on the first of them.
     """
 
@@ -65,6 +66,7 @@ class Decision:
     predicted_loss: float
     method: str = ""
     bias: bool = False
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,13 @@ class Plan:
         """
         first = str(self.about.get("method", "")).partition(",")[0]
         known = {(curve.site.name, method): curve for curve in curves for method in curve.methods}
-        decisions = tuple(_restated(one, known, first) for one in self.decisions)
+        owners = {
+            (site.name, method): curve.site.name
+            for curve in curves
+            for method in curve.methods
+            for site in curve.sites
+        }
+        decisions = tuple(_restated(one, known, owners, first) for one in self.decisions)
         return replace(self, decisions=decisions, predicted_loss=_total(decisions))
 
     def check(self, sites: list[Site]) -> None:
@@ -130,13 +138,24 @@ class Plan:
                     f"{decision.out_features} x {decision.in_features} in the plan and "
                     + (f"{found[0]} x {found[1]} in the model" if found else "not in the model")
                 )
-            if not 0 < decision.rank <= min(found):
+            form = None if decision.format == "dense" else formats.get(decision.format)
+            largest = form.largest(*found) if form else min(found)
+            if not 0 < decision.rank <= largest:
                 raise SpectrimError(
-                    f"the plan gives {decision.site} rank {decision.rank}; "
-                    f"expected 1 to {min(found)}"
+                    f"the plan gives {decision.site} rank {decision.rank}; expected 1 to {largest}"
+                    + _excess(decision, form)
                 )
         if shapes:
             raise SpectrimError(f"the plan says nothing about {next(iter(shapes))}")
+
+
+def _excess(decision: Decision, form: type[FactoredLinear] | None) -> str:
+    """Return what a rank that is too large would store, where that is more than the matrix."""
+    shape = (decision.out_features, decision.in_features)
+    numbers = form.numbers(*shape, decision.rank) if form and decision.rank > 0 else 0
+    dense = shape[0] * shape[1]
+    said = f": as {decision.format} it would store {numbers} numbers, the matrix {dense}"
+    return said if numbers > dense else ""
 
 
 def _decision(entry: dict[str, Any]) -> Decision:
@@ -146,12 +165,17 @@ def _decision(entry: dict[str, Any]) -> Decision:
     return Decision(**entry)
 
 
-def _restated(decision: Decision, known: dict[tuple[str, str], Curve], method: str) -> Decision:
+def _restated(
+    decision: Decision,
+    known: dict[tuple[str, str], Curve],
+    owners: dict[tuple[str, str], str],
+    method: str,
+) -> Decision:
     full = min(decision.out_features, decision.in_features)
     whole = decision.out_features * decision.in_features
     if decision.format == "dense":
         return replace(
-            decision, rank=full, stored=whole, dense=whole, predicted_loss=0.0, method=""
+            decision, rank=full, stored=whole, dense=whole, predicted_loss=0.0, method="", owner=""
         )
     form: type[FactoredLinear] = formats.get(decision.format)
     method = decision.method or method
@@ -165,6 +189,7 @@ def _restated(decision: Decision, known: dict[tuple[str, str], Curve], method: s
         dense=whole,
         predicted_loss=loss,
         method=method,
+        owner=owners.get((decision.site, method), "") if form.follows else "",
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from spectrim.allocators import allocators
 from spectrim.calibration import Tokens
 from spectrim.errors import SpectrimError
 from spectrim.job import Job
@@ -54,6 +55,8 @@ def prediction(job: Job, options: Factorize) -> dict[str, object]:
 
 def _plan(job: Job, options: Factorize, keep: float) -> Plan | None:
     at = dataclasses.replace(job, keep=(keep, "linear"))
+    if allocators.constant(options.allocator, "MEASURES"):  # the question is the curves' worth
+        options = options.model_copy(update={"allocator": "global"})
     try:
         return allocate(at, options, bought_units(at, options))
     except SpectrimError:

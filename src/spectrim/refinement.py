@@ -153,7 +153,7 @@ def _dense_inputs(
     """Run the dense block, carry its stream on, and return what its sites received."""
     wanted = _Wanted()
     for at in walk.starts:
-        with _catching(dense, names) as caught, torch.no_grad():
+        with catching(dense, names) as caught, torch.no_grad():
             outside = streams.dense_encoded.get(at)
             streams.dense[at] = walk.run(dense, *place, at, streams.dense[at], outside)
         leaders: list[str] = []
@@ -179,7 +179,7 @@ def _measure(
     moments: _Crossed | None = None
     for at in walk.starts:
         outside = streams.small_encoded.get(at)
-        with _catching(small, group, stop=True) as caught, torch.no_grad(), suppress(_Reached):
+        with catching(small, group, stop=True) as caught, torch.no_grad(), suppress(_Reached):
             walk.run(small, *place, at, streams.small[at], outside)
         x = caught[group[0]]
         part = walk.architecture.stacks[0] if x is outside else place[0]
@@ -204,7 +204,7 @@ class _Reached(Exception):  # noqa: N818 (not an error)
 
 
 @contextmanager
-def _catching(
+def catching(
     block: nn.Module, names: list[str], *, stop: bool = False
 ) -> Iterator[dict[str, Tensor]]:
     """Keep the input of each named module while the context lasts; ``stop`` at the first one."""

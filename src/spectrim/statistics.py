@@ -33,12 +33,14 @@ class Statistics:
     gradient_moment: G = E[g gᵀ], [out, out] float32, g = ∂ℓ/∂y for the loss in nats summed over
         tokens; the mean runs over all predicted tokens, also for an expert that few are routed to,
         so that ½ tr(Δᵀ G Δ A) is in nats per token of the whole text.
+    samples: inputs of a little of the text as they are, for methods that train on them.
     """
 
     tokens: int
     input_mean: Float[Tensor, " in"] | None = None
     input_moment: Float[Tensor, "in in"] | None = None
     gradient_moment: Float[Tensor, "out out"] | None = None
+    samples: Float[Tensor, "sampled in"] | None = None
 
 
 @dataclass

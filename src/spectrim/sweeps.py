@@ -37,7 +37,7 @@ def collect(walk: BlockWalk, folder: Path, sites: list[Site], progress: Progress
     if (folder / "done.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    sweep = _Sweep(walk, folder, sites, progress)
+    sweep = Sweep(walk, folder, sites, progress)
     try:
         if not sweep.complete():
             sweep.forward()
@@ -54,8 +54,11 @@ def collect(walk: BlockWalk, folder: Path, sites: list[Site], progress: Progress
         partial.write_text(json.dumps({"tokens": walk.tokens.counted()}))
 
 
-class _Sweep:
-    """The forward and the reverse sweep over one set of work files."""
+class Sweep:
+    """The forward and the reverse sweep over one set of work files.
+
+    What is collected of a block may be replaced; its file is what says that the block is done.
+    """
 
     def __init__(
         self, walk: BlockWalk, folder: Path, sites: list[Site], progress: Progress
@@ -178,16 +181,25 @@ class _Sweep:
         target = statistics_file(self.folder, stack, index)
         behind = self.file(stack, index + 1, "gradient")
         if not target.exists():
-            collector = Collector()
-            block = self.walk.block(stack, index)
-            prefix = f"{stack.path}.{index}."
-            names = [site.name for site in self.sites if site.name.startswith(prefix)]
-            with collector.watching(block, {name.removeprefix(prefix): name for name in names}):
-                self._backward(stack, index, block, collector)
-            _save(target, collector, names, self.walk.predicted())
+            self.collect(stack, index, target)
         behind.remove()
         self.file(stack, index + 1, "input").remove()
         self.file(stack, index + 1, "encoded.gradient").remove()
+
+    def collect(self, stack: Stack, index: int, target: Path) -> None:
+        """Write the moments of every site of one block."""
+        collector = Collector()
+        names = self.watched(stack, index, collector)
+        _save(target, collector, names, self.walk.predicted())
+
+    def watched(self, stack: Stack, index: int, collector: Collector) -> list[str]:
+        """Carry the gradient back through a watched block, and return the names of its sites."""
+        block = self.walk.block(stack, index)
+        prefix = f"{stack.path}.{index}."
+        names = [site.name for site in self.sites if site.name.startswith(prefix)]
+        with collector.watching(block, {name.removeprefix(prefix): name for name in names}):
+            self._backward(stack, index, block, collector)
+        return names
 
     def _backward(self, stack: Stack, index: int, block: nn.Module, collector: Collector) -> None:
         entering, behind = self.file(stack, index, "input"), self.file(stack, index + 1, "gradient")

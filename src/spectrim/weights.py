@@ -5,6 +5,7 @@ A model never has to fit in memory: `skeleton` builds it empty, `Weights` fills 
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -87,6 +88,12 @@ class Weights:
         """Return all tensors whose names start with ``prefix``, under what comes behind it."""
         names = [name for name in self._entries if name.startswith(prefix)]
         return {name.removeprefix(prefix): tensor for name, tensor in self.read(names).items()}
+
+    def renamed(self, names: Mapping[str, str]) -> Weights:
+        """Return the tensors that ``names`` (new name → name so far) lists, under the new names."""
+        other = copy.copy(self)
+        other._entries = {new: self._entry(known) for new, known in names.items()}
+        return other
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:

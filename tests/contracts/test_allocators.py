@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
 import torch
 
-from spectrim.allocators import allocators
+from spectrim.allocators import Measure, allocators
+from spectrim.errors import SpectrimError
 from spectrim.plan import Curve
 from spectrim.sites import Site
 
 NAMES = allocators.names()
+MEASURING = [name for name in NAMES if allocators.constant(name, "MEASURES")]
+DENSE_LOSS = 3.0
 
 
 def curves(seed: int, count: int = 5, cuts: int = 6) -> list[Curve]:
@@ -35,8 +39,37 @@ def lost(found: list[Curve], chosen: list[int]) -> float:
     return sum(float(curve.losses[at]) for curve, at in zip(found, chosen, strict=True))
 
 
+def truth(found: list[Curve]) -> Measure:
+    """What measuring says: the dense loss, and what the curves say times what no rule knows."""
+    generator = torch.Generator().manual_seed(7)
+    scales = (0.3 + 2 * torch.rand(len(found), generator=generator)).tolist()
+
+    def measure(chosen: list[int]) -> float:
+        cuts = zip(scales, found, chosen, strict=True)
+        return DENSE_LOSS + sum(scale * float(curve.losses[at]) for scale, curve, at in cuts)
+
+    return measure
+
+
+def choice(name: str, found: list[Curve], budget: float) -> list[int]:
+    return allocators.get(name)(found, budget, truth(found))
+
+
 def test_there_are_allocators() -> None:
     assert {"uniform", "global"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", MEASURING)
+def test_a_rule_that_measures_says_that_it_cannot(name: str) -> None:
+    told = f"^allocator '{name}' measures true losses, .*such as 'global'$"
+    with pytest.raises(SpectrimError, match=told):
+        allocators.get(name)(curves(0), 100.0)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(MEASURING)))
+def test_a_rule_that_does_not_say_that_it_measures_does_not(name: str) -> None:
+    found = curves(0)
+    assert allocators.get(name)(found, 150.0) == choice(name, found, 150.0)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -45,7 +78,7 @@ def test_there_are_allocators() -> None:
 def test_never_above_budget(name: str, part: float, seed: int) -> None:
     found = curves(seed)
     budget = part * spent(found, [len(curve.sizes) - 1 for curve in found])
-    chosen = allocators.get(name)(found, budget)
+    chosen = choice(name, found, budget)
     assert len(chosen) == len(found)
     assert spent(found, chosen) <= budget
 
@@ -63,7 +96,7 @@ def test_never_above_budget_although_one_site_cannot_be_small(name: str, budget:
         )
         for index, one in enumerate(sizes)
     ]
-    assert spent(found, allocators.get(name)(found, budget)) <= budget
+    assert spent(found, choice(name, found, budget)) <= budget
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -73,21 +106,24 @@ def test_full_budget_keeps_what_could_be_smaller_for_nothing(name: str) -> None:
         for curve in curves(0)
     ]
     dense = [len(curve.sizes) - 1 for curve in found]
-    assert allocators.get(name)(found, spent(found, dense)) == dense
+    assert choice(name, found, spent(found, dense)) == dense
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_full_budget_keeps_everything_dense(name: str) -> None:
     found = curves(0)
     dense = [len(curve.sizes) - 1 for curve in found]
-    assert allocators.get(name)(found, spent(found, dense)) == dense
+    assert choice(name, found, spent(found, dense)) == dense
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_loss_never_rises_with_budget(name: str) -> None:
-    found = curves(1)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_loss_never_rises_with_budget(name: str, seed: int) -> None:
+    found = curves(seed)
     whole = spent(found, [len(curve.sizes) - 1 for curve in found])
-    losses = [lost(found, allocators.get(name)(found, part * whole)) for part in (0.4, 0.6, 0.8, 1)]
+    # to a rule that measures, a loss is what it measured
+    loss = truth(found) if name in MEASURING else functools.partial(lost, found)
+    losses = [loss(choice(name, found, part * whole)) for part in (0.4, 0.6, 0.8, 1)]
     assert losses == sorted(losses, reverse=True)
 
 
@@ -97,7 +133,7 @@ def test_a_protected_site_keeps_its_only_cut(name: str) -> None:
     first = found[0]
     found[0] = Curve(first.sites, first.ranks[-1:], first.sizes[-1:], first.losses[-1:])
     whole = spent(found, [len(curve.sizes) - 1 for curve in found])
-    chosen = allocators.get(name)(found, 0.6 * whole)
+    chosen = choice(name, found, 0.6 * whole)
     assert chosen[0] == 0
     assert spent(found, chosen) <= 0.6 * whole
 

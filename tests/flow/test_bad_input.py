@@ -25,7 +25,7 @@ OPTIONS = [
     ("--keep", "20%", "cannot keep 20% of bytes: "),
     ("--protect", "self_attn|mlp", "keep more or protect less"),
     ("--method", "whitened_svdd", "no method named 'whitened_svdd'; did you mean 'whitened_svd'?"),
-    ("--allocator", "fair", "no allocator named 'fair'; allocators: global, uniform"),
+    ("--allocator", "fair", "no allocator named 'fair'; allocators: break_even, energy, global, "),
     ("--format", "sparse", "no format named 'sparse'; formats: low_rank, pivoted"),
 ]  # fmt: skip
 

@@ -1,9 +1,8 @@
-"""Every method with every format and every allocator: the budget is kept, the damage as said."""
+"""Every method, format and allocator on every kind of family: budget kept, damage as said."""
 
 from __future__ import annotations
 
 import functools
-import itertools
 
 import pytest
 import torch
@@ -11,51 +10,77 @@ from transformers import PreTrainedModel
 
 from spectrim.allocators import allocators
 from spectrim.architectures import of
-from spectrim.formats import FactoredLinear, formats
+from spectrim.errors import SpectrimError
+from spectrim.formats import FactoredLinear, formats, low_rank_formats
 from spectrim.methods import Damping, damped, methods
 from spectrim.plan import Decision
 from spectrim.sites import weight
 from spectrim.statistics import Statistics, load_block
-from tiny_models import logits, tokens
+from tiny_models import logits, tokens, unpack
 from tiny_runs import Made, from_pretrained, kept, load, make, plan_of, recipe, shrink, stored
 
-PLUG_INS = list(itertools.product(methods.names(), formats.names(), allocators.names()))
+FAMILIES = ("llama", "gpt2", "falcon", "mixtral", "bart", "t5")
+BEST = "loss_aware_svd"
+OWN = {name: methods.constant(name, "FORMAT") for name in methods.names()}
+MEASURING = [name for name in allocators.names() if allocators.constant(name, "MEASURES")]
+CHOICES = [
+    *((name, "pivoted", "global", "85% of linear") for name in methods.names()),
+    *((name, "pivoted", "uniform", "90% of bytes") for name in methods.names()),
+    *((BEST, "pivoted", name, "45% of linear") for name in allocators.names()),
+    *((BEST, name, "global", "80% of bytes") for name in low_rank_formats()),
+    (",".join(methods.names()), "pivoted", "global", "60% of linear"),
+]
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+@pytest.fixture(scope="module", params=FAMILIES)
 def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Return a family without experts, its cache shared by all plug-ins."""
+    """Return a family's tiny model, its cache shared by all plug-ins."""
     return make(request.param, tmp_path_factory.mktemp("plug-ins"))
 
 
-@pytest.mark.parametrize(("method", "format", "allocator"), PLUG_INS)
-@pytest.mark.parametrize("keep", ["45% of linear", "80% of bytes"])
+@pytest.mark.parametrize(("method", "format", "allocator", "keep"), CHOICES)
 def test_every_plug_in_keeps_to_the_budget(
     plain: Made, method: str, format: str, allocator: str, keep: str
 ) -> None:
+    if allocator in MEASURING and plain.family != "llama":
+        pytest.skip("rules that measure take a pass for each of many choices; llama has them all")
     options = {"method": method, "format": format, "allocator": allocator, "refine": "off"}
-    small = shrink(recipe(plain.source, plain.text, keep, **options), plain.folder / "other")
+    asked = recipe(plain.source, plain.text, keep, **options)
+    small = plain.folder / "other"
+    try:
+        shrink(asked, small)
+    except SpectrimError as error:  # what a method does not reach cannot be made smaller by it
+        assert OWN[method] is not None and "cannot keep" in str(error)
+        return
     plan = plan_of(small)
     dense = sum(one.dense for one in plan.decisions)
-    assert {one.format for one in plan.decisions} <= {format, "dense"}
-    assert any(one.format == format for one in plan.decisions)
+    assert any(one.format != "dense" for one in plan.decisions)
+    if "," not in method:
+        made = OWN[method] or format
+        found = {one.format for one in plan.decisions} - {"dense"}
+        assert found <= (set(made.values()) if isinstance(made, dict) else {made})
     if keep.endswith("linear"):
-        assert sum(one.stored for one in plan.decisions) <= 0.45 * dense
+        assert sum(one.stored for one in plan.decisions) <= float(keep[:2]) / 100 * dense
     else:
         sizes = [sum(t.nbytes for t in stored(at).values()) for at in (small, plain.source)]
-        assert sizes[0] <= 0.8 * sizes[1]
+        assert sizes[0] <= float(keep[:2]) / 100 * sizes[1]
     model = from_pretrained(plain, small)
     assert logits(model, tokens()).isfinite().all()
     for one in plan.decisions:
-        if one.format != "dense":
+        if one.format != "dense" and _is_alone_and_linear(one):
             damage = written_out(plain, model.get_submodule(one.site), one)
             assert damage == pytest.approx(one.predicted_loss, rel=1e-2), one.site
+
+
+def _is_alone_and_linear(one: Decision) -> bool:
+    return methods.constant(one.method, "ROLES") is None and formats.get(one.format).linear
 
 
 @functools.cache
 def known(made: Made) -> tuple[PreTrainedModel, dict[str, Statistics]]:
     """Return the dense model and the statistics of all its sites."""
     model = load(made.source)
+    unpack(model)
     (folder,) = kept(made.folder / "cache", "statistics")
     found: dict[str, Statistics] = {}
     for stack in of(model.config).stacks:

@@ -142,6 +142,7 @@ def test_a_recipe_cannot_be_changed_by_accident():
 
 KEYS = "(keys: model, keep, calibration, stages, seed, trust_remote_code)"
 OPTIONS = "(keys: " + ", ".join(Factorize.model_fields) + ")"
+ALLOCATORS = f"(allocators: {', '.join(Registry('allocator', 'spectrim.allocators').names())})"
 METHODS = f"(methods: {', '.join(Registry('method', 'spectrim.methods').names())})"
 
 
@@ -165,11 +166,16 @@ METHODS = f"(methods: {', '.join(Registry('method', 'spectrim.methods').names())
         ),
         (
             "stages: [factorize: {allocator: globe}]",
-            "no allocator named 'globe'; did you mean 'global'? (allocators: global, uniform)",
+            f"no allocator named 'globe'; did you mean 'global'? {ALLOCATORS}",
         ),
         (
             "stages: [factorize: {format: lowrank}]",
             "no format named 'lowrank'; did you mean 'low_rank'? (formats: low_rank, pivoted)",
+        ),
+        (
+            "stages: [factorize: {format: tensor_train}]",
+            "format 'tensor_train' comes with its own method; choose that method, or one of "
+            "low_rank, pivoted",
         ),
         ("stages: [factorise]", "no stage named 'factorise'; did you mean 'factorize'?"),
         (

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spectrim import refinement
-from spectrim.formats import FactoredLinear, formats, from_factors
+from spectrim.formats import FactoredLinear, from_factors, low_rank_formats
 from spectrim.methods import Damping, methods
 from spectrim.refinement import _Crossed, _solve
 from spectrim.statistics import Statistics
@@ -50,7 +50,7 @@ class Case:
         return float(((missed @ metric) * missed).sum() / TOKENS)
 
 
-@pytest.fixture(params=formats.names())
+@pytest.fixture(params=low_rank_formats())
 def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param)
 

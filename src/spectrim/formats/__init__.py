@@ -28,8 +28,12 @@ class FactoredLinear(nn.Module, ABC):
     """
 
     bias: nn.Parameter | None
+    linear: ClassVar[bool] = True
+    """Whether it stands for a matrix."""
     stepped: ClassVar[bool] = True
     """Whether ranks may be rounded to multiples of something."""
+    follows: ClassVar[bool] = False
+    """Whether it needs the map that is named its ``owner``, and ``link(owner)`` before it runs."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:
         super().__init__()
@@ -48,9 +52,19 @@ class FactoredLinear(nn.Module, ABC):
         """Return how many bytes a map of this shape, rank and dtype takes, the bias apart."""
         return cls.numbers(out_features, in_features, rank) * dtype.itemsize
 
+    @classmethod
+    def largest(cls, out_features: int, in_features: int) -> int:
+        """Return the largest rank that a map of this shape may have."""
+        return min(out_features, in_features)
+
     @abstractmethod
     def take(self, pieces: dict[str, Tensor]) -> None:
         """Take what a decomposition holds, cut at this module's rank, computing in float64."""
+
+    def take_bias(self, bias: Float[Tensor, " out"], pieces: dict[str, Tensor]) -> None:
+        """Take the dense map's bias."""
+        assert self.bias is not None
+        self.bias.copy_(bias)
 
     @abstractmethod
     def apply_factors(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
@@ -116,6 +130,16 @@ class TwoFactors(FactoredLinear):
         return self.left() @ self.right()
 
 
+def link(root: nn.Module, owners: dict[str, str], prefix: str = "") -> None:
+    """Link every map that needs another one: owners gives the site of the other by its site.
+
+    prefix: what stands before the paths inside ``root`` in the names of sites.
+    """
+    for site, owner in owners.items():
+        follower: Any = root.get_submodule(site.removeprefix(prefix))
+        follower.link(root.get_submodule(owner.removeprefix(prefix)))
+
+
 def low_rank_formats() -> list[str]:
     """Return the names of the formats that hold any product of two factors."""
     return [name for name in formats.names() if issubclass(formats.get(name), TwoFactors)]
@@ -137,8 +161,8 @@ def filled(
     module = module.to(dtype)
     with torch.no_grad():
         module.take(pieces)
-        if bias is not None and module.bias is not None:
-            module.bias.copy_(bias)
+        if bias is not None:
+            module.take_bias(bias, pieces)
     return module
 
 

@@ -4,9 +4,12 @@ A method is one file with a function of its name, ``(weight, statistics, *, damp
 beside it, which are read without importing it, say what it needs and leaves:
 
     FORMAT   the format that takes its pieces; absent: any that holds two factors
-    CENTRED  True where A is to be centred and the bias to make up for the mean
-    ROLES    the roles that it takes together, "?" behind one that may be missing; weight and
-             statistics are then dictionaries by role, FORMAT one too, and a piece is "role.piece"
+    SAMPLES  of how many sequences it wants the inputs themselves, in ``statistics.samples``
+    CENTRED  True where A is to be centred and the bias to make up for the mean, False where not;
+             absent: as the recipe says
+    ROLES    the roles that it takes together, "?" behind one that may be missing, or a tuple of
+             such groups, a role in one of them at most; weight and statistics are then dictionaries
+             by role, FORMAT one too, and a piece is "role.piece"
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ def linear_maps(model: PreTrainedModel) -> list[LinearMap]:
     for site in inside:
         dense = site.out_features * site.in_features  # packed experts have no module of their own
         numbers, cost = _counts(modules.get(site.name), dense)
+        numbers = 0 if site.name.startswith(_repeats(model)) else numbers
         expert = family.experts is not None and f".{family.experts}." in site.name
         share = expert_share(model.config) if expert else 1.0
         found.append(LinearMap(site.name, numbers, cost, share, "block"))
@@ -63,6 +64,12 @@ def expert_share(config: PretrainedConfig) -> float:
         if chosen and experts:
             return float(chosen / experts)
     return 1.0
+
+
+def _repeats(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return how names begin in blocks that compute with the numbers of another block."""
+    said = getattr(model.config, "quantization_config", None)
+    return tuple(f"{name}." for name in getattr(said, "shared_blocks", None) or ())
 
 
 def _counts(module: nn.Module | None, dense: int) -> tuple[int, int]:

@@ -16,16 +16,24 @@ from spectrim.report.results import results
 _DEMO = (DEMO, "apache-2.0")
 _SOMEWHERE = "path/to/this/folder"
 
-_BODY = """
-# {title}
-
+_OURS = """\
 > **Import `spectrim` before you load this model.** Without `import spectrim`, transformers only
 > warns of an unknown quantization method and leaves the factored maps at **random weights**: the
 > model loads all the same, and writes nonsense.
 
 ```python
 import spectrim  # first: it tells transformers how the factors are stored
-from transformers import {auto}, AutoTokenizer
+"""
+_STOCK = """\
+Transformers loads this model as any other.
+
+```python
+"""
+
+_BODY = """
+# {title}
+
+{first}from transformers import {auto}, AutoTokenizer
 
 model = {auto}.from_pretrained({name!r})
 tokenizer = AutoTokenizer.from_pretrained({name!r})
@@ -66,7 +74,7 @@ def card(output: Output, *, licence: str | None = None, name: str = _SOMEWHERE) 
         model_name=f"{Path(base).name}, made smaller" if found else None,
         eval_results=found or None,
         base_model=base_model,
-        library_name="spectrim",
+        library_name="transformers" if _is_stock(output) else "spectrim",
         license=licence or own,
         pipeline_tag=None if _reads_with_encoder(output) else "text-generation",
         tags=["spectrim", "model-compression", "low-rank-factorization"],
@@ -90,6 +98,7 @@ def _body(output: Output, base: str, name: str) -> str:
     auto = "AutoModelForSeq2SeqLM" if _reads_with_encoder(output) else "AutoModelForCausalLM"
     return _BODY.format(
         title=_escape(f"{Path(base).name}, made smaller"),
+        first=_STOCK if _is_stock(output) else _OURS,
         auto=auto,
         name=name,
         made=_made(output, base),
@@ -109,11 +118,12 @@ def _made(output: Output, base: str) -> str:
         return f"Made from {_escape(base)} with spectrim.\n"
     budget = plan.get("budget", {})
     stored = [one for one in plan.get("decisions", []) if one["format"] != "dense"]
+    kinds = ", ".join(f"`{kind}`" for kind in sorted({one["format"] for one in stored}))
     return (
         f"Made from {_escape(base)} with spectrim: {budget.get('keep', 1):.0%} of "
         f"{_escape(str(budget.get('of')))} kept, method `{plan.get('method')}`, allocator "
         f"`{plan.get('allocator')}`, {len(stored)} of {len(plan.get('decisions', []))} linear maps "
-        f"stored as `{plan.get('format')}`. `plan.json` says which map is stored how.\n"
+        f"stored as {kinds or 'anything else'}. `plan.json` says which map is stored how.\n"
     )
 
 
@@ -174,6 +184,11 @@ def _versions(settings: dict[str, Any]) -> str:
     said = ", ".join(f"{_escape(name)} {_escape(str(one))}" for name, one in versions.items())
     measured = f"Measured {settings['date'][:10]} with {said}.\n" if said else ""
     return f"\n{measured}" if measured else ""
+
+
+def _is_stock(output: Output) -> bool:
+    """Return whether a config that was read asks for no plug-in of ours."""
+    return bool(output.config) and "quantization_config" not in output.config
 
 
 def _reads_with_encoder(output: Output) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from spectrim.report import points, table, tasks, words
+from spectrim.report import notes, points, table, tasks, words
 from spectrim.report.attention import attention_figures, head
 from spectrim.report.bars import figures
 from spectrim.report.charts import how_far_off, predicted_against_measured
@@ -53,7 +53,7 @@ def page(output: Output, others: Sequence[Output] = ()) -> str:
     decisions = plan.get("decisions", [])
     found = _known(output, others) | _maps(decisions, output.curves) | _tasks(scores)
     return (
-        _environment()
+        environment()
         .get_template("page.html")
         .render(
             title=f"{full_name(output)}, made smaller",
@@ -73,6 +73,7 @@ def page(output: Output, others: Sequence[Output] = ()) -> str:
             sites=[_site(one) for one in decisions],
             samples=_samples(scores),
             refinement=_refinement(scores.get("refinement")),
+            notes=notes.sentences(scores),
             settings=_settings(scores.get("settings", {}), plan),
             recipe=output.recipe,
             words=words,
@@ -142,7 +143,8 @@ def _by_task(lines: list[tasks.TaskLine]) -> list[tuple[str, list[tasks.TaskLine
     return [(task, list(own)) for task, own in groupby(lines, key=lambda line: line.task)]
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return what fills the templates of pages."""
     return Environment(
         loader=PackageLoader("spectrim.report", "."),
         autoescape=True,

@@ -49,6 +49,7 @@ _MEASURES = (
     _Measure("Quality", "Next token right", "next_token", _parts, "difference", "higher"),
     _Measure("Quality", "  lost, gained; McNemar", "lost", _parts, better="none"),
     _Measure("Size", "Numbers in linear maps", "linear_numbers", words.count, "ratio"),
+    _Measure("Size", "  zeros among them, stored all the same", "zeros", _parts, better="none"),
     _Measure("Size", "Numbers in all", "numbers", words.count, "ratio"),
     _Measure("Size", "Bytes on disk", "bytes_on_disk", words.bytes_, "ratio"),
     _Measure("Size", "  against dense in fp16", "fp16_part", _parts),

@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from spectrim.report import points, tasks
+from spectrim.report import notes, points, tasks
 from spectrim.report import table as scores_table
 from spectrim.report.folder import clean
 from spectrim.report.words import GAP
@@ -44,6 +44,7 @@ def render(scores: dict[str, Any], width: int = 80) -> RenderableType:
         parts += [_fitting(_tasks, scores, width), ""]
     found = points.points(scores)
     parts += [Text(clean(said)) for said in points.verdicts(found)]
+    parts += [Text(clean(said), style="dim") for said in notes.sentences(scores)]
     parts += [Text(clean(said), style="dim") for said in tasks.unmeasured(scores)]
     parts += [Text(f"! {clean(warning)}", style="yellow") for warning in scores["warnings"]]
     return Group(*parts)

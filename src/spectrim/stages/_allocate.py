@@ -72,10 +72,13 @@ def _united(members: list[Curve], alone: list[Curve]) -> Unit:
         joined = {site.name for site in curve.sites}
         points += _together([curve, *(one for one in alone if one.site.name not in joined)])
     points.sort(key=lambda point: point[:2])
+    dense = tuple((curve, len(curve.sizes) - 1) for curve in alone)
+    size = sum(float(curve.sizes[-1]) for curve in alone)
     kept: list[tuple[float, float, tuple[Pick, ...]]] = []
     for point in points:
-        if not kept or point[1] < kept[-1][1]:
+        if point[0] < size and (not kept or point[1] < kept[-1][1]):
             kept.append(point)
+    kept.append((size, 0.0, dense))  # the last cut of a curve is the dense one, whatever it gains
     sizes, losses, picks = zip(*kept, strict=True)
     sites = tuple(curve.site for curve in alone)
     whole = Curve(
@@ -92,7 +95,10 @@ def _together(parts: list[Curve]) -> list[tuple[float, float, tuple[Pick, ...]]]
     if len(parts) == 1:
         found: set[tuple[int, ...]] = {(at,) for at in range(len(parts[0].sizes))}
     else:
-        steepest = max(float(c.losses.max() / c.sizes.diff().min().clamp_min(1)) for c in parts)
+        steepest = max(
+            float(c.losses.max() / c.sizes.diff().min().clamp_min(1)) if len(c.sizes) > 1 else 0.0
+            for c in parts
+        )
         prices = [0.0, *torch.logspace(-12, 0, PRICES, dtype=torch.float64).mul(steepest).tolist()]
         found = {
             tuple(int((c.losses.double() + price * c.sizes).argmin()) for c in parts)
@@ -190,6 +196,7 @@ def _decisions(options: Factorize, curve: Curve, index: int) -> list[Decision]:
                 predicted_loss=0.0 if place else float(curve.losses[index]),
                 method=method,
                 bias=not dense and centred(options, method),
+                owner=curve.site.name if form and form.follows else "",
             )
         )
     return made

@@ -12,7 +12,7 @@ from spectrim.methods import methods
 from spectrim.options import Factorize
 from spectrim.plan import Curve, Decision, Plan
 from spectrim.sites import Site
-from spectrim.stages._decompose import Offer, centred, role_in
+from spectrim.stages._decompose import Offer, centred, role_in, together
 
 
 def inner_sites(job: Job) -> list[Site]:
@@ -79,7 +79,7 @@ def _curve(job: Job, options: Factorize, offer: Offer) -> Curve:
     )
     dense = sum(_dense_size(job, site) for site in offer.sites)
     smaller = sizes < dense
-    full = min(offer.sites[0].out_features, offer.sites[0].in_features)
+    full = forms[0].largest(offer.sites[0].out_features, offer.sites[0].in_features)
     return Curve(
         offer.sites,
         torch.cat((ranks[smaller], torch.tensor([full]))),
@@ -121,11 +121,13 @@ def _dense_size(job: Job, site: Site) -> int:
 def unknown_offers(job: Job, options: Factorize) -> list[Offer]:
     """Return what may be offered before anything is decomposed: every rank, at no loss."""
     found = []
-    for site in inner_sites(job):
-        ranks = torch.arange(min(site.out_features, site.in_features) + 1)
+    for place in job.each_block():
         for method in options.methods:
-            if methods.constant(method, "FORMAT") is None:
-                found.append(Offer(method, (site,), ranks, torch.zeros(len(ranks)), None))
+            for sites in together(method, job.block_sites(*place)):
+                form = formats.get(format_of(options, method, sites[0]))
+                largest = form.largest(sites[0].out_features, sites[0].in_features)
+                ranks = torch.arange(largest + 1)
+                found.append(Offer(method, sites, ranks, torch.zeros(len(ranks)), None))
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,7 @@ def _maker(
     """Return what makes the format that a decision about this block asks for."""
     prefix = f"{place[0].path}.{place[1]}."
     known: dict[str, Statistics] = {}
+    made_here: dict[str, Any] = {}
     if any(decision.bias for decision in chosen):
         known = load_block(job.statistics(), *place)
 
@@ -86,6 +88,9 @@ def _maker(
         if decision.bias:
             own = torch.zeros(shape[0]) if own is None else own
         made = filled(decision.format, shape, pieces, own, job.weights.dtype())
+        made_here[decision.site] = made
+        if decision.owner:  # which is made before it
+            made_here[decision.site].link(made_here.get(decision.owner))
         if decision.bias:
             _make_up(made, weight(module), own, known[decision.site])
         return made
@@ -112,10 +117,13 @@ def _pieces(
     job: Job, options: Factorize, place: tuple[Stack, int], decision: Decision
 ) -> dict[str, Tensor]:
     folder: Path = decompositions(job, options, decision.method)
-    pieces = pieces_of(job.block_file(folder, *place), decision.site)
+    file = job.block_file(folder, *place)
+    pieces = pieces_of(file, decision.site)
     if not pieces:
         raise SpectrimError(
             f"the plan factors {decision.site}, but no token of the calibration text came there; "
             "make it dense in the plan, or bring more text"
         )
+    if decision.owner:
+        return {**pieces_of(file, decision.owner), **pieces}
     return pieces

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from spectrim.methods import Damping, Decomposition, methods
 from spectrim.options import Factorize
 from spectrim.run import atomic_file, locked
 from spectrim.sites import Site, weight
+from spectrim.stages._samples import sampled
 from spectrim.statistics import Statistics, load_block
 
 CURVE = ("ranks", "losses", "values")  # of a decomposition; everything else in a file is pieces
@@ -47,7 +49,8 @@ def decompositions(job: Job, options: Factorize, method: str) -> Path:
 
 def centred(options: Factorize, method: str) -> bool:
     """Return whether a method sees centred inputs, and biases make up for their mean."""
-    return options.centre or bool(methods.constant(method, "CENTRED"))
+    own: bool | None = methods.constant(method, "CENTRED")
+    return options.centre if own is None else own
 
 
 def decompose(job: Job, options: Factorize) -> None:
@@ -56,16 +59,28 @@ def decompose(job: Job, options: Factorize) -> None:
     blocks = job.each_block()
     for number, method in enumerate(options.methods):
         folder = decompositions(job, options, method)
+        inputs = _samples(job, method, folder)
         for done, (stack, index) in enumerate(blocks, start=1):
             target = job.block_file(folder, stack, index)
+            sampled_here = next(inputs)
             with locked(target):
                 if not target.exists():
                     known = load_block(statistics, stack, index)
+                    if sampled_here is not None:
+                        known = {name: replace(one, samples=sampled_here.get(name))
+                                 for name, one in known.items()}  # fmt: skip
                     tensors = _decompose_block(job, options, method, (stack, index), known)
                     with atomic_file(target) as partial:
                         save_file(tensors, partial)
             total = len(options.methods) * len(blocks)
             job.progress(number * len(blocks) + done, total, "decomposing")
+
+
+def _samples(job: Job, method: str, folder: Path) -> Iterator[dict[str, Tensor] | None]:
+    """Return the inputs of every block in turn; None where the method or the cache needs none."""
+    wanted: int | None = methods.constant(method, "SAMPLES")
+    done = all(job.block_file(folder, *place).exists() for place in job.each_block())
+    return repeat(None) if wanted is None or done else sampled(job, wanted)
 
 
 def offers(job: Job, options: Factorize) -> list[Offer]:
@@ -99,20 +114,19 @@ def pieces_of(file: Path, site: str) -> dict[str, Tensor]:
 
 def together(method: str, sites: list[Site]) -> list[tuple[Site, ...]]:
     """Return the sites of a block as a method takes them: one by one, or by its ROLES."""
-    wanted: tuple[str, ...] | None = methods.constant(method, "ROLES")
-    if wanted is None:
+    groups = _groups(method)
+    if not groups:
         return [(site,) for site in sites]
-    by_prefix: dict[str, dict[str, Site]] = {}
-    for site in sites:  # "encoder_", "expert3_" or nothing before the role
-        for role in (part.rstrip("?") for part in wanted):
-            prefix = site.role.removesuffix(role)
-            if site.role.endswith(role) and re.fullmatch(r"(.+_)?", prefix):
-                by_prefix.setdefault(prefix, {})[role] = site
-    needed = {role for role in wanted if not role.endswith("?")}
+    played: dict[tuple[str, str], Site] = {}  # by prefix and role
+    for site in sites:
+        if (role := _played(groups, site)) is not None:
+            played[site.role.removesuffix(role), role] = site
+    prefixes = dict.fromkeys(prefix for prefix, _ in played)
     return [
-        tuple(found[role.rstrip("?")] for role in wanted if role.rstrip("?") in found)
-        for found in by_prefix.values()
-        if needed <= found.keys()
+        tuple(played[prefix, role] for role in _names(roles) if (prefix, role) in played)
+        for prefix in prefixes
+        for roles in groups
+        if all((prefix, role) in played for role in roles if not role.endswith("?"))
     ]
 
 
@@ -130,6 +144,10 @@ def _decompose_block(
         statistics = {site.name: known[site.name] for site in sites}
         # an expert that no token was routed to keeps its weights
         if any(one.tokens == 0 or one.gradient_moment is None for one in statistics.values()):
+            continue
+        if methods.constant(method, "SAMPLES") and any(
+            one.samples is None for one in statistics.values()
+        ):
             continue
         if centred(options, method):
             statistics = {name: _centred(one) for name, one in statistics.items()}
@@ -166,9 +184,28 @@ def _decomposed(
 
 def role_in(method: str, site: Site) -> str:
     """Return which of a method's ROLES a site plays, its prefix left out."""
-    wanted: tuple[str, ...] = methods.constant(method, "ROLES")
-    roles = sorted((role.rstrip("?") for role in wanted), key=len, reverse=True)
-    return next(role for role in roles if site.role.endswith(role))
+    role = _played(_groups(method), site)
+    assert role is not None
+    return role
+
+
+def _groups(method: str) -> list[tuple[str, ...]]:
+    """Return the groups of roles that a method takes together; none where it takes single maps."""
+    wanted = methods.constant(method, "ROLES") or ()
+    return list(wanted) if wanted and isinstance(wanted[0], tuple) else [wanted] * bool(wanted)
+
+
+def _names(roles: tuple[str, ...]) -> list[str]:
+    return [role.rstrip("?") for role in roles]
+
+
+def _played(groups: list[tuple[str, ...]], site: Site) -> str | None:
+    """Return the longest role that a site's ends with, behind "encoder_", "expert3_" or nothing."""
+    known = sorted((role for roles in groups for role in _names(roles)), key=len, reverse=True)
+    for role in known:
+        if re.fullmatch(rf"(.+_)?{role}", site.role):
+            return role
+    return None
 
 
 def _named(method: str, sites: tuple[Site, ...], pieces: dict[str, Any]) -> dict[str, Tensor]:

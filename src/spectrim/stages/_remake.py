@@ -25,7 +25,7 @@ def remake(
     """Write a model folder and let the job go on with it; where it is there already, only the last.
 
     key: what, beside the model itself, decides the result.
-    config: entries of config.json that change.
+    config: entries of config.json that change; read last, so the blocks' maker may fill it.
     blocks: the tensors of one block after the other, by their new names; tensors outside the
         blocks stay.
     """

@@ -2,64 +2,119 @@
 
 from __future__ import annotations
 
-from typing import Any
+from math import inf, isfinite
 
-from torch import nn
+import torch
+from torch import Tensor
 
 from spectrim.allocators import allocators
 from spectrim.architectures import Stack
-from spectrim.job import Job
+from spectrim.job import Job, key_of
 from spectrim.options import Factorize
-from spectrim.plan import Decision
-from spectrim.stages._allocate import Unit, decided
+from spectrim.plan import Decision, Plan
+from spectrim.stages._allocate import Unit, allocate, decided
 from spectrim.stages._cut import try_out
+
+UNREPORTED = ("global", "uniform")  # the default and its baseline, which are to cost nothing
+
+
+def planned(job: Job, options: Factorize, bought: list[Unit]) -> Plan:
+    """Return the plan of the allocator, noting what it cost and what it gained over `global`.
+
+    Raises:
+        SpectrimError: what cannot be factored, or the smallest cuts, already exceed the budget.
+    """
+    trial = Trial(job, options, bought)
+    plan = allocate(job, options, bought, trial)
+    if options.allocator not in UNREPORTED:
+        evaluations = len(trial.losses)
+        size = plan.about["budget"]["size"]
+        choice = allocators.get("global")([unit.curve for unit in bought], size)
+        job.notes["allocation"] = {
+            "allocator": options.allocator,
+            "evaluations": evaluations,
+            "search_loss": trial.loss(plan.decisions),
+            "search_loss_of_global": trial(choice),
+        }
+    return plan
 
 
 class Trial:
     """Measures choices of cuts for allocators that look at the true loss.
 
-    losses: what was measured so far, by choice, in nats per token; the same is not measured twice.
+    losses: what was measured so far, in nats per token, by a hash of the decisions, which are many;
+    nothing is measured twice.
+
+    A choice is run from the first block on in which it differs from the one measured before, so the
+    hidden states in front of every block stay in memory: [tokens, hidden] each, in the walk's
+    dtype. The search split is short.
     """
 
     def __init__(self, job: Job, options: Factorize, bought: list[Unit]) -> None:
         self.job = job
         self.options = options
         self.bought = bought
-        self.losses: dict[tuple[int, ...], float] = {}
-        self.chosen: list[int] | None = None
+        self.losses: dict[str, float] = {}
+        self._walk = job.walk(job.splits.search)
+        self._last: list[tuple[Decision, ...]] = []  # of every block, as measured last
+        self._states: list[dict[int, Tensor]] = []  # in front of every block, and behind the last
+        self._encoded: dict[int, Tensor] = {}
 
     def __call__(self, chosen: list[int]) -> float:
         """Return the loss on the search split with these cuts, nats per token."""
-        key = tuple(chosen)
+        return self.loss(decided(self.options, self.bought, chosen))
+
+    def loss(self, decisions: tuple[Decision, ...]) -> float:
+        """Return the loss on the search split that decisions would lead to, nats per token.
+
+        It is infinite where the model breaks down and computes none.
+        """
+        key = key_of(decisions)
         if key not in self.losses:
-            decisions = decided(self.options, self.bought, chosen)
-            self.losses[key] = trial_loss(self.job, self.options, decisions)
+            self.losses[key] = self._measured(decisions)
             self.job.progress(len(self.losses), 0, "measuring choices")
         return self.losses[key]
 
-    def report(self) -> None:
-        """Note what an allocator that measured cost, and what it gained over the global one."""
-        assert self.job.plan is not None
-        if not self.losses:
-            return
-        evaluations = len(self.losses)
-        curves = [unit.curve for unit in self.bought]
-        size: Any = self.job.plan.about["budget"]
-        choice = allocators.get("global")(curves, size["size"], self)
-        own = trial_loss(self.job, self.options, self.job.plan.decisions)
-        self.job.notes["allocation"] = {
-            "allocator": self.options.allocator,
-            "evaluations": evaluations,
-            "search_loss": own,
-            "search_loss_of_global": self(choice),
-        }
+    def _measured(self, decisions: tuple[Decision, ...]) -> float:
+        places = self.job.each_block()
+        wanted = [_of_block(decisions, *place) for place in places]
+        differs = [one != other for one, other in zip(wanted, self._last, strict=False)]
+        first = differs.index(True) if True in differs else len(differs)
+        self._last = []  # until all is run, so that nothing half-done is gone on from
+        with torch.no_grad():
+            behind = self._run(places, wanted, first)
+        self._last = wanted
+        losses = [self._walk.losses(states, start) for start, states in behind.items()]
+        mean = float(torch.cat(losses).double().mean())
+        return mean if isfinite(mean) else inf  # so that comparisons hold
+
+    def _run(
+        self, places: list[tuple[Stack, int]], wanted: list[tuple[Decision, ...]], first: int
+    ) -> dict[int, Tensor]:
+        """Return the hidden states behind the last block, keeping those in front of every one."""
+        del self._states[first + 1 :]
+        hidden = self._states[first] if self._states else {}
+        for at, (stack, index) in list(enumerate(places))[first:]:
+            if at == len(self._states):
+                self._states.append(hidden if index else self._entered(stack, hidden))
+                hidden = self._states[at]
+            dense = self._walk.block(stack, index)
+            block = try_out(self.job, self.options, (stack, index), dense, wanted[at])
+            hidden = {
+                start: self._walk.run(block, stack, index, start, states, self._encoded.get(start))
+                for start, states in hidden.items()
+            }
+        if len(self._states) == len(places):
+            self._states.append(hidden)
+        return hidden
+
+    def _entered(self, stack: Stack, before: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Return the hidden states that enter a stack; before: those behind the encoder, if any."""
+        walk = self._walk
+        self._encoded = {start: walk.encoded(states, start) for start, states in before.items()}
+        return {start: walk.start(stack, start, self._encoded.get(start)) for start in walk.starts}
 
 
-def trial_loss(job: Job, options: Factorize, decisions: tuple[Decision, ...]) -> float:
-    """Return the loss on the search split that decisions would lead to, nats per token."""
-    walk = job.walk(job.splits.search)
-
-    def block(stack: Stack, index: int) -> nn.Module:
-        return try_out(job, options, (stack, index), walk.block(stack, index), decisions)
-
-    return float(walk.sweep(block).double().mean())
+def _of_block(decisions: tuple[Decision, ...], stack: Stack, index: int) -> tuple[Decision, ...]:
+    prefix = f"{stack.path}.{index}."
+    return tuple(one for one in decisions if one.site.startswith(prefix))

@@ -11,11 +11,11 @@ from spectrim.job import Job
 from spectrim.options import Factorize
 from spectrim.plan import Curve, Plan, thin
 from spectrim.refinement import refine
-from spectrim.stages._allocate import Unit, allocate, available, units
+from spectrim.stages._allocate import Unit, available, units
 from spectrim.stages._curves import dense_curve, inner_sites, offered, unknown_offers
 from spectrim.stages._cut import cut
-from spectrim.stages._decompose import decompose, offers
-from spectrim.stages._trial import Trial
+from spectrim.stages._decompose import decompose, offers, together
+from spectrim.stages._trial import planned
 
 
 def factorize(job: Job, options: Factorize) -> None:
@@ -32,14 +32,12 @@ def factorize(job: Job, options: Factorize) -> None:
     else:
         job.plan.check(inner_sites(job))
         refuse_other(job, job.plan)
+        refuse_parted(job, job.plan)
     decompose(job, options)
     curves = read_curves(job, options)
     refinement = options.refine
     if job.plan is None:
-        bought = units(job, options, curves)
-        trial = Trial(job, options, bought)
-        job.plan = allocate(job, options, bought, trial)
-        trial.report()
+        job.plan = planned(job, options, units(job, options, curves))
     else:
         job.plan = job.plan.restated(curves)
         refinement = "on" if job.plan.about.get("refined", True) else "off"
@@ -58,6 +56,25 @@ def refuse_other(job: Job, plan: Plan) -> None:
                 f"the plan was made with another {what}, so it cannot be replayed; "
                 f"bring the same one, or take the entry '{key}' out of the plan"
             )
+
+
+def refuse_parted(job: Job, plan: Plan) -> None:
+    """Raise SpectrimError where a plan parts sites of a block that a method cuts together."""
+    cut = {one.site: one for one in plan.decisions if one.format != "dense"}
+    for method in {one.method for one in cut.values() if one.method}:
+        for place in job.each_block():
+            for sites in together(method, job.block_sites(*place)):
+                ranks = {
+                    site.name: cut[site.name].rank
+                    for site in sites
+                    if site.name in cut and cut[site.name].method == method
+                }
+                if ranks and (len(ranks) < len(sites) or len(set(ranks.values())) > 1):
+                    names = ", ".join(site.name for site in sites)
+                    raise SpectrimError(
+                        f"{method} cuts {names} together; give all of them the same rank in the "
+                        "plan, or make all of them dense"
+                    )
 
 
 def read_curves(job: Job, options: Factorize) -> list[Curve]:

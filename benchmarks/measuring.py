@@ -1,0 +1,117 @@
+"""What the benchmarks share: the texts, the losses of a job's blocks, and rows that are kept."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from spectrim import sources, text
+from spectrim.calibration import Tokens, refuse_overlap
+from spectrim.job import Job
+from spectrim.pipeline import open_job
+from spectrim.recipe import Recipe
+from spectrim.report.progress import shown
+
+OUTSIDE = {
+    "C4": "lm/exllamav2_cal/c4.utf8",
+    "code": "lm/exllamav2_cal/code.utf8",
+    "novel": "lm/gutenberg/pride_and_prejudice_1342.txt",
+}
+
+
+def two_halves(whole: Path, output: Path) -> tuple[Path, Path]:
+    """Write the two halves of a text, parted at an article, beside the results."""
+    content = whole.read_text(encoding="utf-8")
+    middle = content.index("\n = ", len(content) // 2)
+    first, second = output / "wikitext2_first.txt", output / "wikitext2_second.txt"
+    first.write_text(content[:middle], encoding="utf-8")
+    second.write_text(content[middle:], encoding="utf-8")
+    return first, second
+
+
+def open_demo(calibration: str, cache: Path, output: Path) -> Job:
+    """Return a job on the demo model, its text read and its statistics collected."""
+    tokens = None if calibration == "default" else "48x1024"  # the default has its own size
+    changes = {"model": "demo", "calibration.text": calibration, "calibration.tokens": tokens}
+    source = sources.resolve("demo", cache)
+    with shown() as progress:
+        job = open_job(Recipe.build(None, changes), source, cache, progress)
+        job.work = output / "work"
+        job.statistics()
+    job.progress = lambda done, total, what: None
+    return job
+
+
+def windows_of(job: Job, second: Path, data: Path) -> dict[str, Tokens]:
+    """Return the windows to measure on; none may occur in the calibration text."""
+    tokenizer = sources.tokenizer(job.source)
+    wiki = text.read(str(second), tokenizer, 1024)
+    texts = {"WikiText-2": Tokens.full(wiki.ids[:16])}
+    for name, path in OUTSIDE.items():
+        windows = text.read(str(data / path), tokenizer, 1024)
+        texts[name] = Tokens.full(windows.ids[2:8])
+    for name, windows in texts.items():
+        refuse_overlap(job.splits.calibration, windows, f"calibration and {name}")
+    return texts
+
+
+def losses_of(walks: dict[str, Any], blocks: Path | None, job: Job) -> dict[str, Any]:
+    """Return mean loss and its standard error over windows, per text."""
+    found: dict[str, Any] = {}
+    for name, walk in walks.items():
+        load = walk.block
+        if blocks is not None:
+            load = lambda stack, index, w=walk: job.stored_block(blocks, stack, index, w.dtype)  # noqa: E731
+        losses = walk.sweep(load).double()
+        each = losses.view(len(walk.tokens), -1).mean(1)
+        found[name] = {"loss": float(losses.mean()), "windows": each.tolist()}
+    return found
+
+
+def keep_row(output: Path, calibration: str, label: str, keep: float, make: Any) -> None:
+    """Measure a row unless an earlier run already has."""
+    known = known_rows(output)
+    key = f"{calibration} | {label} | {keep:g}"
+    if key in known:
+        return
+    about = {"calibration": calibration, "label": label, "keep": keep, "commit": commit_here()}
+    known[key] = {**about, **make()}
+    partial = output / "rows.partial"
+    partial.write_text(json.dumps(known, indent=1))
+    partial.replace(output / "rows.json")
+    losses = {k: v["loss"] for k, v in known[key].items() if isinstance(v, dict) and "loss" in v}
+    print(key, losses, flush=True)
+
+
+def known_rows(output: Path) -> dict[str, Any]:
+    """Return the rows that are known, by calibration, label and size."""
+    path = output / "rows.json"
+    return json.loads(path.read_text()) if path.exists() else {}  # type: ignore[no-any-return]
+
+
+def excess_of(row: dict[str, Any], dense: dict[str, Any]) -> str:
+    """Return the mean excess over the dense model, paired by window, with 1.96 standard errors."""
+    paired = torch.tensor(row["windows"]) - torch.tensor(dense["windows"])
+    return f"{float(paired.mean()):.3f} ± {1.96 * float(paired.std()) / len(paired) ** 0.5:.3f}"
+
+
+def commit_here() -> str:
+    """Return the commit that is measured."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+def how_measured(commits: set[str]) -> str:
+    """Return how the numbers were obtained."""
+    return (
+        "Excess loss over the dense model, nats per token ± 1.96 standard errors over windows. "
+        "Windows of 1024 tokens: 16 of WikiText-2, 6 of each other text; seed 0; bf16; "
+        f"{torch.get_num_threads()} threads, {platform.machine()}; torch {torch.__version__}, "
+        f"transformers {transformers.__version__}; commits {', '.join(sorted(commits))}."
+    )

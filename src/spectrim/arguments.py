@@ -1,0 +1,65 @@
+"""What arguments of the command line are checked for before long work begins."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from spectrim.errors import SpectrimError
+
+
+def task_names(tasks: str | None) -> tuple[str, ...]:
+    """Return the names in a list with commas; SpectrimError where it is given and names none."""
+    found = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
+    if tasks is not None and not found:
+        raise SpectrimError("--tasks names no task; see 'spectrim list tasks'")
+    return found
+
+
+def data_folder(folder: Path | None) -> Path | None:
+    """Return the folder of data sets, from the environment where none is given."""
+    if folder is None:
+        named = os.environ.get("SPECTRIM_DATA")
+        folder = Path(named) if named else None
+    if folder is not None and not folder.is_dir():
+        raise SpectrimError(f"there is no folder of data '{folder}'; check the path")
+    return folder
+
+
+def parse_sizes(text: str) -> tuple[float, ...]:
+    """Return the parts that a text such as "75%,50%" names; SpectrimError where it is none."""
+    found = []
+    for word in text.split(","):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", word)
+        if not match or not 0 < float(match[1]) < 100:
+            raise SpectrimError(
+                f"'{word.strip()}' is no size to cut to; expected parts of each map's numbers "
+                "above 0% and below 100%, such as '75%,50%,25%'"
+            )
+        found.append(float(match[1]) / 100)
+    return tuple(dict.fromkeys(found))
+
+
+def refuse_beside_plan(plan: Path, said: Mapping[str, object]) -> None:
+    """Raise SpectrimError where there is no plan, or an option is given that the plan decides."""
+    if not plan.is_file():
+        raise SpectrimError(f"there is no plan file '{plan}'; check the path")
+    for name, value in said.items():
+        if value is not None:
+            raise SpectrimError(f"--plan already says the {name}; leave out --{name}")
+
+
+def prove_writable(target: Path) -> None:
+    """Prove that the target can be made, before hours are spent on what goes there."""
+    parent = target.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        # Permission bits say nothing to root, or about a read-only disk; trying does. The file has
+        # no name, so that nothing is left even where the process is killed here.
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        raise SpectrimError(f"cannot write '{target}'; {error.strerror}: '{parent}'") from error

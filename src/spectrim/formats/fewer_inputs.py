@@ -1,0 +1,50 @@
+"""A matrix of fewer columns: what the inputs that were kept stand for, the others among it."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spectrim.formats import FactoredLinear
+
+
+class FewerInputs(FactoredLinear):
+    """A linear map from ``rank`` of the inputs, columns [out, rank], behind a narrower MLP.
+
+    in_features and out_features are those of the dense map; this one maps [*, rank] to [*, out].
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:
+        super().__init__(in_features, out_features, rank, bias)
+        self.columns = nn.Parameter(torch.empty(out_features, rank))
+
+    @classmethod
+    def numbers(cls, out_features: int, in_features: int, rank: int) -> int:
+        """Return r m."""
+        return rank * out_features
+
+    @classmethod
+    def largest(cls, out_features: int, in_features: int) -> int:
+        """Return the number of inputs."""
+        return in_features
+
+    def take(self, pieces: dict[str, Tensor]) -> None:
+        """Take W₁ + W₂ A₂₁ A₁₁⁻¹: the columns kept, and the others through their least squares.
+
+        pieces: ``columns`` W = (W₁ W₂), sorted by importance, and ``root``, the lower Cholesky
+        factor L of A in the same order, by which A₂₁ A₁₁⁻¹ = L₂₁ L₁₁⁻¹.
+        """
+        kept, left = pieces["columns"].double().tensor_split([self.rank], dim=1)
+        upper, lower = pieces["root"][:, : self.rank].double().tensor_split([self.rank])
+        made_up = torch.linalg.solve_triangular(upper, left @ lower, upper=False, left=False)
+        self.columns.copy_(kept + made_up)
+
+    def apply_factors(self, x: Float[Tensor, "*batch rank"]) -> Float[Tensor, "*batch out"]:
+        """Return columns x."""
+        return functional.linear(x, self.columns)
+
+    def dense(self) -> Float[Tensor, "out rank"]:
+        """Return ``columns``."""
+        return self.columns

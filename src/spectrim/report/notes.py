@@ -1,0 +1,34 @@
+"""What the stages found out on their way, as sentences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spectrim.report import words
+
+
+def sentences(scores: dict[str, Any]) -> list[str]:
+    """Return what scores.json has under "found" that a reader should know, one sentence each."""
+    found = scores.get("found") or {}
+    said = [_allocation(found["allocation"])] if "allocation" in found else []
+    return said + [_zeros(stage) for stage in found.get("sparsified", [])]
+
+
+def _allocation(found: dict[str, Any]) -> str:
+    count = found["evaluations"]
+    cost = f"measured {count} choices" if count else "measured nothing"
+    own, other = found["search_loss"], found["search_loss_of_global"]
+    return (
+        f"The allocator {found['allocator']} {cost}; loss on the search split "
+        f"{words.fixed(own)}, with the allocator global {words.fixed(other)}."
+    )
+
+
+def _zeros(stage: dict[str, Any]) -> str:
+    left = len(stage["without_tokens"])
+    return (
+        f"In {stage['sites']} linear maps {stage['pattern']} of the weights were kept (chosen by "
+        f"{stage['score']}) and the others set to zero, which stores as many numbers as before; "
+        f"predicted to cost {words.plain(stage['predicted_loss'], 2)} nats/token."
+        + (f" {left} maps that no token came to were left alone." if left else "")
+    )

@@ -1,0 +1,242 @@
+"""What the loss makes of a model of which only one part is cut: a site, a role or a block."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import torch
+import transformers
+from jaxtyping import Float
+from torch import Tensor
+
+from spectrim import __version__
+from spectrim.architectures import Stack
+from spectrim.calibration import Tokens
+from spectrim.job import Job, key_of
+from spectrim.options import Factorize
+from spectrim.plan import Decision
+from spectrim.report.words import role_group
+from spectrim.run import atomic_file
+from spectrim.stages._allocate import Unit, decided
+from spectrim.stages._cut import try_out
+from spectrim.walk import HEAD_CHUNK
+
+ALONE, FORWARDS, BACKWARDS = "alone", "first to last", "last to first"
+COMPARED = 256  # tokens whose whole distributions are compared: they are kept in memory
+
+
+@dataclass(frozen=True)
+class Part:
+    """Sites that are cut while everything else stays dense.
+
+    size: the part of each map's numbers that stays, at most. how: "alone", or which way blocks were
+    added to those cut before. block: None where it is of several. decisions: none are dense.
+    """
+
+    block: int | None
+    role: str
+    site: str
+    size: float
+    how: str
+    decisions: tuple[Decision, ...]
+
+    @property
+    def rank(self) -> int | None:
+        """Return the rank, None where there are several."""
+        ranks = {decision.rank for decision in self.decisions}
+        return ranks.pop() if len(ranks) == 1 else None
+
+    @property
+    def predicted(self) -> float:
+        """Return the increase of the loss that the curves predict, nats per token."""
+        return sum(decision.predicted_loss for decision in self.decisions)
+
+    @property
+    def key(self) -> str:
+        """Return a name for what is cut and how, whatever it was asked for as."""
+        return key_of(sorted((d.site, d.format, d.rank, d.method, d.bias) for d in self.decisions))
+
+
+def parts(options: Factorize, bought: list[Unit], by: str, size: float) -> list[Part]:
+    """Return the parts of a model: what is bought together for "site", all of a role or a block.
+
+    Of each map the largest cut is taken that keeps at most ``size`` of its numbers; maps without
+    one stay dense.
+    """
+    groups: dict[tuple[int | None, str, str], list[Decision]] = {}
+    for unit, decisions in _cuts(options, bought, size):
+        sites = unit.curve.sites
+        roles = "+".join(site.role for site in sites)
+        place = {
+            "site": (sites[0].block, roles, sites[0].name),
+            "role": (None, "+".join(role_group(site.role) for site in sites), ""),
+            "block": (sites[0].block, f"{_prefix(sites[0].role)}all", ""),
+        }[by]
+        groups.setdefault(place, []).extend(decisions)
+    return [Part(*place, size, ALONE, tuple(found)) for place, found in groups.items()]
+
+
+def cumulative(options: Factorize, bought: list[Unit], size: float) -> list[Part]:
+    """Return parts that grow by a block each: from the first to the last, and the other way."""
+    blocks = parts(options, bought, "block", size)
+    grown = []
+    for how, order in ((FORWARDS, blocks), (BACKWARDS, blocks[::-1])):
+        held: tuple[Decision, ...] = ()
+        for one in order:
+            held += one.decisions
+            grown.append(Part(one.block, one.role, "", size, how, held))
+    return grown
+
+
+def _cuts(
+    options: Factorize, bought: list[Unit], size: float
+) -> Iterator[tuple[Unit, list[Decision]]]:
+    for unit in bought:
+        sizes = unit.curve.sizes
+        fits = (sizes[:-1] <= size * float(sizes[-1]) * (1 + 1e-9)).nonzero()
+        if len(fits):
+            decisions = decided(options, [unit], [int(fits[-1])])
+            yield unit, [one for one in decisions if one.format != "dense"]
+
+
+def _prefix(role: str) -> str:
+    """Return what keeps the blocks of an encoder apart from those of a decoder."""
+    return next((side for side in ("encoder_", "decoder_") if role.startswith(side)), "")
+
+
+@dataclass
+class _States:
+    """Hidden states in front of a block, by batch, and the encoder's output where there is one."""
+
+    hidden: dict[int, Tensor]
+    encoded: dict[int, Tensor]
+
+
+class Sensitivity:
+    """Measures parts on a text; a part costs the blocks from the first that it cuts to the last.
+
+    What was measured is kept in the cache line by line, by what was cut, so that interrupted work
+    goes on and nothing is measured twice.
+
+    Args:
+        job: the model; its search split is not looked at.
+        options: of the cuts.
+        tokens: the text, [sequences, length].
+        divergence: also measure the mean Kullback–Leibler divergence from the dense model, in nats
+            per token, over at most ``COMPARED`` tokens spread evenly over the text.
+    """
+
+    def __init__(self, job: Job, options: Factorize, tokens: Tokens, divergence: bool) -> None:
+        self.job, self.options, self.divergence = job, options, divergence
+        self.walk = job.walk(tokens)
+        self.places = job.each_block()
+        self.record = Record(job.cache / "sensitivity" / f"{self._key(tokens)}.jsonl")
+        self._entered: dict[str, dict[int, Tensor]] = {}
+        self._dense: Tensor | None = None
+
+    def __call__(self, parts: list[Part]) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """Return what the dense model has, and each of the parts: "loss", maybe "divergence"."""
+        dense = self._end(self._through(_States({}, {}), 0, ()))
+        missing = {one.key: one for one in parts if one.key not in self.record.values}
+        known = len({one.key for one in parts}) - len(missing)
+        states, at = _States({}, {}), 0
+        ordered = sorted(missing.items(), key=lambda pair: self._first(pair[1]))
+        for done, (key, one) in enumerate(ordered, start=known + 1):
+            while at < self._first(one):
+                states, at = self._pass(states, at, ()), at + 1
+            self.record.add(key, self._end(self._through(states, at, one.decisions)))
+            self.job.progress(done, known + len(missing), "measuring parts")
+        return dense, [self.record.values[one.key] for one in parts]
+
+    def _key(self, tokens: Tokens) -> str:
+        read = hashlib.sha256(tokens.ids.numpy().tobytes() + tokens.mask.numpy().tobytes())
+        around = (__version__, torch.__version__, transformers.__version__, torch.get_num_threads())
+        return key_of("sensitivity", 1, self.job.statistics_key, read.hexdigest(),
+                      self.options.model_dump(mode="json"), self.divergence, around)  # fmt: skip
+
+    def _first(self, part: Part) -> int:
+        """Return where the first block is that a part cuts."""
+        return next(at for at, place in enumerate(self.places) if _within(place, part.decisions))
+
+    def _through(self, states: _States, at: int, decisions: tuple[Decision, ...]) -> _States:
+        for place in range(at, len(self.places)):
+            states = self._pass(states, place, decisions)
+        return states
+
+    def _pass(self, states: _States, at: int, decisions: tuple[Decision, ...]) -> _States:
+        """Return the states behind a block, cut as the decisions say."""
+        stack, index = place = self.places[at]
+        if index == 0:
+            states = self._enter(stack, states)
+        block = self.walk.block(stack, index)
+        if _within(place, decisions):
+            block = try_out(self.job, self.options, place, block, decisions)
+        with torch.no_grad():
+            hidden = {
+                start: self.walk.run(block, stack, index, start, one, states.encoded.get(start))
+                for start, one in states.hidden.items()
+            }
+        return _States(hidden, states.encoded)
+
+    def _enter(self, stack: Stack, states: _States) -> _States:
+        """Return the states that enter a stack; what a decoder begins with is always the same."""
+        with torch.no_grad():
+            encoded = {at: self.walk.encoded(one, at) for at, one in states.hidden.items()}
+        if stack.path not in self._entered:
+            self._entered[stack.path] = {
+                at: self.walk.start(stack, at, encoded.get(at)) for at in self.walk.starts
+            }
+        return _States(self._entered[stack.path], encoded)
+
+    def _end(self, states: _States) -> dict[str, float]:
+        """Return what is measured behind the last block; the dense model has to come first."""
+        losses = torch.cat([self.walk.losses(one, at) for at, one in states.hidden.items()])
+        found = {"loss": float(losses.double().mean())}
+        if self.divergence:
+            own = self._log_probabilities(states)
+            self._dense = own if self._dense is None else self._dense
+            apart = (self._dense.exp() * (self._dense - own)).sum(1)
+            found["divergence"] = float(apart.double().mean())
+        return found
+
+    @torch.no_grad()
+    def _log_probabilities(self, states: _States) -> Float[Tensor, "compared vocab"]:
+        rows = torch.cat([
+            one.reshape(-1, one.shape[-1])[self.walk.targets(at).reshape(-1) != -100]
+            for at, one in states.hidden.items()
+        ])  # fmt: skip
+        rows = rows[:: ceil(len(rows) / COMPARED)]
+        chunks = (self.walk.logits(chunk).float() for chunk in rows.split(HEAD_CHUNK))
+        return torch.cat([logits.log_softmax(1) for logits in chunks])
+
+
+def _within(place: tuple[Stack, int], decisions: tuple[Decision, ...]) -> bool:
+    return any(one.site.startswith(f"{place[0].path}.{place[1]}.") for one in decisions)
+
+
+class Record:
+    """Values by key in a file that grows line by line; a line that was cut short is forgotten."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.values: dict[str, dict[str, float]] = {}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            with atomic_file(file) as partial:
+                partial.write_text(whole, encoding="utf-8")
+        for line in whole.splitlines():
+            key, values = json.loads(line)
+            self.values[key] = values
+
+    def add(self, key: str, values: dict[str, float]) -> None:
+        """Keep values, at once."""
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([key, values]) + "\n")
+        self.values[key] = values

@@ -1,0 +1,171 @@
+"""Rules that look at the true loss, on tiny models: what they measure, keep to and report."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+from math import inf, nan
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import report_folder
+from spectrim import pipeline, sources
+from spectrim.allocators import allocators
+from spectrim.options import Factorize
+from spectrim.prediction import _plan
+from spectrim.report import terminal
+from spectrim.report.folder import read
+from spectrim.report.page import page
+from spectrim.stages._allocate import decided
+from spectrim.stages._cut import try_out
+from spectrim.stages._decompose import decompose
+from spectrim.stages._trial import Trial
+from spectrim.stages.factorize import bought_units
+from spectrim.weights import quiet
+from tiny_runs import Made, family_folder, make, plan_of, recipe, shrink, write_text
+
+MEASURING = [name for name in allocators.names() if allocators.constant(name, "MEASURES")]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Return a tiny llama, its cache shared by all rules."""
+    return make("llama", tmp_path_factory.mktemp("rules"))
+
+
+def test_there_are_rules_that_measure() -> None:
+    assert set(MEASURING) == {"measured", "perplexity_budget", "surgical"}
+
+
+@pytest.mark.parametrize("name", [*MEASURING, "energy"])
+def test_a_rule_says_what_it_cost_and_what_it_gained(plain: Made, name: str) -> None:
+    small = shrink(
+        recipe(plain.source, plain.text, "60% of linear", allocator=name, refine="off"),
+        plain.folder / name,
+    )
+    plan = plan_of(small)
+    assert sum(one.stored for one in plan.decisions) <= 0.6 * sum(o.dense for o in plan.decisions)
+    note = plan.about["found"]["allocation"]
+    assert note["allocator"] == name
+    assert (note["evaluations"] > 0) == (name in MEASURING)
+    assert note["search_loss"] > 0 and note["search_loss_of_global"] > 0
+    if name == "measured":
+        assert note["search_loss"] <= note["search_loss_of_global"]
+
+
+def test_the_global_allocation_is_not_compared_with_itself(plain: Made) -> None:
+    assert "allocation" not in plan_of(plain.small).about["found"]
+
+
+def test_the_report_says_it_in_a_sentence(tmp_path: Path) -> None:
+    folder = report_folder.write(tmp_path / "small", blocks=2)
+    scores = json.loads((folder / "scores.json").read_text())
+    note = {"allocator": "knee", "evaluations": 0}
+    note |= {"search_loss": 3.21049, "search_loss_of_global": 3.1}
+    scores["found"] = {"allocation": note}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    said = "loss on the search split 3.210, with the allocator global 3.100."
+    assert f"The allocator knee measured nothing; {said}" in page(read(folder))
+    note |= {"allocator": "surgical", "evaluations": 65}
+    out = StringIO()
+    terminal.show(scores, Console(file=out, width=300))
+    assert f"The allocator surgical measured 65 choices; {said}" in out.getvalue()
+
+
+# the loss of a choice
+
+
+def trial_of(family: str, folder: Path) -> Trial:
+    """Return what measures choices of a family's tiny model."""
+    source = family_folder(folder / "source", family)
+    text = write_text(folder / "text.txt")
+    asked = recipe(source, text, allocator="measured")
+    found = sources.resolve(str(source), folder / "cache")
+    options: Factorize = asked.stages[0].options
+    with quiet():
+        job = pipeline.open_job(asked, found, folder / "cache", lambda *_: None)
+        decompose(job, options)
+        return Trial(job, options, bought_units(job, options))
+
+
+def from_the_start(trial: Trial, chosen: list[int]) -> float:
+    """Return the loss of a choice, every block run anew."""
+    decisions = decided(trial.options, trial.bought, chosen)
+    walk = trial.job.walk(trial.job.splits.search)
+    losses = walk.sweep(
+        lambda stack, index: try_out(
+            trial.job, trial.options, (stack, index), walk.block(stack, index), decisions
+        )
+    )
+    return float(losses.double().mean())
+
+
+@pytest.mark.parametrize("family", ["llama", "bart", "t5", "falcon_alibi"])
+def test_going_on_from_where_choices_differ_gives_the_same_bits(
+    family: str, tmp_path: Path
+) -> None:
+    trial = trial_of(family, tmp_path)
+    dense = [len(unit.curve.sizes) - 1 for unit in trial.bought]
+    count = len(dense)
+    changes = [{}, {count - 1: 0}, {count // 2: 1}, {0: 0}, {0: 0, count - 2: 1}, {count // 2: 0}]
+    losses = []
+    for change in changes:
+        chosen = [change.get(at, last) for at, last in enumerate(dense)]
+        losses.append(trial(chosen))
+        assert losses[-1] == from_the_start(trial, chosen)
+    assert len(set(losses)) == len(changes) == len(trial.losses)
+    assert trial(dense) == losses[0] and len(trial.losses) == len(changes)
+
+
+def test_only_blocks_behind_the_first_difference_are_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = trial_of("llama", tmp_path)
+    run: list[int] = []
+    block = trial._walk.block
+    monkeypatch.setattr(
+        trial._walk, "block", lambda stack, index: run.append(index) or block(stack, index)
+    )
+    dense = [len(unit.curve.sizes) - 1 for unit in trial.bought]
+    trial(dense)
+    assert run == [0, 1, 2]
+    trial([*dense[:-1], 0])
+    assert run == [0, 1, 2, 2]
+    middle = next(at for at, unit in enumerate(trial.bought) if unit.curve.site.block == 1)
+    trial([0 if at == middle else last for at, last in enumerate(dense)])
+    assert run == [0, 1, 2, 2, 1, 2]
+
+
+def test_what_breaks_off_is_not_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = trial_of("llama", tmp_path)
+    dense = [len(unit.curve.sizes) - 1 for unit in trial.bought]
+    trial(dense)
+    first = [0, *dense[1:]]
+    with monkeypatch.context() as broken:
+        broken.setattr(trial._walk, "losses", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            trial(first)
+    other = [*dense[:-1], 0]
+    assert trial(other) == from_the_start(trial, other)
+
+
+def test_a_model_that_breaks_down_loses_infinitely_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = trial_of("llama", tmp_path)
+    monkeypatch.setattr(trial._walk, "losses", lambda *_: torch.tensor([1.0, nan]))
+    assert trial([0] * len(trial.bought)) == inf
+
+
+def test_predictions_of_a_rule_that_measures_are_those_of_global(tmp_path: Path) -> None:
+    trial = trial_of("llama", tmp_path)
+    surgical, plain = (
+        _plan(trial.job, trial.options.model_copy(update={"allocator": name}), 0.7)
+        for name in ("surgical", "global")
+    )
+    assert surgical is not None and surgical == plain

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-PROSE := $(wildcard *.md docs recipes benchmarks) src tests
+PROSE := $(wildcard *.md docs recipes benchmarks examples) src tests
 
 .PHONY: demo test check
 

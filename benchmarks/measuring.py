@@ -35,9 +35,10 @@ def two_halves(whole: Path, output: Path) -> tuple[Path, Path]:
     return first, second
 
 
-def open_demo(calibration: str, cache: Path, output: Path) -> Job:
+def open_demo(calibration: str, cache: Path, output: Path, tokens: str | None = None) -> Job:
     """Return a job on the demo model, its text read and its statistics collected."""
-    tokens = None if calibration == "default" else "48x1024"  # the default has its own size
+    if calibration != "default":  # which has a size of its own
+        tokens = tokens or "48x1024"
     changes = {"model": "demo", "calibration.text": calibration, "calibration.tokens": tokens}
     source = sources.resolve("demo", cache)
     with shown() as progress:
@@ -107,11 +108,11 @@ def commit_here() -> str:
     return found.stdout.strip()
 
 
-def how_measured(commits: set[str]) -> str:
+def how_measured(commits: set[str], windows: str = "16 of WikiText-2, 6 of each other text") -> str:
     """Return how the numbers were obtained."""
     return (
         "Excess loss over the dense model, nats per token ± 1.96 standard errors over windows. "
-        "Windows of 1024 tokens: 16 of WikiText-2, 6 of each other text; seed 0; bf16; "
+        f"Windows of 1024 tokens: {windows}; seed 0; bf16; "
         f"{torch.get_num_threads()} threads, {platform.machine()}; torch {torch.__version__}, "
         f"transformers {transformers.__version__}; commits {', '.join(sorted(commits))}."
     )

@@ -125,7 +125,8 @@ def _write(output: Path, labels: list[str]) -> None:
         for label in labels:
             if (row := rows.get(f" | {label} | {keep:g}")) is not None:
                 lines.append(f"| {keep:.0%} | {label} | {_cells(row, dense)} |")
-    about = how_measured({row["commit"] for row in rows.values()})
+    windows = ", ".join(f"{count} of {name}" for name, count in WINDOWS.items())
+    about = how_measured({row["commit"] for row in rows.values()}, windows)
     (output / "results.md").write_text("\n".join(lines) + "\n\n" + about + "\n")
     print((output / "results.md").read_text())
 

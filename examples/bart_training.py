@@ -29,7 +29,7 @@ FILES = ("dialogue/dialogsum/dialogsum.dev.jsonl", "dialogue/samsum/samsum_train
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]  # in BART's order
 DIALOGUE, SUMMARY = 256, 64  # tokens; what is longer loses its end
 BATCH = 8
-DENOISING = 0.6  # part of the time; without it so few dialogues teach hardly any attention
+DENOISING = 0.6  # part of the time; so few dialogues alone do not teach the decoder to read
 DENOISED = 1600  # pieces of what is called an epoch of it
 DROPOUT = 0.1
 PEAK = 1e-3  # learning rate, after WARM steps, falling to 0 as the time runs out
@@ -117,7 +117,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, settings: Settings) -> Any:
         "decoder_start_token_id": end,
         "forced_eos_token_id": None,
     }
-    # BART's own 0.02 is for a width of 768; here attention would begin, and stay, next to nothing
+    # BART's own 0.02 is for a width of 768; here attention would begin at next to nothing
     size |= {"init_std": settings.width**-0.5, "dropout": DROPOUT}
     config = BartConfig(vocab_size=len(tokenizer), **size, **special)
     return BartForConditionalGeneration(config)
@@ -162,9 +162,9 @@ def loss(model: Any, pairs: Pairs) -> float:
 def train(folder: Path, data: Path, splits: Splits, settings: Settings) -> dict[str, Any]:
     """Train until the time is up; ``folder`` holds the model that was best on the search split.
 
-    More than half of the time goes into denoising, the rest into summaries. Where an earlier call was
-    interrupted it goes on from its last checkpoint, and one that was finished is not repeated.
-    Returns what is known of the training.
+    More than half of the time goes into denoising, the rest into summaries. Where an earlier
+    call was interrupted it goes on from its last checkpoint, and one that was finished is not
+    repeated. Returns what is known of the training.
     """
     known = folder / "training.json"
     if known.is_file():

@@ -71,6 +71,8 @@ def shrink(
             Recipe, {**replayed.about["recipe"], "model": recipe.model}, f"the recipe in {plan}"
         )
     job = open_job(recipe, source, cache, progress)
+    if predictions and recipe.factorize is None:
+        raise SpectrimError("predictions are of the stage factorize; leave out --predictions")
     if predictions and len(job.architecture.stacks) > 1:
         raise SpectrimError("predictions do not cover encoder-decoders; leave out --predictions")
     job.plan = replayed
@@ -218,7 +220,8 @@ def measure(job: Job, recipe: Recipe, folder: Path, output: Path, predictions: b
     scores["refinement"] = job.notes.get("refinement")
     scores["found"] = found(job)
     if predictions:
-        scores["prediction"] = prediction(job, recipe.stages[0].options)
+        assert recipe.factorize is not None
+        scores["prediction"] = prediction(job, recipe.factorize)
     write_scores(scores, folder / "scores.json")
     page.write_page(folder, folder / "report.html")
 

@@ -83,7 +83,7 @@ def profile(
     job = open_job(recipe, source, cache, progress or (lambda done, total, what: None))
     job.keep = (job.keep[0], "linear")  # sizes are in numbers
     tokens = read(job, asked)
-    options: Factorize = recipe.stages[0].options
+    options = recipe.factorize or Factorize()
     decompose(job, options)
     bought = bought_units(job, options)
     chosen = _chosen(options, bought, asked)
@@ -210,7 +210,7 @@ def _left_dense(job: Job, chosen: list[Part], sizes: tuple[float, ...]) -> list[
 
 
 def _about(job: Job, recipe: Recipe, asked: Asked, walked: Sensitivity) -> dict[str, Any]:
-    options: Factorize = recipe.stages[0].options
+    options = recipe.factorize or Factorize()
     tokens = walked.walk.tokens
     return {
         "model": job.source.name,

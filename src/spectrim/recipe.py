@@ -179,6 +179,12 @@ class Recipe(Part):
     seed: int = Field(default=0, ge=0)
     trust_remote_code: bool = False
 
+    @property
+    def factorize(self) -> Factorize | None:
+        """The options of the stage that factors maps; None where the recipe has no such stage."""
+        found = [stage.options for stage in self.stages if stage.name == "factorize"]
+        return found[-1] if found else None
+
     @classmethod
     def from_yaml(cls, path: str | Path) -> Recipe:
         """Return the recipe in a file; SpectrimError where it cannot be read or says nonsense."""

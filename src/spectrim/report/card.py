@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from spectrim.report import points, table, tasks
+from spectrim.report import notes, points, table, tasks
 from spectrim.report.folder import Output, read
 from spectrim.report.origin import DEMO, HUB_NAME, named
 from spectrim.report.results import results
@@ -116,15 +116,18 @@ def _made(output: Output, base: str) -> str:
     plan = output.plan
     if not plan:
         return f"Made from {_escape(base)} with spectrim.\n"
-    budget = plan.get("budget", {})
+    found = " ".join(map(_escape, notes.sentences(plan)))
+    if "budget" not in plan:  # nothing was factored
+        return f"Made from {_escape(base)} with spectrim. {found}\n"
+    budget = plan["budget"]
     stored = [one for one in plan.get("decisions", []) if one["format"] != "dense"]
     kinds = ", ".join(f"`{kind}`" for kind in sorted({one["format"] for one in stored}))
     return (
         f"Made from {_escape(base)} with spectrim: {budget.get('keep', 1):.0%} of "
         f"{_escape(str(budget.get('of')))} kept, method `{plan.get('method')}`, allocator "
         f"`{plan.get('allocator')}`, {len(stored)} of {len(plan.get('decisions', []))} linear maps "
-        f"stored as {kinds or 'anything else'}. `plan.json` says which map is stored how.\n"
-    )
+        f"stored as {kinds or 'anything else'}. {found} `plan.json` says which map is stored how.\n"
+    ).replace("  ", " ")
 
 
 def _scores(scores: dict[str, Any]) -> str:

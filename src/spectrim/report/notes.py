@@ -11,6 +11,7 @@ def sentences(scores: dict[str, Any]) -> list[str]:
     """Return what scores.json has under "found" that a reader should know, one sentence each."""
     found = scores.get("found") or {}
     said = [_allocation(found["allocation"])] if "allocation" in found else []
+    said += [_blocks(stage) for stage in found.get("dropped", [])]
     return said + [_zeros(stage) for stage in found.get("sparsified", [])]
 
 
@@ -22,6 +23,29 @@ def _allocation(found: dict[str, Any]) -> str:
         f"The allocator {found['allocator']} {cost}; loss on the search split "
         f"{words.fixed(own)}, with the allocator global {words.fixed(other)}."
     )
+
+
+def _blocks(stage: dict[str, Any]) -> str:
+    order, loss = stage["blocks"], stage["search_loss"]
+    chosen = f", chosen by {stage['importance']}" if stage["importance"] else ""
+    twice = len(order) - len(set(order))
+    return (
+        f"The model runs {len(order)} blocks{chosen}: {_ranges(order)}"
+        + (f", {twice} of them again" if twice else "")
+        + f". Loss on the search split {words.fixed(loss['before'])} before, "
+        f"{words.fixed(loss['after'])} after."
+    )
+
+
+def _ranges(order: list[int]) -> str:
+    """Return block numbers as runs, "0-4, 6-29"."""
+    runs: list[list[int]] = []
+    for index in order:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _zeros(stage: dict[str, Any]) -> str:

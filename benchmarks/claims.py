@@ -1,0 +1,132 @@
+"""Claims of earlier work, tested again at our scale: one run, one table (docs/results.md).
+
+    python benchmarks/claims.py -o run/
+
+Larger M at equal sparsity, repetition and removal of blocks, and the order of stages, on the demo
+model: calibrated on the first half of WikiText-2 validation, measured on windows of its second half
+and of C4, nothing healed, bf16. Every row is kept, so that an interrupted run continues. (Feature
+PCA against weight SVD and trains against SVD are rows of methods.py; which blocks and roles matter
+is what `spectrim profile` measures.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from measuring import (
+    excess_of,
+    how_measured,
+    keep_row,
+    known_rows,
+    losses_of,
+    open_demo,
+    two_halves,
+    windows_of,
+)
+
+from spectrim import sources
+from spectrim.calibration import Tokens
+from spectrim.errors import SpectrimError
+from spectrim.job import Job
+from spectrim.stages import drop_blocks, sparsify
+
+WINDOWS = {"WikiText-2": 8, "C4": 4}
+Step = Callable[[Job], None]
+
+
+def main() -> None:
+    """Measure all rows, resuming, and write results.md."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument(
+        "--data", type=Path, default=Path(os.environ.get("SPECTRIM_DATA", "../shared/data"))
+    )
+    parser.add_argument("--cache", type=Path, default=sources.default_cache())
+    asked = parser.parse_args()
+    if not asked.data.is_dir():
+        raise SystemExit(f"no texts in {asked.data}; set SPECTRIM_DATA to their folder")
+    asked.output.mkdir(parents=True, exist_ok=True)
+    for label, (tokens, steps) in _rows().items():
+        keep_row(
+            asked.output, tokens, label, 0.0,
+            lambda tokens=tokens, steps=steps: _measured(asked, tokens, steps),  # type: ignore[misc]
+        )  # fmt: skip
+    _write(asked.output)
+
+
+def _rows() -> dict[str, tuple[str, list[Step]]]:
+    """Return what is tried: calibration tokens and the stages, by label."""
+    rows: dict[str, tuple[str, list[Step]]] = {"dense": ("48x1024", [])}
+    for pattern in ("2:4", "4:8", "8:16", "16:32", "50%"):
+        rows[f"sparsify {pattern}"] = ("48x1024", [_sparse(pattern)])
+    rows["sparsify 2:4, with SparseGPT's update"] = ("48x1024", [_sparse("2:4", update=True)])
+    rows["sparsify 2:4 by magnitude"] = ("48x1024", [_sparse("2:4", score="magnitude")])
+    for layers in ("0-14, 14-29", "0-19, 10-29", "0-14, 16-29", "0-14, 14, 16-29"):
+        rows[f"blocks {layers}"] = ("48x1024", [_stitched(layers)])
+    for importance in ("perplexity", "angular", "taylor", "magnitude"):
+        rows[f"drop 3 blocks by {importance}"] = ("12x1024", [_dropped(3, importance)])
+    rows["drop 3, then sparsify 4:8"] = ("12x1024", [_dropped(3, "perplexity"), _sparse("4:8")])
+    rows["sparsify 4:8, then drop 3"] = ("12x1024", [_sparse("4:8"), _dropped(3, "perplexity")])
+    return rows
+
+
+def _sparse(pattern: str, **options: Any) -> Step:
+    return lambda job: sparsify.sparsify(job, sparsify.Options(pattern=pattern, **options))
+
+
+def _stitched(layers: str) -> Step:
+    return lambda job: drop_blocks.drop_blocks(
+        job, drop_blocks.Options.model_validate({"layers": layers})
+    )
+
+
+def _dropped(count: int, importance: str) -> Step:
+    return lambda job: drop_blocks.drop_blocks(
+        job, drop_blocks.Options.model_validate({"drop": count, "importance": importance})
+    )
+
+
+def _measured(asked: argparse.Namespace, tokens: str, steps: list[Step]) -> dict[str, Any]:
+    first, second = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
+    job = open_demo(str(first), asked.cache, asked.output, tokens)
+    texts = windows_of(job, second, asked.data)
+    for step in steps:
+        step(job)
+    walks = {name: job.walk(Tokens.full(texts[name].ids[:n])) for name, n in WINDOWS.items()}
+    notes = {key: job.notes[key] for key in ("dropped",) if key in job.notes}
+    return {**losses_of(walks, None, job), "notes": notes}
+
+
+def _write(output: Path) -> None:
+    rows = known_rows(output)
+    dense = next(row for row in rows.values() if row["label"] == "dense")
+    head = ["what was done", *WINDOWS, "perplexity, " + " / ".join(WINDOWS), "blocks"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows.values():
+        perplexities = " / ".join(f"{math.exp(row[text]['loss']):.3g}" for text in WINDOWS)
+        cells = [excess_of(row[text], dense[text]) for text in WINDOWS]
+        removed = [
+            str(one["removed"])
+            for stage in row["notes"].get("dropped", [])
+            for one in stage["rounds"]
+        ]
+        lines.append(
+            f"| {row['label']} | " + " | ".join(cells) + f" | {perplexities} | "
+            + ("removed " + ", ".join(removed) if removed else "") + " |"
+        )  # fmt: skip
+    windows = ", ".join(f"{count} of {name}" for name, count in WINDOWS.items())
+    about = how_measured({row["commit"] for row in rows.values()}, windows)
+    (output / "results.md").write_text("\n".join(lines) + "\n\n" + about + "\n")
+    print((output / "results.md").read_text())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SpectrimError as error:
+        raise SystemExit(str(error)) from error

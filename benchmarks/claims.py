@@ -69,9 +69,9 @@ def _rows() -> dict[str, tuple[str, list[Step]]]:
     for layers in ("0-14, 14-29", "0-19, 10-29", "0-14, 16-29", "0-14, 14, 16-29"):
         rows[f"blocks {layers}"] = ("48x1024", [_stitched(layers)])
     for importance in ("perplexity", "angular", "taylor", "magnitude"):
-        rows[f"drop 3 blocks by {importance}"] = ("12x1024", [_dropped(3, importance)])
-    rows["drop 3, then sparsify 4:8"] = ("12x1024", [_dropped(3, "perplexity"), _sparse("4:8")])
-    rows["sparsify 4:8, then drop 3"] = ("12x1024", [_sparse("4:8"), _dropped(3, "perplexity")])
+        rows[f"drop 3 blocks by {importance}"] = ("24x1024", [_dropped(3, importance)])
+    rows["drop 3, then sparsify 4:8"] = ("24x1024", [_dropped(3, "perplexity"), _sparse("4:8")])
+    rows["sparsify 4:8, then drop 3"] = ("24x1024", [_sparse("4:8"), _dropped(3, "perplexity")])
     return rows
 
 
@@ -105,7 +105,13 @@ def _measured(asked: argparse.Namespace, tokens: str, steps: list[Step]) -> dict
 def _write(output: Path) -> None:
     rows = known_rows(output)
     dense = next(row for row in rows.values() if row["label"] == "dense")
-    head = ["what was done", *WINDOWS, "perplexity, " + " / ".join(WINDOWS), "blocks"]
+    head = [
+        "what was done",
+        "calibrated on",
+        *WINDOWS,
+        "perplexity, " + " / ".join(WINDOWS),
+        "blocks",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows.values():
         perplexities = " / ".join(f"{math.exp(row[text]['loss']):.3g}" for text in WINDOWS)
@@ -116,8 +122,8 @@ def _write(output: Path) -> None:
             for one in stage["rounds"]
         ]
         lines.append(
-            f"| {row['label']} | " + " | ".join(cells) + f" | {perplexities} | "
-            + ("removed " + ", ".join(removed) if removed else "") + " |"
+            f"| {row['label']} | {row['calibration']} | " + " | ".join(cells)
+            + f" | {perplexities} | " + ("removed " + ", ".join(removed) if removed else "") + " |"
         )  # fmt: skip
     windows = ", ".join(f"{count} of {name}" for name, count in WINDOWS.items())
     about = how_measured({row["commit"] for row in rows.values()}, windows)

@@ -30,6 +30,7 @@ from measuring import (
 )
 
 from spectrim import sources
+from spectrim.calibration import Tokens
 from spectrim.errors import SpectrimError
 from spectrim.job import Job
 from spectrim.options import Factorize

@@ -52,6 +52,22 @@ def change_tensors(
     save_file(change(tensors) or tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
+def starve_expert(held: dict[str, Tensor], expert: int = 1) -> None:
+    """Have no token come to an expert of the first block.
+
+    The first dimension is made large in every token, and the router shuns it for that expert.
+    """
+    held["model.embed_tokens.weight"][:, 0] = 30.0
+    held["model.layers.0.post_attention_layernorm.weight"][0] = 1.0
+    (router,) = (
+        name
+        for name in held
+        if name.startswith("model.layers.0.") and name.endswith(".gate.weight")
+    )
+    held[router][expert] = 0.0
+    held[router][expert, 0] = -100.0
+
+
 def change_config(folder: Path, **values: Any) -> None:
     """Rewrite a folder's config.json with some values set."""
     file = folder / "config.json"

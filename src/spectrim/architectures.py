@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from spectrim.errors import SpectrimError, did_you_mean
 
@@ -31,6 +32,9 @@ class Architecture:
     """Path inside a block → role, in the order of the forward pass; absent paths are skipped."""
     embed: str
     head: str
+    fused: Callable[[Any], tuple[int, int]] | None = None
+    """Config → in how many groups the rows of a fused `qkv` lie, each of q, then k, then v; and how
+    many times as many rows of a group are of q as of k, and of v. None: it cannot be split."""
     experts: str | None = None
     """Path inside a block of the module that holds all experts, packed as `[expert, out, in]`."""
     shared_bias: bool = False
@@ -88,6 +92,15 @@ _PHI = replace(
     },
 )
 
+
+def _falcon_groups(config: Any) -> tuple[int, int]:
+    """Return the layout by key head (new architecture), in one (multi-query), or by head."""
+    heads, keys = config.num_attention_heads, config.num_kv_heads
+    if config.new_decoder_architecture:
+        return keys, heads // keys
+    return (1, heads) if config.multi_query else (heads, 1)
+
+
 _FALCON = Architecture(
     stacks=(Stack("transformer.h", width="ffn_hidden_size"),),
     roles={
@@ -98,6 +111,7 @@ _FALCON = Architecture(
     },
     embed="transformer.word_embeddings",
     head="lm_head",
+    fused=_falcon_groups,
     returns_tuple=True,
 )
 
@@ -111,6 +125,7 @@ _GPT2 = Architecture(
     },
     embed="transformer.wte",
     head="lm_head",
+    fused=lambda config: (1, 1),
 )
 
 _GPT_NEOX = Architecture(
@@ -123,6 +138,7 @@ _GPT_NEOX = Architecture(
     },
     embed="gpt_neox.embed_in",
     head="lm_head",
+    fused=lambda config: (config.num_attention_heads, 1),
 )
 
 _OPT = Architecture(

@@ -22,6 +22,7 @@ from spectrim.architectures import of
 from spectrim.errors import SpectrimError
 from spectrim.experts import unpack_experts
 from spectrim.formats import formats, link
+from spectrim.fused import split_fused
 from spectrim.sites import replace
 from spectrim.tensor_files import DTYPES, Entry, stored_in
 
@@ -107,6 +108,7 @@ def install(model: PreTrainedModel, sites: dict[str, dict[str, Any]]) -> None:
                 path = f"{stack.path}.{index}.{architecture.experts}"
                 if any(name.startswith(path + ".") for name in sites):
                     unpack_experts(block, architecture.experts)
+    split_fused(model, sites)
     for name, about in sites.items():
         replace(model, name, empty(about, model.dtype))
     link(model, {name: about["owner"] for name, about in sites.items() if "owner" in about})

@@ -9,6 +9,7 @@ from accelerate import init_empty_weights
 
 from spectrim import sites, sources
 from spectrim.formats import formats
+from spectrim.fused import split_fused
 from spectrim.weights import auto_class
 
 
@@ -23,6 +24,7 @@ def inspect(name: str, cache: Path | None = None) -> dict[str, Any]:
     with init_empty_weights(include_buffers=False):
         empty = auto_class(config).from_config(config)
     empty.tie_weights()
+    split_fused(empty, factored)
     found = []
     for site in sites.find(empty):
         about = factored.get(site.name)

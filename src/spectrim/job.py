@@ -21,6 +21,7 @@ from spectrim.architectures import Architecture, Stack
 from spectrim.calibration import Splits, Tokens
 from spectrim.experts import filled, pack_experts, unpack_experts
 from spectrim.formats import FactoredLinear, formats, link
+from spectrim.fused import Fused, merge_fused, split_fused, whole_of
 from spectrim.plan import Decision, Plan
 from spectrim.run import atomic_file, locked
 from spectrim.sites import Site, find, replace
@@ -88,12 +89,22 @@ class Job:
         self.__dict__.pop("statistics_key", None)
         load_rest(self.model, self.rest(), self.compute_dtype)
 
+    def split_fused(self) -> None:
+        """Take every fused map of q, k and v as three sites from now on."""
+        split_fused(self.model)
+        self.sites = find(self.model)
+        self.__dict__.pop("statistics_key", None)
+
     @cached_property
     def statistics_key(self) -> str:
-        """Name of the statistics: model, text, tokens and seed, the latter three by their ids."""
+        """Name of the statistics: model, text, tokens and seed, the latter three by their ids.
+
+        Those of split maps have another: computed apart, they round otherwise.
+        """
         tokens = self.splits.calibration
         content = hashlib.sha256(tokens.ids.numpy().tobytes() + tokens.mask.numpy().tobytes())
-        return key_of("statistics", 2, self.source.fingerprint, content.hexdigest())
+        split = ["split"] * any(isinstance(one, Fused) for one in self.model.modules())
+        return key_of("statistics", 2, self.source.fingerprint, content.hexdigest(), *split)
 
     def statistics(self) -> Path:
         """Return the folder of the calibration statistics, collected where they are missing."""
@@ -111,13 +122,17 @@ class Job:
 
     def empty_format(self, decision: Decision) -> FactoredLinear:
         """Return the format that a decision asks for, on the meta device."""
-        biased = decision.bias or self.weights.has(f"{decision.site}.bias")
+        biased = decision.bias or self.biased(decision.site)
         needed = {"owner": decision.owner} if decision.owner else {}
         with torch.device("meta"):
             module: FactoredLinear = formats.get(decision.format)(
                 decision.in_features, decision.out_features, decision.rank, biased, **needed
             )
         return module
+
+    def biased(self, site: str) -> bool:
+        """Return whether a site has a bias, alone or as a part of a fused map."""
+        return self.weights.has(f"{whole_of(self.model, site) or site}.bias")
 
     def each_block(self) -> list[tuple[Stack, int]]:
         """Return all blocks in the order in which the model runs them."""
@@ -177,6 +192,7 @@ class Job:
             for name, module in factored.items():
                 stored = module.to(self.weights.dtype())  # refinement may compute in another
                 replace(block, name.removeprefix(prefix), stored)
+            merge_fused(block)
             if self.architecture.experts and not self._parts_experts(prefix[:-1], factored):
                 pack_experts(block, self.architecture.experts)
             made = {name: tensor.detach() for name, tensor in block.state_dict().items()}

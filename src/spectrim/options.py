@@ -135,6 +135,7 @@ class Factorize(Part):
     damp_input, damp_gradient: part of their mean diagonal added to the moments of the inputs and
         of the gradients before they are inverted, from 0.
     rank_multiple: chosen ranks are multiples of this, from 1.
+    split_fused: take a map that computes queries, keys and values at once as three maps.
     protect: regular expressions; a site stays dense where one is found in its name, its role, or
         "block N".
     """
@@ -147,6 +148,7 @@ class Factorize(Part):
     damp_input: float = Field(default=1e-4, ge=0)
     damp_gradient: float = Field(default=1e-2, ge=0)
     rank_multiple: int = Field(default=8, ge=1)
+    split_fused: bool = False
     protect: tuple[Regex, ...] = ()
 
     @property

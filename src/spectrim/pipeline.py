@@ -166,6 +166,8 @@ def write_model(job: Job, folder: Path) -> None:
     if widths:
         config |= widths
         factored = {}
+    if factored:
+        config.pop("sparsified", None)  # factors hold no zeros
     if factored or shared:
         said = checkpoint.SpectrimConfig(factored, shared_blocks=shared)
         config["quantization_config"] = said.to_dict()

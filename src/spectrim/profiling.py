@@ -84,6 +84,8 @@ def profile(
     job.keep = (job.keep[0], "linear")  # sizes are in numbers
     tokens = read(job, asked)
     options = recipe.factorize or Factorize()
+    if options.split_fused:
+        job.split_fused()
     decompose(job, options)
     bought = bought_units(job, options)
     chosen = _chosen(options, bought, asked)

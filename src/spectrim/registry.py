@@ -8,6 +8,7 @@ import importlib.util
 import keyword
 import pkgutil
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ from spectrim.errors import SpectrimError, unknown
 
 def _same(name: str) -> str:
     return name
+
+
+@lru_cache(maxsize=512)
+def _read(file: Path, changed: int) -> ast.Module:
+    """Return a parsed file; ``changed`` is when it was written, so that a change is noticed."""
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 class Registry:
@@ -79,8 +86,8 @@ class Registry:
     def _parsed(self, name: str) -> ast.Module:
         stem = self._modules()[self.check(name)]
         files = [Path(folder) / f"{stem}.py" for folder in self._folders()]
-        source = next(file for file in files if file.exists()).read_text(encoding="utf-8")
-        return ast.parse(source)
+        file = next(file for file in files if file.exists())
+        return _read(file, file.stat().st_mtime_ns)
 
     def _folders(self) -> list[str]:
         # find_spec imports the parent package only, never the folder's own __init__.

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from spectrim.architectures import Architecture, of
 from spectrim.errors import SpectrimError
 from spectrim.experts import maps, pack_experts, unpack_experts
+from spectrim.fused import PARTS, Fused
 
 __all__ = [
     "Site",
@@ -39,8 +40,8 @@ class Site:
     block: int
     """Which block of its stack, from 0; -1 for the embedding and the head."""
     role: str
-    """q k v o gate up down, qkv where fused, cross_q, expert3_down, embed, head; after `encoder_`
-    or `decoder_` where there are both."""
+    """q k v o gate up down, qkv where fused and not split, cross_q, expert3_down, embed, head;
+    after `encoder_` or `decoder_` where there are both."""
     out_features: int
     in_features: int
 
@@ -145,8 +146,12 @@ def _linear_maps(
 ) -> Iterator[tuple[str, str, nn.Module]]:
     modules = dict(block.named_modules(remove_duplicate=False))
     for path, role in architecture.roles.items():
-        if path in modules:
-            yield path, role, modules[path]
+        found = modules.get(path)
+        if isinstance(found, Fused):
+            for part in PARTS:
+                yield f"{path}.{part}", part, found.get_submodule(part)
+        elif found is not None:
+            yield path, role, found
     experts = architecture.experts
     if experts is not None and experts in modules:
         for index, part, linear in maps(modules[experts]):

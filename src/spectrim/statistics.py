@@ -93,6 +93,18 @@ def statistics_file(folder: Path, stack: Stack, index: int) -> Path:
     return folder / f"{stack.path}.{index}.safetensors"
 
 
+def without_tokens(folder: Path, stack: Stack, index: int) -> list[str]:
+    """Return the sites of one block that no token reached, as experts that none is routed to."""
+    with safe_open(statistics_file(folder, stack, index), framework="pt") as file:
+        about = json.loads(file.metadata()["sites"])
+        known = set(file.keys())
+    return [
+        name
+        for name, facts in about.items()
+        if facts["tokens"] == 0 or f"{name}.gradient_moment" not in known
+    ]
+
+
 def load_block(folder: Path, stack: Stack, index: int) -> dict[str, Statistics]:
     """Return the statistics of every site of one block; sites with one input share its moment."""
     path = statistics_file(folder, stack, index)

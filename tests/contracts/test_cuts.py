@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from spectrim.statistics import Statistics
 NONE = Damping(0.0, 0.0)
 SIZES = {"": (18, 12), "q": (16, 12), "k": (8, 12), "v": (8, 12), "o": (12, 16),
          "gate": (20, 12), "up": (20, 12), "down": (12, 20), "cross_k": (16, 12),
-         "cross_v": (16, 12)}  # fmt: skip
+         "cross_v": (16, 12), "expert0_gate_up": (20, 12), "expert1_gate_up": (20, 12),
+         "expert2_gate_up": (20, 12)}  # fmt: skip
 
 
 def moment(size: int, generator: torch.Generator) -> Tensor:
@@ -88,8 +90,8 @@ class Case:
     @property
     def owner(self) -> Case:
         """Return the case of the map that the others of a group follow."""
-        named = methods.constant(self.method, "FORMAT")
-        return replace(self, role=self.roles[0], format=named[self.roles[0]])
+        first = self.roles[0]
+        return replace(self, role=first, format=stored_as(self.method, self.roles, first)[0])
 
     def linked(self, module: FactoredLinear, found: Decomposition) -> FactoredLinear:
         """Return a module that follows another one linked to it, any other as it is."""
@@ -106,16 +108,27 @@ def groups(method: str) -> list[tuple[str, ...]]:
     every = wanted if isinstance(wanted[0], tuple) else (wanted,)
     found = [tuple(role.rstrip("?") for role in one) for one in every]
     found += [tuple(role for role in one if not role.endswith("?")) for one in every]
-    return list(dict.fromkeys(found))
+    return [numbered(one) for one in dict.fromkeys(found)]
+
+
+def numbered(roles: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the roles of SIZES that these stand for, with numbers in the place of "*"."""
+    return tuple(size for role in roles for size in SIZES if fnmatchcase(size, role))
+
+
+def stored_as(method: str, roles: tuple[str, ...], role: str) -> list[str]:
+    """Return the formats that a role of a method may be stored in."""
+    own = methods.constant(method, "FORMAT")
+    if isinstance(own, dict):
+        own = own[role] if role in own else own["first" if role == roles[0] else "others"]
+    return [own] if own else low_rank_formats()
 
 
 def cases() -> Iterator[Case]:
     for method in methods.names():
-        own = methods.constant(method, "FORMAT")
         for roles in groups(method):
             for role in roles:
-                named = own[role] if isinstance(own, dict) else own
-                for form in [named] if named else low_rank_formats():
+                for form in stored_as(method, roles, role):
                     yield Case(method, roles, role, form)
 
 

@@ -17,7 +17,7 @@ from spectrim.formats import FactoredLinear, formats
 from spectrim.inspection import inspect
 from spectrim.sites import bias, find, module, replace, tied
 from spectrim.weights import Weights, quiet
-from tiny_folders import change_tensors
+from tiny_folders import change_tensors, starve_expert
 from tiny_models import FAMILIES, build_empty, logits, tokens, unpack
 from tiny_runs import (
     Made,
@@ -214,20 +214,7 @@ def test_a_head_stored_apart_stays_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_an_expert_that_no_token_reached_stays_dense(family: str, tmp_path: Path) -> None:
     source = family_folder(tmp_path / "source", family)
-
-    def starve(held: dict[str, Tensor]) -> None:
-        """Let the first dimension be large in every token, and the router shun it for expert 1."""
-        held["model.embed_tokens.weight"][:, 0] = 30.0
-        held["model.layers.0.post_attention_layernorm.weight"][0] = 1.0
-        (router,) = (
-            name
-            for name in held
-            if name.startswith("model.layers.0.") and name.endswith(".gate.weight")
-        )
-        held[router][1] = 0.0
-        held[router][1, 0] = -100.0
-
-    change_tensors(source, starve)
+    change_tensors(source, starve_expert)
     text = write_text(tmp_path / "text.txt")
     plan = plan_of(small := shrink(recipe(source, text, "55% of linear"), tmp_path / "small"))
     before = load(source)

@@ -22,28 +22,35 @@ from tiny_runs import Made, from_pretrained, kept, load, make, plan_of, recipe, 
 FAMILIES = ("llama", "gpt2", "falcon", "mixtral", "bart", "t5")
 BEST = "loss_aware_svd"
 OWN = {name: methods.constant(name, "FORMAT") for name in methods.names()}
-MEASURING = [name for name in allocators.names() if allocators.constant(name, "MEASURES")]
 CHOICES = [
     *((name, "pivoted", "global", "85% of linear") for name in methods.names()),
-    *((name, "pivoted", "uniform", "90% of bytes") for name in methods.names()),
-    *((BEST, "pivoted", name, "45% of linear") for name in allocators.names()),
     *((BEST, name, "global", "80% of bytes") for name in low_rank_formats()),
     (",".join(methods.names()), "pivoted", "global", "60% of linear"),
 ]
+ON_ONE_FAMILY = [  # which make no difference to how maps are found, read and stored
+    *((name, "pivoted", "uniform", "90% of bytes") for name in methods.names()),
+    *((BEST, "pivoted", name, "45% of linear") for name in allocators.names()),
+]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+RUNS = [
+    *((family, *choice) for family in FAMILIES for choice in CHOICES),
+    *(("llama", *choice) for choice in ON_ONE_FAMILY),
+]
+
+
+@pytest.fixture(scope="module")
 def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Return a family's tiny model, its cache shared by all plug-ins."""
     return make(request.param, tmp_path_factory.mktemp("plug-ins"))
 
 
-@pytest.mark.parametrize(("method", "format", "allocator", "keep"), CHOICES)
+@pytest.mark.parametrize(
+    ("plain", "method", "format", "allocator", "keep"), RUNS, indirect=["plain"], scope="module"
+)
 def test_every_plug_in_keeps_to_the_budget(
     plain: Made, method: str, format: str, allocator: str, keep: str
 ) -> None:
-    if allocator in MEASURING and plain.family != "llama":
-        pytest.skip("rules that measure take a pass for each of many choices; llama has them all")
     options = {"method": method, "format": format, "allocator": allocator, "refine": "off"}
     asked = recipe(plain.source, plain.text, keep, **options)
     small = plain.folder / "other"

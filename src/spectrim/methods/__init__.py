@@ -9,7 +9,8 @@ beside it, which are read without importing it, say what it needs and leaves:
              absent: as the recipe says
     ROLES    the roles that it takes together, "?" behind one that may be missing, or a tuple of
              such groups, a role in one of them at most; weight and statistics are then dictionaries
-             by role, FORMAT one too, and a piece is "role.piece"
+             by role, FORMAT one too, and a piece is "role.piece". A role with "*" for a number
+             stands for all that fit it; FORMAT then is by "first" and "others"
 """
 
 from __future__ import annotations
@@ -95,11 +96,10 @@ def damped(moment: Float[Tensor, "dim dim"], damping: float) -> Float[Tensor, "d
 
     Zeros (a dead input, a map that the loss ignores) become the identity, so that it factors.
     """
-    moment = moment.double()
-    mean = moment.diagonal().mean()
+    mean = moment.double().diagonal().mean()
     if mean == 0:
         return torch.eye(len(moment), dtype=torch.float64)
-    return moment + damping * mean * torch.eye(len(moment), dtype=torch.float64)
+    return _shifted(moment, float(damping * mean))
 
 
 def cholesky(moment: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
@@ -115,10 +115,15 @@ def cholesky(moment: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
     mean = float(moment.diagonal().mean())
     while shift < 1.0:
         root: Tensor
-        root, failed = torch.linalg.cholesky_ex(
-            moment + shift * mean * torch.eye(len(moment), dtype=moment.dtype)
-        )
+        root, failed = torch.linalg.cholesky_ex(_shifted(moment, shift * mean) if shift else moment)
         if not failed:
             return root
         shift = max(10 * shift, 1e-12)
     raise ArithmeticError("a second moment is not positive semidefinite")
+
+
+def _shifted(moment: Float[Tensor, "dim dim"], shift: float) -> Float[Tensor, "dim dim"]:
+    """Return moment + shift x identity in float64, one copy made, as moments may be large."""
+    shifted = moment.to(torch.float64, copy=True)
+    shifted.diagonal().add_(shift)
+    return shifted

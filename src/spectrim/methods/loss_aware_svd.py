@@ -33,7 +33,7 @@ def loss_aware_svd(
     damping = damping or Damping()
     inputs = damped(statistics.input_moment, damping.input)
     gradients = damped(statistics.gradient_moment, damping.gradient)
-    found = replace(two_sided_svd(weight, inputs, gradients), in_nats=True)
+    found = replace(two_sided_svd(weight, inputs, [gradients]), in_nats=True)
     if not statistics.input_moment.any() or not statistics.gradient_moment.any():
         return replace(found, losses=torch.zeros_like(found.losses))  # nothing reaches the loss
     return found
@@ -42,41 +42,62 @@ def loss_aware_svd(
 def two_sided_svd(
     weight: Float[Tensor, "out in"],
     inputs: Float[Tensor, "in in"],
-    gradients: Float[Tensor, "out out"] | None,
+    gradients: list[Float[Tensor, "_ _"]] | None,
 ) -> Decomposition:
     """Return the SVD of Lᵀ W S with both roots undone, for moments A = S Sᵀ and G = L Lᵀ.
 
     Only the root of the smaller side is ever taken. With S: Ŵ = (W S V_r)(V_rᵀ S^-1), V from the
     eigenvectors of Sᵀ Wᵀ G W S. With L: Ŵ = (L^-T U_r)(U_rᵀ Lᵀ W), U from those of Lᵀ W A Wᵀ L.
     In float64, so the components behind the rounding (1e-8 of the largest) carry no loss.
-    gradients: None for the identity.
+    gradients: the blocks on the diagonal of G, one where W is one map; None for the identity.
     """
     weight = weight.double()
+    parts = [len(weight)] if gradients is None else [len(block) for block in gradients]
     if weight.shape[0] >= weight.shape[1]:
         root = cholesky(inputs)
         half = weight @ root  # [out, in]
-        weighted = half if gradients is None else gradients @ half
-        values, vectors = _descending(half.T @ weighted)
+        blocks = [None] if gradients is None else gradients
+        weighted = [
+            rows if block is None else block @ rows
+            for block, rows in zip(blocks, half.split(parts), strict=True)
+        ]
+        values, vectors = _descending(half.T @ torch.cat(weighted))
         right = torch.linalg.solve_triangular(root, vectors.T, upper=False, left=False)
-        left = half @ vectors
-    else:
-        eye = torch.eye(weight.shape[0], dtype=torch.float64)
-        root = eye if gradients is None else cholesky(gradients)
-        half = root.T @ weight  # [out, in]
-        values, vectors = _descending(half @ inputs @ half.T)
-        left = torch.linalg.solve_triangular(root.T, vectors, upper=True)
-        right = vectors.T @ half
-    return two_factors(left, right, values, tail_losses(values, 0.5))
+        return two_factors(half @ vectors, right, values, tail_losses(values, 0.5))
+    roots = None if gradients is None else [cholesky(block) for block in gradients]
+    half = weight
+    if roots is not None:
+        rows = weight.split(parts)
+        half = torch.cat([root.T @ row for root, row in zip(roots, rows, strict=True)])
+    values, vectors = _descending(half @ inputs @ half.T)
+    left = vectors
+    if roots is not None:
+        rows = vectors.split(parts)
+        left = torch.cat(
+            [
+                torch.linalg.solve_triangular(root.T, row, upper=True)
+                for root, row in zip(roots, rows, strict=True)
+            ]
+        )
+    return two_factors(left, vectors.T @ half, values, tail_losses(values, 0.5))
 
 
 def principal_outputs(
     weight: Float[Tensor, "out in"], inputs: Float[Tensor, "in in"]
 ) -> Decomposition:
-    """Return Ŵ = V_r (V_rᵀ W), V the eigenvectors of W A Wᵀ: the outputs' principal components."""
+    """Return Ŵ = V_r (V_rᵀ W), V the eigenvectors of W A Wᵀ: the outputs' principal components.
+
+    Taken from the smaller of W A Wᵀ and Sᵀ Wᵀ W S, A = S Sᵀ.
+    """
     weight = weight.double()
-    values, vectors = _descending(weight @ inputs @ weight.T)
-    full = min(weight.shape)
-    values, vectors = values[:full], vectors[:, :full].contiguous()
+    if weight.shape[0] > weight.shape[1]:
+        half = weight @ cholesky(inputs)
+        values, vectors = _descending(half.T @ half)
+        vectors = torch.linalg.qr(
+            half @ vectors
+        ).Q  # its columns are orthogonal but not of length 1
+    else:
+        values, vectors = _descending(weight @ inputs @ weight.T)
     return two_factors(vectors, vectors.T @ weight, values, tail_losses(values, 0.5))
 
 

@@ -65,7 +65,7 @@ def common_basis(
     inputs = damped(moment, damping.input)
     outputs = _blocks(known, damping.gradient)
     stack = torch.cat([weight[role] for role in roles])  # [all outputs, in]
-    found = two_sided_svd(stack, inputs, torch.block_diag(*outputs) if loss_aware else None)
+    found = two_sided_svd(stack, inputs, outputs if loss_aware else None)
     lefts = found.left.split([len(weight[role]) for role in roles])
     costs = torch.zeros(len(found.right), dtype=torch.float64)
     for left, output in zip(lefts, outputs, strict=True):

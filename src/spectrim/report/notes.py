@@ -6,11 +6,14 @@ from typing import Any
 
 from spectrim.report import words
 
+NAMED = 6  # sites; of more, the rest is counted
+
 
 def sentences(scores: dict[str, Any]) -> list[str]:
     """Return what scores.json has under "found" that a reader should know, one sentence each."""
     found = scores.get("found") or {}
     said = [_allocation(found["allocation"])] if "allocation" in found else []
+    said += [_unreached(found["without_tokens"])] if found.get("without_tokens") else []
     said += [_blocks(stage) for stage in found.get("dropped", [])]
     return said + [_zeros(stage) for stage in found.get("sparsified", [])]
 
@@ -22,6 +25,16 @@ def _allocation(found: dict[str, Any]) -> str:
     return (
         f"The allocator {found['allocator']} {cost}; loss on the search split "
         f"{words.fixed(own)}, with the allocator global {words.fixed(other)}."
+    )
+
+
+def _unreached(sites: list[str]) -> str:
+    more = f" and {len(sites) - NAMED} more" if len(sites) > NAMED else ""
+    many = f"{len(sites)} linear maps, which keep their"
+    keeps = "1 linear map, which keeps its" if len(sites) == 1 else many
+    return (
+        f"No token of the calibration text came to {keeps} weights: "
+        f"{', '.join(sites[:NAMED])}{more}."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from spectrim.allocators import Measure, allocators
@@ -17,7 +18,9 @@ from spectrim.stages._curves import dense_curve, envelope, format_of, inner_site
 from spectrim.stages._decompose import centred
 
 Pick = tuple[Curve, int]
-PRICES = 512  # multipliers at which sites that may also be stored together are weighed
+Point = tuple[float, float, tuple[Pick, ...]]
+"""Size, loss, and the cuts that they are the sums of."""
+POINTS = 2048  # sums of cuts at most that a unit of several sites offers
 
 
 @dataclass(frozen=True)
@@ -58,23 +61,26 @@ def units(job: Job, options: Factorize, curves: list[Curve]) -> list[Unit]:
 
 def _connected(joint: list[Curve]) -> list[Curve]:
     members, known = [joint[0]], {site.name for site in joint[0].sites}
-    for curve in joint[1:]:
-        if known & {site.name for site in curve.sites}:
-            members.append(curve)
-            known |= {site.name for site in curve.sites}
+    while more := [
+        curve
+        for curve in joint
+        if known & {site.name for site in curve.sites} and not any(curve is one for one in members)
+    ]:
+        members += more
+        known |= {site.name for curve in more for site in curve.sites}
     return members
 
 
 def _united(members: list[Curve], alone: list[Curve]) -> Unit:
     """Return the sites of some joint curves as a unit: each joint one, or every site alone."""
-    points: list[tuple[float, float, tuple[Pick, ...]]] = _together(alone)
+    points = _together(alone)
     for curve in members:
         joined = {site.name for site in curve.sites}
         points += _together([curve, *(one for one in alone if one.site.name not in joined)])
     points.sort(key=lambda point: point[:2])
     dense = tuple((curve, len(curve.sizes) - 1) for curve in alone)
     size = sum(float(curve.sizes[-1]) for curve in alone)
-    kept: list[tuple[float, float, tuple[Pick, ...]]] = []
+    kept: list[Point] = []
     for point in points:
         if point[0] < size and (not kept or point[1] < kept[-1][1]):
             kept.append(point)
@@ -90,28 +96,29 @@ def _united(members: list[Curve], alone: list[Curve]) -> Unit:
     return Unit(whole, list(picks))
 
 
-def _together(parts: list[Curve]) -> list[tuple[float, float, tuple[Pick, ...]]]:
-    """Return the best cuts of several curves at many prices of a number, from all to nothing."""
-    if len(parts) == 1:
-        found: set[tuple[int, ...]] = {(at,) for at in range(len(parts[0].sizes))}
-    else:
-        steepest = max(
-            float(c.losses.max() / c.sizes.diff().min().clamp_min(1)) if len(c.sizes) > 1 else 0.0
-            for c in parts
-        )
-        prices = [0.0, *torch.logspace(-12, 0, PRICES, dtype=torch.float64).mul(steepest).tolist()]
-        found = {
-            tuple(int((c.losses.double() + price * c.sizes).argmin()) for c in parts)
-            for price in prices
-        }
-    dense = tuple(len(curve.sizes) - 1 for curve in parts)
+def _together(parts: list[Curve]) -> list[Point]:
+    """Return the sums of cuts of several curves of which none is both larger and worse.
+
+    The curves need not be convex, so all sums count, thinned out where there are over ``POINTS``.
+    """
+    sizes, losses = parts[0].sizes.double(), parts[0].losses.double()
+    picks = torch.arange(len(sizes))[:, None]  # [points, parts]
+    for part in parts[1:]:
+        both = (sizes[:, None] + part.sizes.double()).flatten()
+        lost = (losses[:, None] + part.losses.double()).flatten()
+        order = torch.from_numpy(np.lexsort((lost.numpy(), both.numpy())))
+        before = lost[order].cummin(0).values.roll(1)
+        before[0] = torch.inf
+        order = order[lost[order] < before]
+        if len(order) > POINTS:
+            order = order[torch.linspace(0, len(order) - 1, POINTS).round().long()]
+        first = order // len(part.sizes)
+        second = order % len(part.sizes)
+        sizes, losses = both[order], lost[order]
+        picks = torch.cat((picks[first], second[:, None]), dim=1)
     return [
-        (
-            sum(float(c.sizes[at]) for c, at in zip(parts, chosen, strict=True)),
-            sum(float(c.losses[at]) for c, at in zip(parts, chosen, strict=True)),
-            tuple(zip(parts, chosen, strict=True)),
-        )
-        for chosen in sorted(found | {dense})
+        (size, loss, tuple(zip(parts, chosen, strict=True)))
+        for size, loss, chosen in zip(sizes.tolist(), losses.tolist(), picks.tolist(), strict=True)
     ]
 
 
@@ -179,7 +186,7 @@ def _decisions(options: Factorize, curve: Curve, index: int) -> list[Decision]:
         numbers = site.out_features * site.in_features
         full = min(site.out_features, site.in_features)
         rank = full if dense else int(curve.ranks[index])
-        name = "dense" if dense else format_of(options, method, site)
+        name = "dense" if dense else format_of(options, method, site, place)
         form: type[FactoredLinear] | None = None if dense else formats.get(name)
         shape = (site.out_features, site.in_features, rank)
         made.append(

@@ -12,7 +12,7 @@ from spectrim.methods import methods
 from spectrim.options import Factorize
 from spectrim.plan import Curve, Decision, Plan
 from spectrim.sites import Site
-from spectrim.stages._decompose import Offer, centred, role_in, together
+from spectrim.stages._decompose import Offer, centred, is_open, role_in, together
 
 
 def inner_sites(job: Job) -> list[Site]:
@@ -26,11 +26,12 @@ def protected(site: Site, patterns: tuple[str, ...]) -> bool:
     return any(re.search(pattern, text) for pattern in patterns for text in texts)
 
 
-def format_of(options: Factorize, method: str, site: Site) -> str:
-    """Return the format that a cut of a method is stored in."""
+def format_of(options: Factorize, method: str, site: Site, place: int = 0) -> str:
+    """Return the format that a cut of a method is stored in; place: among sites cut together."""
     own = methods.constant(method, "FORMAT")
     if isinstance(own, dict):
-        return str(own[role_in(method, site)])
+        said = "others" if place else "first"
+        return str(own[said if is_open(method) else role_in(method, site)])
     return str(own or options.format)
 
 
@@ -69,7 +70,10 @@ def envelope(curves: list[Curve]) -> Curve | None:
 
 def _curve(job: Job, options: Factorize, offer: Offer) -> Curve:
     ranks, losses = offer.ranks, offer.losses
-    forms = [formats.get(format_of(options, offer.method, site)) for site in offer.sites]
+    forms = [
+        formats.get(format_of(options, offer.method, site, place))
+        for place, site in enumerate(offer.sites)
+    ]
     step = options.rank_multiple if all(form.stepped for form in forms) else 1
     offers_it = (ranks > 0) & (ranks % step == 0)
     ranks, losses = ranks[offers_it], losses[offers_it]
@@ -102,7 +106,7 @@ def _added_biases(job: Job, options: Factorize, offer: Offer) -> int:
     """Return the bytes of biases that maps get which had none; numbers leave biases out."""
     if job.keep[1] != "bytes" or not centred(options, offer.method):
         return 0
-    bare = [site for site in offer.sites if not job.weights.has(f"{site.name}.bias")]
+    bare = [site for site in offer.sites if not job.biased(site.name)]
     return sum(site.out_features for site in bare) * job.weights.dtype().itemsize
 
 

@@ -22,8 +22,9 @@ from spectrim.options import Factorize
 from spectrim.run import atomic_file, locked
 from spectrim.sites import Site, weight
 from spectrim.stages._samples import sampled
-from spectrim.statistics import Statistics, load_block
+from spectrim.statistics import Statistics, load_block, without_tokens
 
+ROUNDING = 1e-6  # part of a float32 moment that is no more than rounding
 CURVE = ("ranks", "losses", "values")  # of a decomposition; everything else in a file is pieces
 
 
@@ -91,7 +92,7 @@ def offers(job: Job, options: Factorize) -> list[Offer]:
             file = job.block_file(decompositions(job, options, method), stack, index)
             with safe_open(file, framework="pt") as held:
                 keys = set(held.keys())
-                for sites in together(method, job.block_sites(stack, index)):
+                for sites in together(method, reached(job, stack, index)):
                     name = sites[0].name
                     if f"{name}.losses" in keys:
                         ranks, losses = (held.get_tensor(f"{name}.{p}") for p in CURVE[:2])
@@ -121,13 +122,25 @@ def together(method: str, sites: list[Site]) -> list[tuple[Site, ...]]:
     for site in sites:
         if (role := _played(groups, site)) is not None:
             played[site.role.removesuffix(role), role] = site
-    prefixes = dict.fromkeys(prefix for prefix, _ in played)
-    return [
-        tuple(played[prefix, role] for role in _names(roles) if (prefix, role) in played)
-        for prefix in prefixes
-        for roles in groups
-        if all((prefix, role) in played for role in roles if not role.endswith("?"))
-    ]
+    found = []
+    for prefix in dict.fromkeys(prefix for prefix, _ in played):
+        here = {role: site for (at, role), site in played.items() if at == prefix}
+        for roles in groups:
+            fitting = [_fitting(role, here) for role in _names(roles)]
+            if all(fits or role.endswith("?") for role, fits in zip(roles, fitting, strict=True)):
+                found.append(tuple(site for fits in fitting for site in fits))
+    return found
+
+
+def is_open(method: str) -> bool:
+    """Return whether a method takes together however many sites fit a role."""
+    return any("*" in role for roles in _groups(method) for role in roles)
+
+
+def reached(job: Job, stack: Stack, index: int) -> list[Site]:
+    """Return the sites of a block that tokens came to; an expert without keeps its weights."""
+    left = without_tokens(job.statistics(), stack, index)
+    return [site for site in job.block_sites(stack, index) if site.name not in left]
 
 
 def _decompose_block(
@@ -140,11 +153,8 @@ def _decompose_block(
     block = job.dense_block(*place)
     prefix = f"{place[0].path}.{place[1]}."
     tensors: dict[str, Tensor] = {}
-    for sites in together(method, job.block_sites(*place)):
+    for sites in together(method, reached(job, *place)):
         statistics = {site.name: known[site.name] for site in sites}
-        # an expert that no token was routed to keeps its weights
-        if any(one.tokens == 0 or one.gradient_moment is None for one in statistics.values()):
-            continue
         if methods.constant(method, "SAMPLES") and any(
             one.samples is None for one in statistics.values()
         ):
@@ -200,12 +210,23 @@ def _names(roles: tuple[str, ...]) -> list[str]:
 
 
 def _played(groups: list[tuple[str, ...]], site: Site) -> str | None:
-    """Return the longest role that a site's ends with, behind "encoder_", "expert3_" or nothing."""
+    """Return the longest role that a site's ends with, behind "encoder_", "expert3_" or nothing.
+
+    Where that has a "*", what stands in its place is part of what is returned.
+    """
     known = sorted((role for roles in groups for role in _names(roles)), key=len, reverse=True)
     for role in known:
-        if re.fullmatch(rf"(.+_)?{role}", site.role):
-            return role
+        if found := re.fullmatch(rf"(?:.+_)?({_pattern(role)})", site.role):
+            return found[1]
     return None
+
+
+def _fitting(role: str, sites: dict[str, Site]) -> list[Site]:
+    return [site for known, site in sites.items() if re.fullmatch(_pattern(role), known)]
+
+
+def _pattern(role: str) -> str:
+    return role.replace("*", r"\d+")
 
 
 def _named(method: str, sites: tuple[Site, ...], pieces: dict[str, Any]) -> dict[str, Tensor]:
@@ -228,8 +249,11 @@ def _damping(options: Factorize) -> Damping:
 
 
 def _centred(statistics: Statistics) -> Statistics:
-    """Return the statistics with A = E[(x - μ)(x - μ)ᵀ]."""
+    """Return the statistics with A = E[(x - μ)(x - μ)ᵀ]; of inputs that never vary, zeros."""
     assert statistics.input_moment is not None and statistics.input_mean is not None
     mean = statistics.input_mean.double()
     moment = statistics.input_moment.double() - torch.outer(mean, mean)
+    whole = statistics.input_moment.double().diagonal().sum()
+    if moment.diagonal().sum() < ROUNDING * whole:
+        moment = torch.zeros_like(moment)
     return replace(statistics, input_moment=moment.float())

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def remake(
     def write(target: Path) -> None:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".half-") as parts:
             files = []
-            for number, tensors in enumerate([job.rest(), *blocks]):
+            for number, tensors in enumerate(chain([job.rest()], blocks)):
                 files.append(Path(parts) / f"{number}.safetensors")
                 save_file({k: t.contiguous() for k, t in tensors.items()}, files[-1])
             write_shards(files, target)

@@ -14,8 +14,9 @@ from spectrim.refinement import refine
 from spectrim.stages._allocate import Unit, available, units
 from spectrim.stages._curves import dense_curve, inner_sites, offered, unknown_offers
 from spectrim.stages._cut import cut
-from spectrim.stages._decompose import decompose, offers, together
+from spectrim.stages._decompose import decompose, is_open, offers, together
 from spectrim.stages._trial import planned
+from spectrim.statistics import without_tokens
 
 
 def factorize(job: Job, options: Factorize) -> None:
@@ -26,6 +27,8 @@ def factorize(job: Job, options: Factorize) -> None:
     Raises:
         SpectrimError: the budget cannot be met, or the plan does not fit the model.
     """
+    if options.split_fused:
+        job.split_fused()
     if job.plan is None:  # what cannot be is said before the long work
         possible = offered(job, options, unknown_offers(job, options))
         available(job, [unit.curve for unit in units(job, options, possible)])
@@ -34,6 +37,7 @@ def factorize(job: Job, options: Factorize) -> None:
         refuse_other(job, job.plan)
         refuse_parted(job, job.plan)
     decompose(job, options)
+    note_without_tokens(job)
     curves = read_curves(job, options)
     refinement = options.refine
     if job.plan is None:
@@ -69,12 +73,21 @@ def refuse_parted(job: Job, plan: Plan) -> None:
                     for site in sites
                     if site.name in cut and cut[site.name].method == method
                 }
-                if ranks and (len(ranks) < len(sites) or len(set(ranks.values())) > 1):
+                parted = len(ranks) < len(sites) and not is_open(method)
+                if ranks and (parted or len(set(ranks.values())) > 1):
                     names = ", ".join(site.name for site in sites)
                     raise SpectrimError(
                         f"{method} cuts {names} together; give all of them the same rank in the "
                         "plan, or make all of them dense"
                     )
+
+
+def note_without_tokens(job: Job) -> None:
+    """Note which sites keep their weights because no token of the calibration text came there."""
+    statistics = job.statistics()
+    found = [name for place in job.each_block() for name in without_tokens(statistics, *place)]
+    if found:
+        job.notes["without_tokens"] = found
 
 
 def read_curves(job: Job, options: Factorize) -> list[Curve]:
@@ -90,7 +103,10 @@ def bought_units(job: Job, options: Factorize) -> list[Unit]:
 def shown_curves(job: Job, curves: list[Curve]) -> dict[str, Any]:
     """Return what the report draws of every site's first curve: ranks, sizes, losses, spectra."""
     shown: dict[str, Any] = {}
-    for curve in [*curves, *(dense_curve(job, site) for site in inner_sites(job))]:
+    for curve in [
+        *sorted(curves, key=lambda one: len(one.sites)),
+        *(dense_curve(job, site) for site in inner_sites(job)),
+    ]:
         name = curve.site.name
         if name in shown:
             continue

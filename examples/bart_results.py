@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
+from spectrim.allocators.knee import bend
+from spectrim.metrics import Score
+from spectrim.metrics._certainty import paired
 from spectrim.report.drawing import Drawing, Frame, Scale, axes
 
 Row = dict[str, Any]
@@ -40,9 +43,10 @@ def write(folder: Path, about: Row, rows: list[Row], report: Sequence[dict[str, 
     """Write results.json, results.md and one SVG a metric; the first row is the dense model."""
     dense, *small = rows
     for row in small:
-        apart = np.subtract(row["each"]["rougeL"], dense["each"]["rougeL"])
-        row["rougeL_difference"] = float(apart.mean())
-        row["rougeL_interval"] = interval(apart, about["training"]["seed"])
+        before, after = (one["each"]["rougeL"] for one in (dense, row))
+        score = Score("rougeL", row["rougeL"], "share", "higher", len(after), None, {})
+        apart = paired(before, after, score, about["training"]["seed"])
+        row["rougeL_difference"], row["rougeL_interval"] = apart.value, apart.interval
     methods = dict.fromkeys(row["method"] for row in small)
     knees = {method: _knees(dense, small, method) for method in methods}
     held = {"about": about, "rows": rows, "knees": knees}
@@ -56,25 +60,15 @@ def write(folder: Path, about: Row, rows: list[Row], report: Sequence[dict[str, 
     (folder / "results.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def interval(apart: np.ndarray, seed: int) -> list[float]:
-    """Return the 95 % percentile bootstrap interval of the mean of paired differences."""
-    drawn = np.random.default_rng(seed).integers(len(apart), size=(2000, len(apart)))
-    return [float(end) for end in np.percentile(apart[drawn].mean(1), [2.5, 97.5])]
-
-
 def knee(ranks: Sequence[int], values: Sequence[float]) -> int | None:
     """Return the rank at which a curve stands furthest above its chord, None where it never does.
 
     The chord joins the smallest and the largest rank; a metric that falls with the rank is turned
     over by it (Kneedle; Satopää et al., 2011, without smoothing).
     """
-    x, y = np.asarray(ranks, dtype=float), np.asarray(values, dtype=float)
-    order = x.argsort()
-    x, y = x[order], y[order]
-    if len(x) < 3 or y[0] == y[-1]:
-        return None
-    above = (y - y[0]) / (y[-1] - y[0]) - (x - x[0]) / (x[-1] - x[0])
-    return int(x[above.argmax()]) if above.max() > 1e-9 else None
+    points = torch.tensor(sorted(zip(ranks, values, strict=True)), dtype=torch.float64)
+    at = bend(*points.T)
+    return None if at is None else int(points[at, 0])
 
 
 def _knees(dense: Row, small: list[Row], method: str) -> Row:

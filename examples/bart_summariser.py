@@ -123,7 +123,7 @@ class Sweep:
     """One trained model cut to many ranks: each row is made, measured and kept once."""
 
     def __init__(self, output: Path, splits: Splits, seed: int, calibrating: int) -> None:
-        self.output, self.splits, self.seed = output, splits, seed
+        self.output, self.splits, self.seed, self.calibrating = output, splits, seed, calibrating
         self.tokenizer = AutoTokenizer.from_pretrained(output / "dense")
         self.dense = AutoModelForSeq2SeqLM.from_pretrained(output / "dense").eval()
         self.source = sources.resolve(str(output / "dense"), output / "cache")
@@ -171,14 +171,15 @@ class Sweep:
 
     def kept(self, method: str, rank: int, form: str, make: Callable[[], Path]) -> dict[str, Any]:
         """Return a row, measured unless an earlier run already has."""
-        file = self.output / "rows" / f"{method}-{rank}-{form}.json"
+        told = f"seed{self.seed}-calibration{self.calibrating}-{self.source.fingerprint[:8]}"
+        file = self.output / "rows" / f"{method}-{rank}-{form}-{told}.json"
         if not file.is_file():
             row = {"method": method, "rank": rank, "format": form, **self._measured(make())}
             file.parent.mkdir(exist_ok=True)
             file.with_suffix(".partial").write_text(json.dumps(row, indent=1), encoding="utf-8")
             file.with_suffix(".partial").replace(file)
-            print(f"{file.stem}: ROUGE-L {100 * row['rougeL']:.2f}, loss {row['loss']:.3f}, "
-                  f"runtime {row['runtime']:.2f}", flush=True)  # fmt: skip
+            print(f"{method}-{rank}-{form}: ROUGE-L {100 * row['rougeL']:.2f}, "
+                  f"loss {row['loss']:.3f}, runtime {row['runtime']:.2f}", flush=True)  # fmt: skip
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return found
 

@@ -5,6 +5,7 @@ Used by bart_summariser.py. Nothing is downloaded.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -83,12 +84,9 @@ def new_tokenizer(rows: Sequence[dict[str, str]], vocabulary: int) -> PreTrained
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=SPECIAL,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=SPECIAL,
+                                  initial_alphabet=alphabet, show_progress=False)  # fmt: skip
     made.train_from_iterator((text for row in rows for text in row.values()), trainer)
     made.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", SPECIAL.index("</s>"))]
@@ -96,8 +94,7 @@ def new_tokenizer(rows: Sequence[dict[str, str]], vocabulary: int) -> PreTrained
     begin, pad, end, unknown, mask = SPECIAL
     return PreTrainedTokenizerFast(
         tokenizer_object=made, bos_token=begin, pad_token=pad, eos_token=end, unk_token=unknown,
-        mask_token=mask,
-        model_max_length=DIALOGUE,
+        mask_token=mask, model_max_length=DIALOGUE,
     )  # fmt: skip
 
 
@@ -111,12 +108,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast, settings: Settings) -> Any:
         size[f"{side}_ffn_dim"] = 4 * settings.width
     end = tokenizer.eos_token_id
     special = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": end,
-        "decoder_start_token_id": end,
-        "forced_eos_token_id": None,
-    }
+        "bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": end, "decoder_start_token_id": end, "forced_eos_token_id": None,
+    }  # fmt: skip
     # BART's own 0.02 is for a width of 768; here attention would begin at next to nothing
     size |= {"init_std": settings.width**-0.5, "dropout": DROPOUT}
     config = BartConfig(vocab_size=len(tokenizer), **size, **special)
@@ -164,11 +158,12 @@ def train(folder: Path, data: Path, splits: Splits, settings: Settings) -> dict[
 
     More than half of the time goes into denoising, the rest into summaries. Where an earlier
     call was interrupted it goes on from its last checkpoint, and one that was finished is not
-    repeated. Returns what is known of the training.
+    repeated; SystemExit where that had other settings or dialogues. Returns what is known of it.
     """
     known = folder / "training.json"
     if known.is_file():
         about: dict[str, Any] = json.loads(known.read_text())
+        _check(known, about.get("identity"), _identity(settings, splits))
         return about
     torch.manual_seed(settings.seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -181,6 +176,20 @@ def train(folder: Path, data: Path, splits: Splits, settings: Settings) -> dict[
     known.write_text(json.dumps(run.about(), indent=1))
     run.state.unlink()
     return run.about()
+
+
+def _identity(settings: Settings, splits: Splits) -> str:
+    """Return a hash of everything that a training is asked for."""
+    asked = json.dumps([vars(settings), vars(splits)], sort_keys=True)
+    return hashlib.sha256(asked.encode()).hexdigest()[:16]
+
+
+def _check(file: Path, held: str | None, asked: str) -> None:
+    if held != asked:
+        raise SystemExit(
+            f"{file} is of a training with other settings or dialogues; repeat those, or name "
+            "another folder with -o"
+        )
 
 
 class _Run:
@@ -196,6 +205,7 @@ class _Run:
         self.model = new_model(tokenizer, settings)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=PEAK, weight_decay=0.01)
         self.state = folder / "training.pt"
+        self.identity = _identity(settings, splits)
         self.epochs = self.steps = 0
         self.seconds, self.tokens, self.best = 0.0, 0, math.inf
         self.history: list[dict[str, Any]] = []
@@ -204,6 +214,7 @@ class _Run:
     def _resume(self) -> None:
         if self.state.is_file():
             held = torch.load(self.state)
+            _check(self.state, held.pop("identity", None), self.identity)
             self.model.load_state_dict(held.pop("model"))
             self.optimiser.load_state_dict(held.pop("optimiser"))
             torch.set_rng_state(held.pop("random"))
@@ -214,7 +225,8 @@ class _Run:
         held = {name: getattr(self, name) for name in counts}
         held |= {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
         partial = self.state.with_suffix(".partial")
-        torch.save({**held, "random": torch.get_rng_state()}, partial)
+        held |= {"identity": self.identity, "random": torch.get_rng_state()}
+        torch.save(held, partial)
         partial.replace(self.state)  # whole or not at all
 
     def epoch(self) -> None:
@@ -284,5 +296,5 @@ class _Run:
         return {
             **vars(self.settings), "numbers": numbers, "epochs": self.epochs, "steps": self.steps,
             "tokens_read": self.tokens, "seconds": self.seconds, "search_loss": self.best,
-            "history": self.history,
+            "history": self.history, "identity": self.identity,
         }  # fmt: skip

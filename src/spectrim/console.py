@@ -12,8 +12,8 @@ from rich.text import Text
 from spectrim.architectures import ARCHITECTURES
 from spectrim.help_texts import LM_EVAL
 from spectrim.registry import Registry
-from spectrim.report.profile import totals
-from spectrim.report.words import fixed, plain, share, whole
+from spectrim.report.profile import agreed, totals
+from spectrim.report.words import increase, share, whole
 
 FEW = 3  # blocks shown at each end
 
@@ -86,7 +86,7 @@ def sensitivities(found: dict[str, Any], size: float) -> Group:
         few = len(blocks) <= 2 * FEW
         _add(table, blocks if few else [*blocks[:FEW], None, *blocks[-FEW:]])
     agreement = next(one for one in found["agreement"] if one["size"] == size)
-    return Group(Text(title, style="italic"), table, Text(_agreement(agreement), style="dim"), "")
+    return Group(Text(title, style="italic"), table, Text(agreed(agreement), style="dim"), "")
 
 
 def _add(table: Table, lines: list[Any]) -> None:
@@ -94,13 +94,8 @@ def _add(table: Table, lines: list[Any]) -> None:
         if one is None:
             table.add_row("…", "", "")
         else:
-            table.add_row(Text(one["name"]), plain(one["predicted"]), plain(one["measured"]))
+            table.add_row(Text(one["name"]), increase(one["predicted"]), increase(one["measured"]))
     table.add_section()
-
-
-def _agreement(found: dict[str, Any]) -> str:
-    said = f"correlation of predicted and measured over {found['parts']} parts: "
-    return said + f"{fixed(found['pearson'])} of logarithms, {fixed(found['spearman'])} of ranks"
 
 
 def entries(kind: str) -> list[tuple[str, str]]:

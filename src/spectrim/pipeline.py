@@ -30,6 +30,7 @@ from spectrim.stages import stages
 from spectrim.stages._curves import dense_plan
 from spectrim.stages._remake import COMPANIONS
 from spectrim.stages._repeats import repeats, written_out
+from spectrim.stages.factorize import refuse_unfit
 from spectrim.weights import quantised
 
 WRITTEN = {"config.json", "plan.json", "curves.json", "calibration.json", "scores.json"}
@@ -70,6 +71,8 @@ def shrink(
         recipe = validate(
             Recipe, {**replayed.about["recipe"], "model": recipe.model}, f"the recipe in {plan}"
         )
+    if replayed is not None:
+        refuse_uncarried(replayed, recipe)
     job = open_job(recipe, source, cache, progress)
     if predictions and recipe.factorize is None:
         raise SpectrimError("predictions are of the stage factorize; leave out --predictions")
@@ -81,7 +84,10 @@ def shrink(
     try:
         for stage in recipe.stages:
             stages.get(stage.name)(job, stage.options)
-        job.plan = job.plan or dense_plan(job)
+        if job.plan is None:
+            job.plan = dense_plan(job)
+        elif recipe.factorize is None:  # which looks at the plan itself
+            refuse_unfit(job, job.plan)
         with atomic_folder(output) as folder:
             write_model(job, folder)
             write_record(job, recipe, folder)
@@ -116,6 +122,16 @@ def refuse(source: Source, output: Path) -> None:
     if output.is_dir() and not ours and any(output.iterdir()) or output.is_file():
         raise SpectrimError(
             f"{output} is there already and was not written by spectrim; name another output"
+        )
+
+
+def refuse_uncarried(plan: Plan, recipe: Recipe) -> None:
+    """Raise SpectrimError for a plan with cuts where no stage of the recipe makes any."""
+    cut = [one.site for one in plan.decisions if one.format != "dense"]
+    if cut and recipe.factorize is None:
+        raise SpectrimError(
+            f"the plan cuts {cut[0]}, but the recipe has no stage factorize, which carries plans "
+            "out; add it to the recipe, or make every site dense in the plan"
         )
 
 
@@ -205,8 +221,12 @@ def write_record(job: Job, recipe: Recipe, folder: Path) -> None:
 
 
 def found(job: Job) -> dict[str, Any]:
-    """Return what the stages noted: what was dropped, what an allocation cost, and the like."""
-    return {key: note for key, note in job.notes.items() if key != "calibration"}
+    """Return what the stages noted: what was dropped, what an allocation cost, and the like.
+
+    Of a plan that is replayed, what it says itself and no stage found anew holds on.
+    """
+    before = job.plan.about.get("found") or {} if job.plan else {}
+    return {**before, **{key: note for key, note in job.notes.items() if key != "calibration"}}
 
 
 def measure(job: Job, recipe: Recipe, folder: Path, output: Path, predictions: bool) -> None:

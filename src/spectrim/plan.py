@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +80,14 @@ class Plan:
     about: dict[str, Any]
 
     def __getitem__(self, site: str) -> Decision:
-        """Return the decision for a site by its name."""
-        return next(decision for decision in self.decisions if decision.site == site)
+        """Return the decision for a site by its name; SpectrimError where there is none."""
+        if site not in self._by_site:
+            raise SpectrimError(f"the plan says nothing about {site}; bring a plan of this model")
+        return self._by_site[site]
+
+    @cached_property
+    def _by_site(self) -> dict[str, Decision]:
+        return {decision.site: decision for decision in self.decisions}
 
     def to_json(self) -> str:
         """Return the plan as JSON text, one decision a line, so that two plans can be compared."""
@@ -108,13 +116,21 @@ class Plan:
             raise SpectrimError(f"{path} is a plan of version {version}; this reads {VERSION}")
         return cls(decisions, loss, data)
 
-    def restated(self, curves: list[Curve]) -> Plan:
-        """Return the plan with the numbers that follow from its choices, after an edit of them.
-
-        A rank between two cuts of its curve is predicted to lose what the smaller one does. A site
-        that is no longer dense and names no method takes the first that the plan was made with.
-        """
+    def named(self) -> Plan:
+        """Return the plan with a method for every cut, the first of those that made the plan."""
         first = str(self.about.get("method", "")).partition(",")[0]
+        decisions = tuple(
+            one if one.method or one.format == "dense" else replace(one, method=first)
+            for one in self.decisions
+        )
+        return replace(self, decisions=decisions)
+
+    def restated(self, curves: list[Curve], centred: Callable[[str], bool]) -> Plan:
+        """Return the plan with all that follows from its choices, after an edit of them.
+
+        A rank between two cuts of its curve is predicted to lose what the smaller one does.
+        centred: whether a method of this name sees centred inputs, so that a bias is due.
+        """
         known = {(curve.site.name, method): curve for curve in curves for method in curve.methods}
         owners = {
             (site.name, method): curve.site.name
@@ -122,7 +138,10 @@ class Plan:
             for method in curve.methods
             for site in curve.sites
         }
-        decisions = tuple(_restated(one, known, owners, first) for one in self.decisions)
+        decisions = tuple(
+            _dense(one) if one.format == "dense" else _restated(one, known, owners, centred)
+            for one in self.decisions
+        )
         return replace(self, decisions=decisions, predicted_loss=_total(decisions))
 
     def check(self, sites: list[Site]) -> None:
@@ -165,31 +184,39 @@ def _decision(entry: dict[str, Any]) -> Decision:
     return Decision(**entry)
 
 
+def _dense(decision: Decision) -> Decision:
+    whole = decision.out_features * decision.in_features
+    return replace(
+        decision,
+        rank=min(decision.out_features, decision.in_features),
+        stored=whole,
+        dense=whole,
+        predicted_loss=0.0,
+        method="",
+        bias=False,
+        owner="",
+    )
+
+
 def _restated(
     decision: Decision,
     known: dict[tuple[str, str], Curve],
     owners: dict[tuple[str, str], str],
-    method: str,
+    centred: Callable[[str], bool],
 ) -> Decision:
-    full = min(decision.out_features, decision.in_features)
-    whole = decision.out_features * decision.in_features
-    if decision.format == "dense":
-        return replace(
-            decision, rank=full, stored=whole, dense=whole, predicted_loss=0.0, method="", owner=""
-        )
     form: type[FactoredLinear] = formats.get(decision.format)
-    method = decision.method or method
-    curve = known.get((decision.site, method))  # none for what a group's first carries
+    curve = known.get((decision.site, decision.method))  # none for what a group's first carries
     loss = 0.0
     if curve is not None:
-        loss = float(curve.losses[max(int((curve.ranks <= decision.rank).sum()) - 1, 0)])
+        cuts = curve.ranks[:-1]  # the dense one may have the rank of a cut
+        loss = float(curve.losses[max(int((cuts <= decision.rank).sum()) - 1, 0)])
     return replace(
         decision,
         stored=form.numbers(decision.out_features, decision.in_features, decision.rank),
-        dense=whole,
+        dense=decision.out_features * decision.in_features,
         predicted_loss=loss,
-        method=method,
-        owner=owners.get((decision.site, method), "") if form.follows else "",
+        bias=centred(decision.method),
+        owner=owners.get((decision.site, decision.method), "") if form.follows else "",
     )
 
 

@@ -28,7 +28,8 @@ def prediction(job: Job, options: Factorize) -> dict[str, object]:
     Measured on the search split, in nats per token, with the cut matrices multiplied out and
     nothing refined; all budgets go through the blocks side by side. Budgets that what is protected
     leaves no room for are left out. The correlation is Pearson's, of the logarithms, as the losses
-    span orders of magnitude; increases that are not positive are left out of it.
+    span orders of magnitude; the budgets where one of the two is not above zero, "left_out" in
+    number, are left out of it.
 
     Raises:
         SpectrimError: the model is an encoder-decoder, which this does not cover.
@@ -43,13 +44,14 @@ def prediction(job: Job, options: Factorize) -> dict[str, object]:
     predicted = [plan.predicted_loss for plan in plans]
     increase = [loss - dense for loss in measured]
     both = torch.tensor([predicted, increase])
-    both = both[:, (both > 0).all(0)].log()
+    above = both[:, (both > 0).all(0)].log()
     return {
         "budgets": [keep for keep, plan in known.items() if plan is not None],
         "of": "linear",
         "predicted": predicted,
         "measured": increase,
-        "correlation": float(torch.corrcoef(both)[0, 1]),
+        "correlation": float(torch.corrcoef(above)[0, 1]),
+        "left_out": both.shape[1] - above.shape[1],
     }
 
 

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import json
 from dataclasses import dataclass
-from math import exp, isfinite
+from math import exp, isfinite, log
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ from spectrim.stages.factorize import bought_units
 from spectrim.weights import quantised
 
 SEQUENCES = 2
-COLUMNS = ("cut", "block", "role", "site", "size", "rank", "predicted", "measured", "metric")
+COLUMNS = ("cut", "block", "role", "site", "size", "rank", "predicted", "measured", "error",
+           "metric")  # fmt: skip
 UNITS = {"loss": "nats/token", "perplexity": "perplexity", "divergence": "nats/token"}
 _LARGEST = 700.0  # nats: e to a power above this is no float
 
@@ -86,13 +87,14 @@ def profile(
     options = recipe.factorize or Factorize()
     if options.split_fused:
         job.split_fused()
+    walked = Sensitivity(job, options, tokens, asked.metric == "divergence")
+    dense = walked.dense  # before the long work, as there is none without it
     decompose(job, options)
     bought = bought_units(job, options)
     chosen = _chosen(options, bought, asked)
-    walked = Sensitivity(job, options, tokens, asked.metric == "divergence")
-    dense, values = walked(chosen)
     rows = [
-        _row(one, asked.metric, dense, found) for one, found in zip(chosen, values, strict=True)
+        _row(one, asked.metric, dense, found)
+        for one, found in zip(chosen, walked(chosen), strict=True)
     ]
     found = _about(job, recipe, asked, walked) | {
         "dense": dense | {"perplexity": exp(min(dense["loss"], _LARGEST))},
@@ -146,12 +148,17 @@ def _chosen(options: Factorize, bought: list[Unit], asked: Asked) -> list[Part]:
 def _row(
     part: Part, metric: str, dense: dict[str, float], found: dict[str, float]
 ) -> dict[str, Any]:
-    """Return a line of the table; predicted and measured are increases over the dense model."""
-    predicted, measured = part.predicted, found["loss"] - dense["loss"]
+    """Return a line of the table; predicted and measured are increases over the dense model.
+
+    error: the standard error of measured, on this text; that of a perplexity to first order. What
+    is not finite is None.
+    """
+    predicted, measured, error = part.predicted, found["loss"] - dense["loss"], found["error"]
     if metric == "perplexity":
         base = exp(min(dense["loss"], _LARGEST))
         predicted = exp(min(dense["loss"] + predicted, _LARGEST)) - base
         measured = exp(min(found["loss"], _LARGEST)) - base
+        error *= base + measured
     if metric == "divergence":  # which the same second-order estimate stands for
         measured = found["divergence"]
     return {
@@ -161,18 +168,23 @@ def _row(
         "site": part.site,
         "size": part.size,
         "rank": part.rank,
-        "predicted": predicted if isfinite(predicted) else None,
-        "measured": measured if isfinite(measured) else None,
+        "predicted": _finite(predicted),
+        "measured": _finite(measured),
+        "error": _finite(error),
         "metric": metric,
     }
+
+
+def _finite(number: float) -> float | None:
+    return number if isfinite(number) else None
 
 
 def _agreement(rows: list[dict[str, Any]], size: float) -> dict[str, Any]:
     """Return how predicted and measured go together over the parts that were cut alone.
 
-    "pearson" is of the logarithms, as increases span orders of magnitude; those that are not above
-    zero are left out of it. "spearman" is of all. None where fewer than three parts are known, or
-    one of the two does not vary.
+    "pearson" is of the logarithms, as increases span orders of magnitude, and so of the "above" of
+    all "parts" where both are above zero; None where these are fewer than half. "spearman" is of
+    all. None where fewer than three parts are known, or one of the two does not vary.
     """
     pairs = [
         (one["predicted"], one["measured"])
@@ -180,11 +192,12 @@ def _agreement(rows: list[dict[str, Any]], size: float) -> dict[str, Any]:
         if one["size"] == size and one["cut"] == ALONE
         and one["predicted"] is not None and one["measured"] is not None
     ]  # fmt: skip
-    above = torch.tensor([pair for pair in pairs if min(pair) > 0], dtype=torch.float64).log()
+    above = [(log(x), log(y)) for x, y in pairs if min(x, y) > 0]
     return {
         "size": size,
         "parts": len(pairs),
-        "pearson": _correlation(pearsonr, above.tolist()),
+        "above": len(above),
+        "pearson": _correlation(pearsonr, above) if 2 * len(above) >= len(pairs) else None,
         "spearman": _correlation(spearmanr, pairs),
     }
 
@@ -228,6 +241,7 @@ def _about(job: Job, recipe: Recipe, asked: Asked, walked: Sensitivity) -> dict[
         "split": "search",
         "length": tokens.ids.shape[1],
         "predicted_tokens": walked.walk.predicted(),
+        "compared_tokens": walked.compared if walked.divergence else None,
         "seed": recipe.seed,
         "threads": torch.get_num_threads(),
         "versions": versions("spectrim", "torch", "transformers"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -52,3 +53,26 @@ def locked(folder: Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(folder.name + ".lock")):
         yield
+
+
+class Record:
+    """Values by key in a file that grows line by line; a line that was cut short is forgotten."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.values: dict[str, dict[str, float]] = {}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            with atomic_file(file) as partial:
+                partial.write_text(whole, encoding="utf-8")
+        for line in whole.splitlines():
+            key, values = json.loads(line)
+            self.values[key] = values
+
+    def add(self, key: str, values: dict[str, float]) -> None:
+        """Keep values, at once."""
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([key, values]) + "\n")
+        self.values[key] = values

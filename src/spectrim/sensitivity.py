@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
-from pathlib import Path
+from functools import cached_property
+from math import ceil, inf, isfinite
 
 import torch
-import transformers
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim import __version__
 from spectrim.architectures import Stack
 from spectrim.calibration import Tokens
+from spectrim.errors import SpectrimError
 from spectrim.job import Job, key_of
 from spectrim.options import Factorize
 from spectrim.plan import Decision
 from spectrim.report.words import role_group
-from spectrim.run import atomic_file
+from spectrim.run import Record
 from spectrim.stages._allocate import Unit, decided
 from spectrim.stages._cut import try_out
+from spectrim.stages._trial import measuring
 from spectrim.walk import HEAD_CHUNK
 
 ALONE, FORWARDS, BACKWARDS = "alone", "first to last", "last to first"
 COMPARED = 256  # tokens whose whole distributions are compared: they are kept in memory
+STRETCH, STRETCHES = 128, 16  # consecutive tokens that count as one, and how many at least
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,12 @@ def parts(options: Factorize, bought: list[Unit], by: str, size: float) -> list[
     groups: dict[tuple[int | None, str, str], list[Decision]] = {}
     for unit, decisions in _cuts(options, bought, size):
         sites = unit.curve.sites
-        roles = "+".join(site.role for site in sites)
+        # of all experts that are cut together one name will do
+        alike = "+".join(dict.fromkeys(role_group(site.role) for site in sites))
+        roles = sites[0].role if len(sites) == 1 else alike
         place = {
             "site": (sites[0].block, roles, sites[0].name),
-            "role": (None, "+".join(role_group(site.role) for site in sites), ""),
+            "role": (None, alike, ""),
             "block": (sites[0].block, f"{_prefix(sites[0].role)}all", ""),
         }[by]
         groups.setdefault(place, []).extend(decisions)
@@ -137,11 +138,40 @@ class Sensitivity:
         self.places = job.each_block()
         self.record = Record(job.cache / "sensitivity" / f"{self._key(tokens)}.jsonl")
         self._entered: dict[str, dict[int, Tensor]] = {}
-        self._dense: Tensor | None = None
 
-    def __call__(self, parts: list[Part]) -> tuple[dict[str, float], list[dict[str, float]]]:
-        """Return what the dense model has, and each of the parts: "loss", maybe "divergence"."""
-        dense = self._end(self._through(_States({}, {}), 0, ()))
+    @cached_property
+    def dense(self) -> dict[str, float]:
+        """Return what the dense model has: "loss", and of "divergence" none from itself.
+
+        Raises:
+            SpectrimError: its loss is no number.
+        """
+        loss = float(self._whole[0].mean())
+        if not isfinite(loss):
+            raise SpectrimError(
+                f"the dense model's loss on the text is {loss}, so nothing can be measured beside "
+                "it; expected a finite one: check the model's weights, or bring another text"
+            )
+        return {"loss": loss} | ({"divergence": 0.0} if self.divergence else {})
+
+    @cached_property
+    def _whole(self) -> tuple[Tensor, Tensor | None]:
+        """Return what the dense model has for each token: losses, log-probabilities."""
+        states = self._through(_States({}, {}), 0, ())
+        return self._losses(states), self._log_probabilities(states)
+
+    @property
+    def compared(self) -> int:
+        """Return of how many tokens the divergence is the mean."""
+        return len(range(0, self.walk.predicted(), ceil(self.walk.predicted() / COMPARED)))
+
+    def __call__(self, parts: list[Part]) -> list[dict[str, float]]:
+        """Return what each part has: "loss", maybe "divergence", and "error".
+
+        error: the standard error of the mean by which the last of these differs from the dense
+        model's, token by token on the same text. Neighbouring tokens are not independent, so that
+        stretches of ``STRETCH`` of them, of short texts a ``STRETCHES``-th, count as one.
+        """
         missing = {one.key: one for one in parts if one.key not in self.record.values}
         known = len({one.key for one in parts}) - len(missing)
         states, at = _States({}, {}), 0
@@ -151,13 +181,11 @@ class Sensitivity:
                 states, at = self._pass(states, at, ()), at + 1
             self.record.add(key, self._end(self._through(states, at, one.decisions)))
             self.job.progress(done, known + len(missing), "measuring parts")
-        return dense, [self.record.values[one.key] for one in parts]
+        return [self.record.values[one.key] for one in parts]
 
     def _key(self, tokens: Tokens) -> str:
-        read = hashlib.sha256(tokens.ids.numpy().tobytes() + tokens.mask.numpy().tobytes())
-        around = (__version__, torch.__version__, transformers.__version__, torch.get_num_threads())
-        return key_of("sensitivity", 1, self.job.statistics_key, read.hexdigest(),
-                      self.options.model_dump(mode="json"), self.divergence, around)  # fmt: skip
+        around = measuring(self.job, self.options, tokens)
+        return key_of("sensitivity", 2, around, self.divergence)
 
     def _first(self, part: Part) -> int:
         """Return where the first block is that a part cuts."""
@@ -194,18 +222,24 @@ class Sensitivity:
         return _States(self._entered[stack.path], encoded)
 
     def _end(self, states: _States) -> dict[str, float]:
-        """Return what is measured behind the last block; the dense model has to come first."""
-        losses = torch.cat([self.walk.losses(one, at) for at, one in states.hidden.items()])
-        found = {"loss": float(losses.double().mean())}
-        if self.divergence:
-            own = self._log_probabilities(states)
-            self._dense = own if self._dense is None else self._dense
-            apart = (self._dense.exp() * (self._dense - own)).sum(1)
-            found["divergence"] = float(apart.double().mean())
-        return found
+        """Return what is measured behind the last block."""
+        before, dense = self._whole
+        losses = self._losses(states)
+        found, apart = {"loss": float(losses.mean())}, losses - before
+        own = self._log_probabilities(states)
+        if dense is not None and own is not None:
+            apart = (dense.exp() * (dense - own)).sum(1).double()
+            found["divergence"] = float(apart.mean())
+        return found | {"error": standard_error(apart)}
+
+    def _losses(self, states: _States) -> Float[Tensor, " counted"]:
+        losses = [self.walk.losses(one, at) for at, one in states.hidden.items()]
+        return torch.cat(losses).double()
 
     @torch.no_grad()
-    def _log_probabilities(self, states: _States) -> Float[Tensor, "compared vocab"]:
+    def _log_probabilities(self, states: _States) -> Float[Tensor, "compared vocab"] | None:
+        if not self.divergence:
+            return None
         rows = torch.cat([
             one.reshape(-1, one.shape[-1])[self.walk.targets(at).reshape(-1) != -100]
             for at, one in states.hidden.items()
@@ -219,24 +253,12 @@ def _within(place: tuple[Stack, int], decisions: tuple[Decision, ...]) -> bool:
     return any(one.site.startswith(f"{place[0].path}.{place[1]}.") for one in decisions)
 
 
-class Record:
-    """Values by key in a file that grows line by line; a line that was cut short is forgotten."""
+def standard_error(values: Float[Tensor, " tokens"]) -> float:
+    """Return the standard error of the mean of values in the order of their text.
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.values: dict[str, dict[str, float]] = {}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            with atomic_file(file) as partial:
-                partial.write_text(whole, encoding="utf-8")
-        for line in whole.splitlines():
-            key, values = json.loads(line)
-            self.values[key] = values
-
-    def add(self, key: str, values: dict[str, float]) -> None:
-        """Keep values, at once."""
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([key, values]) + "\n")
-        self.values[key] = values
+    Those of a stretch of consecutive tokens are averaged first (batch means; Flegal and Jones,
+    2010, 0811.1729), as they are not independent.
+    """
+    count = min(len(values), max(STRETCHES, len(values) // STRETCH))
+    means = torch.stack([one.mean() for one in values.tensor_split(count)])
+    return float(means.std() / count**0.5) if count > 1 else inf

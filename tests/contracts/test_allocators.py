@@ -84,6 +84,16 @@ def test_never_above_budget(name: str, part: float, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("part", [0.05, 0.1, 0.2])
+@pytest.mark.parametrize("seed", range(3))
+def test_never_above_a_small_budget(name: str, part: float, seed: int) -> None:
+    found = curves(seed, cuts=48)
+    budget = part * spent(found, [len(curve.sizes) - 1 for curve in found])
+    assert spent(found, [0] * len(found)) < budget
+    assert spent(found, choice(name, found, budget)) <= budget
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("budget", [60.0, 62.0, 75.0, 90.0, 120.0, 199.0])
 def test_never_above_budget_although_one_site_cannot_be_small(name: str, budget: float) -> None:
     sizes = [[50, 100], list(range(10, 101, 10))]

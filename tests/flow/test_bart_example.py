@@ -104,6 +104,25 @@ def test_a_finished_run_measures_and_trains_nothing_again(run, example, dialogue
     assert (run / "results.md").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("--minutes", "0.06"), ("--seed", "1"), ("--limit", "30")]
+)
+def test_a_training_with_other_settings_is_refused(run, example, dialogues, option, value):
+    asked = ["-o", str(run), "--data", str(dialogues), *TINY, option, value]
+    told = r"training\.json is of a training with other settings or dialogues; .* with -o$"
+    with pytest.raises(SystemExit, match=told):
+        example[0].main(asked)
+
+
+def test_rows_are_of_their_calibration_and_their_model(run, example, dialogues, monkeypatch):
+    def measure(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(example[0].Sweep, "_measured", measure)
+    with pytest.raises(InterruptedError):
+        example[0].main(["-o", str(run), "--data", str(dialogues), *TINY, "--calibration", "9"])
+
+
 def test_the_report_shows_table_figures_knees_and_samples(run, example):
     text = (run / "results.md").read_text(encoding="utf-8")
     for heading in (
@@ -142,6 +161,9 @@ def test_an_interrupted_training_continues(example, dialogues, tmp_path):
     assert made[1].steps == made[0].steps > 0 and made[1].seconds == made[0].seconds
     weights = [run.model.state_dict() for run in made]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    other = training.Settings(minutes=10, seed=1, width=48, blocks=1, vocabulary=400)
+    with pytest.raises(SystemExit, match=r"training\.pt is of a training with other settings"):
+        training._Run(tmp_path, _tokenizer(training, splits), splits, other)
 
 
 def _tokenizer(training, splits):

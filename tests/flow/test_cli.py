@@ -11,6 +11,7 @@ import pytest
 
 from spectrim import cli
 from spectrim.errors import SpectrimError
+from spectrim.formats import low_rank_formats
 
 
 def named(kind: str) -> str:
@@ -55,7 +56,7 @@ WRONG = [
     (["--allocator", "globe"],
      f"no allocator named 'globe'; did you mean 'global'? {named('allocators')}"),
     (["--format", "pivotted"],
-     f"no format named 'pivotted'; did you mean 'pivoted'? {named('formats')}"),
+     f"no format named 'pivotted'; did you mean 'pivoted'? (formats: {', '.join(low_rank_formats())})"),
     (["--tokens", "48"],
      "'48' is no amount of tokens; write sequences x tokens in each, such as 48x1024"),
     (["--protect", "("],

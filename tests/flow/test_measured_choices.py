@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from io import StringIO
 from math import inf, nan
 from pathlib import Path
@@ -15,7 +16,9 @@ import report_folder
 from spectrim import pipeline, sources
 from spectrim.allocators import allocators
 from spectrim.options import Factorize
+from spectrim.plan import Decision
 from spectrim.prediction import _plan
+from spectrim.recipe import Recipe
 from spectrim.report import terminal
 from spectrim.report.folder import read
 from spectrim.report.page import page
@@ -25,7 +28,7 @@ from spectrim.stages._decompose import decompose
 from spectrim.stages._trial import Trial
 from spectrim.stages.factorize import bought_units
 from spectrim.weights import quiet
-from tiny_runs import Made, family_folder, make, plan_of, recipe, shrink, write_text
+from tiny_runs import Made, family_folder, files, make, plan_of, recipe, shrink, write_text
 
 MEASURING = [name for name in allocators.names() if allocators.constant(name, "MEASURES")]
 
@@ -52,8 +55,54 @@ def test_a_rule_says_what_it_cost_and_what_it_gained(plain: Made, name: str) -> 
     assert note["allocator"] == name
     assert (note["evaluations"] > 0) == (name in MEASURING)
     assert note["search_loss"] > 0 and note["search_loss_of_global"] > 0
+    trial = trial_on(plain, name)  # another measures the same
+    assert note["search_loss"] == trial.loss(plan.decisions)
+    whole = allocators.get("global")(
+        [unit.curve for unit in trial.bought], plan.about["budget"]["size"]
+    )
+    assert note["search_loss_of_global"] == trial(whole)
     if name == "measured":
         assert note["search_loss"] <= note["search_loss_of_global"]
+
+
+class Killed(BaseException):
+    """What an interrupt raises in the middle of the work."""
+
+
+@pytest.mark.parametrize("name", ["surgical", "perplexity_budget"])
+def test_killed_and_run_again_it_measures_the_rest_and_ends_the_same(
+    plain: Made, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(plain.source, plain.text, "60% of linear", allocator=name, refine="off")
+    output = plain.folder / f"{name}-killed"
+    whole = files(shrink(asked, output))
+    count = plan_of(output).about["found"]["allocation"]["evaluations"]
+    measured, run = Trial._measured, []
+
+    def counted(trial: Trial, decisions: tuple[Decision, ...]) -> float:
+        if len(run) == 5:
+            raise Killed
+        run.append(decisions)
+        return measured(trial, decisions)
+
+    with monkeypatch.context() as killing, pytest.raises(Killed):
+        killing.setattr(Trial, "_measured", counted)
+        shrink(asked, output)
+    run.clear()
+    monkeypatch.setattr(
+        Trial, "_measured", lambda trial, one: (run.append(one), measured(trial, one))[1]
+    )
+    assert files(shrink(asked, output)) == whole
+    assert count - 5 <= len(set(run)) == len(run) <= count - 5 + 2  # and both that are compared
+    assert not list((plain.folder / "cache" / "work").iterdir())
+
+
+def test_what_was_found_holds_for_the_plan_replayed(plain: Made) -> None:
+    asked = recipe(plain.source, plain.text, "60% of linear", allocator="knee", refine="off")
+    first = shrink(asked, plain.folder / "knee")
+    again = shrink(asked, plain.folder / "replayed", plan=first / "plan.json")
+    assert "allocation" in plan_of(first).about["found"]
+    assert plan_of(again).about["found"] == plan_of(first).about["found"]
 
 
 def test_the_global_allocation_is_not_compared_with_itself(plain: Made) -> None:
@@ -67,12 +116,14 @@ def test_the_report_says_it_in_a_sentence(tmp_path: Path) -> None:
     note |= {"search_loss": 3.21049, "search_loss_of_global": 3.1}
     scores["found"] = {"allocation": note}
     (folder / "scores.json").write_text(json.dumps(scores))
-    said = "loss on the search split 3.210, with the allocator global 3.100."
-    assert f"The allocator knee measured nothing; {said}" in page(read(folder))
+    said = "3.210, with the allocator global 3.100."
+    told = "The allocator knee measured nothing; loss on the search split"
+    assert f"{told} {said}" in page(read(folder))
     note |= {"allocator": "surgical", "evaluations": 65}
     out = StringIO()
     terminal.show(scores, Console(file=out, width=300))
-    assert f"The allocator surgical measured 65 choices; {said}" in out.getvalue()
+    told = "The allocator surgical measured 65 choices; loss on the search split, the split"
+    assert f"{told} it chose on, {said}" in out.getvalue()
 
 
 # the loss of a choice
@@ -81,12 +132,21 @@ def test_the_report_says_it_in_a_sentence(tmp_path: Path) -> None:
 def trial_of(family: str, folder: Path) -> Trial:
     """Return what measures choices of a family's tiny model."""
     source = family_folder(folder / "source", family)
-    text = write_text(folder / "text.txt")
-    asked = recipe(source, text, allocator="measured")
-    found = sources.resolve(str(source), folder / "cache")
+    return trial_in(folder, recipe(source, write_text(folder / "text.txt"), allocator="measured"))
+
+
+def trial_on(made: Made, allocator: str) -> Trial:
+    """Return what measures choices of a model, on what an earlier run decomposed."""
+    return trial_in(made.folder, recipe(made.source, made.text, allocator=allocator, refine="off"))
+
+
+def trial_in(folder: Path, asked: Recipe) -> Trial:
+    found = sources.resolve(asked.model, folder / "cache")
     options: Factorize = asked.stages[0].options
     with quiet():
         job = pipeline.open_job(asked, found, folder / "cache", lambda *_: None)
+        job.work = folder / "trial"
+        shutil.rmtree(job.work, ignore_errors=True)
         decompose(job, options)
         return Trial(job, options, bought_units(job, options))
 

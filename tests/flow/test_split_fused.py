@@ -164,6 +164,7 @@ def test_the_plan_replayed_gives_the_same(made: Made) -> None:
 
 
 @pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("made", ["gpt2", "falcon_new"], indirect=True)
 def test_every_method_runs(made: Made, method: str) -> None:
     options = {"method": method, "refine": "off", "split_fused": True}
     asked = recipe(made.source, made.text, "85% of linear", **options)

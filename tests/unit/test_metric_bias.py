@@ -74,6 +74,8 @@ def test_a_model_that_always_stereotypes_has_no_icat(tmp_path: Path) -> None:
     by_domain = by_name(found, "small", "StereoSet, gender")
     assert by_domain["mcnemar_p"].value == pytest.approx(2 / 2**3)  # three items prove nothing
     assert by_domain["icat"].settings["terms"] == 2
+    assert "lopsided near SS = 0.5" in by_domain["icat"].settings["interval"]
+    assert "interval" not in by_domain["ss"].settings
 
 
 def test_whole_terms_are_resampled(tmp_path: Path) -> None:

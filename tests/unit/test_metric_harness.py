@@ -245,6 +245,15 @@ def test_a_task_that_fails_after_loading_is_said_in_one_line(
     assert "\n" not in str(raised.value)
 
 
+def test_a_fault_of_ours_is_no_fault_of_the_task(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(harness, "_number", None)  # called, a TypeError of our own code
+    pair = asked({"one": uniform()}, tokenizer, "arc_easy", data=arc(tmp_path, [0, 1]))
+    with pytest.raises(TypeError, match="not callable"):
+        harness.measure(pair)
+
+
 def test_a_mean_without_flips_has_its_paired_difference(tmp_path: Path, tokenizer: Any) -> None:
     rows = "w3 w4,w5,w5; w6 w7,w8\nw3,w9,w9,w10; w11.; w12\nw3 w8,w5,w5,w8; w9\n"
     folder = place(tmp_path, TRUTHFULQA, HEADER + rows)

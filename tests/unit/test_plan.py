@@ -37,6 +37,10 @@ def decision(site: Site, format: str = "pivoted", rank: int = 4) -> Decision:
     )  # fmt: skip
 
 
+def never(method: str) -> bool:
+    return False
+
+
 def plan() -> Plan:
     decisions = (decision(SITES[0]), decision(SITES[1], "dense"), decision(SITES[2], rank=6))
     loss = sum(one.predicted_loss for one in decisions)
@@ -71,6 +75,12 @@ def test_every_decision_has_a_line_of_its_own() -> None:
     assert plan()["a.k"].format == "dense"
 
 
+def test_a_site_that_a_plan_lacks_is_named() -> None:
+    with pytest.raises(SpectrimError) as raised:
+        plan()["b.k"]
+    assert str(raised.value) == "the plan says nothing about b.k; bring a plan of this model"
+
+
 def test_a_plan_fits_its_own_model_only() -> None:
     plan().check(SITES)
     cases = [
@@ -99,7 +109,7 @@ def test_an_unchanged_plan_is_restated_as_it_was() -> None:
     full = [replace(one, rank=min(one.out_features, one.in_features)) if one.format == "dense"
             else one for one in plan().decisions]  # fmt: skip
     before = replace(plan(), decisions=tuple(full))
-    assert before.restated(curves) == before
+    assert before.named().restated(curves, never) == before
 
 
 def test_an_edit_is_restated_with_the_numbers_that_follow_from_it() -> None:
@@ -113,7 +123,7 @@ def test_an_edit_is_restated_with_the_numbers_that_follow_from_it() -> None:
         99.0,
         {"method": "svd,other"},
     )
-    said = edited.restated([curve(site) for site in SITES])
+    said = edited.named().restated([curve(site) for site in SITES], never)
     dense, low_rank, smaller = said.decisions
     assert (dense.rank, dense.stored, dense.predicted_loss) == (8, 96, 0.0)
     assert low_rank.stored == 3 * (4 + 8)
@@ -124,13 +134,37 @@ def test_an_edit_is_restated_with_the_numbers_that_follow_from_it() -> None:
     assert said.predicted_loss == pytest.approx(total)
 
 
+def test_a_cut_of_the_dense_rank_is_not_taken_for_the_dense_matrix() -> None:
+    """A tensor train's largest bond, and an MLP's width, may be as large as a matrix's rank."""
+    whole = curve(SITES[0])
+    alike = replace(whole, ranks=torch.tensor([2, 4, 8, 8]))
+    first, *others = plan().decisions
+    said = Plan((replace(first, rank=8), *others), 0.0, {}).restated([alike], never)
+    assert said["a.q"].predicted_loss == float(alike.losses[2]) > 0
+
+
+def test_a_bias_follows_from_the_method() -> None:
+    first, second, third = plan().decisions
+    edited = Plan(
+        (replace(first, format="dense", bias=True), replace(second, format="pivoted"), third),
+        0.0,
+        {"method": "pca,svd"},
+    )
+    said = edited.named().restated([], "pca".__eq__)
+    assert [(one.method, one.bias) for one in said.decisions] == [
+        ("", False),
+        ("pca", True),
+        ("svd", False),
+    ]
+
+
 def test_a_format_that_does_not_exist_is_named() -> None:
     first, *others = plan().decisions
     wrong = Plan((replace(first, format="sparse"), *others), 0.0, {})
     with pytest.raises(
         SpectrimError, match="no format named 'sparse'; formats: .*low_rank, pivoted"
     ):
-        wrong.restated([curve(site) for site in SITES])
+        wrong.restated([curve(site) for site in SITES], never)
 
 
 def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:

@@ -49,10 +49,14 @@ def profile(rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "seed": 0,
         "versions": {"torch": "2.9"},
         "dense": {"loss": 3.0, "perplexity": 20.1},
-        "agreement": [{"size": 0.5, "parts": len(rows), "pearson": 0.9, "spearman": None}],
+        "agreement": [agreement(len(rows), 0.9)],
         "left_dense": [],
         "rows": rows,
     } | changes
+
+
+def agreement(parts: int, pearson: float | None) -> dict[str, Any]:
+    return {"size": 0.5, "parts": parts, "above": 30, "pearson": pearson, "spearman": None}
 
 
 def full(blocks: int = 9) -> list[dict[str, Any]]:
@@ -126,6 +130,54 @@ def test_the_page_shows_both_maps_in_the_same_colours_and_needs_nothing_else() -
     assert len(list(lines.iter(f"{SVG}path"))) == 4  # predicted and measured, either way
 
 
+def test_what_broke_the_model_is_the_most_sensitive_of_all() -> None:
+    rows = [row(0, "q", 0.1), row(0, "down", 0.3), row(1, "q", None), row(1, "down", 0.2)]
+    assert [(one["name"], one["measured"]) for one in totals(rows, "role")] == [
+        ("q", None), ("down", 0.5),
+    ]  # fmt: skip
+    assert [one["name"] for one in totals(rows, "block")] == ["block 1", "block 0"]
+    found = profile(rows)
+    out = shown(found)
+    assert out.index(" q ") < out.index(" down ") and out.count("broke") == 2
+    tree = parsed(found)
+    _, measured = figures(tree, "map losses")
+    cells = {(cell[0].text or "").split(",")[0]: cell for cell in measured.iter(f"{SVG}rect")}
+    assert cells["model.layers.1.q"].get("class") == "k10"
+    assert "measured broke nats" in (cells["model.layers.1.q"][0].text or "")
+    assert cells["model.layers.0.down"].get("class") == "k10"  # the largest of the others
+    assert cells["model.layers.0.q"].get("class") != "k10"
+    assert "∞: the model broke" in " ".join(tree.itertext())
+    assert "∞" not in " ".join(parsed(profile(full())).itertext())
+
+
+def test_what_is_within_its_error_is_grey_where_it_was_measured() -> None:
+    rows = [
+        row(0, "q", 0.1, error=0.04), row(0, "down", 0.1, error=0.06), row(1, "q", -0.1, error=0.06)
+    ]  # fmt: skip
+    predicted, measured = figures(parsed(profile(rows)), "map losses")
+    grey = [
+        [(cell[0].text or "").split(",")[0] for cell in drawn.iter(f"{SVG}rect")
+         if cell.get("class") == "unsure"]
+        for drawn in (predicted, measured)
+    ]  # fmt: skip
+    assert grey == [[], ["model.layers.0.down", "model.layers.1.q"]]
+    hints = [hint.text or "" for hint in measured.iter(f"{SVG}title")]
+    assert any(hint.endswith("measured 0.100 ± 0.118 nats/token") for hint in hints)
+    # errors on the same text may add up
+    experts = [row(0, f"expert{at}_up", 0.1, error=0.04) for at in range(2)]
+    (cell,) = (
+        one for one in figures(parsed(profile(experts)), "map losses")[1].iter(f"{SVG}rect")
+        if one.get("data-sites")
+    )  # fmt: skip
+    assert "measured 0.200 ± 0.157" in (cell[0].text or "") and cell.get("class") != "unsure"
+
+
+def test_the_settings_say_what_was_compared() -> None:
+    assert "2 x 32, 62 predicted" in profile_page(profile(full()))
+    apart = profile(full(), metric="divergence", compared_tokens=31)
+    assert "2 x 32, 31 of them compared" in profile_page(apart)
+
+
 @pytest.mark.parametrize("by", ["role", "block"])
 def test_roles_and_blocks_have_a_table_of_their_own(by: str) -> None:
     name = "q" if by == "role" else "all"
@@ -144,7 +196,7 @@ def test_what_is_missing_falls_or_is_not_ours_does_no_harm() -> None:
         rows,
         model="<b>&",
         left_dense=[{"site": "x.experts.1.up", "size": 0.5}],
-        agreement=[{"size": 0.5, "parts": 3, "pearson": None, "spearman": None}],
+        agreement=[agreement(3, None)],
     )
     tree = parsed(found)
     said = " ".join(tree.itertext())
@@ -169,7 +221,9 @@ def test_the_terminal_shows_every_role_and_the_blocks_at_both_ends() -> None:
     assert out.index(" down ") < out.index(" q ")
     listed = [line.split()[1] for line in out.splitlines() if line.startswith(" block")]
     assert listed == ["8", "7", "6", "2", "1", "0"]
-    assert "over 36 parts: 0.900 of logarithms, – of ranks" in out
+    said = "over 36 parts: 0.900 of logarithms (30 parts above 0), – of ranks"
+    assert said in " ".join(out.split())
+    assert said in " ".join(" ".join(parsed(profile(full())).itertext()).split())
 
 
 @pytest.mark.parametrize(

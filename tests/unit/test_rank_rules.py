@@ -109,6 +109,22 @@ def test_without_singular_values_the_losses_stand_for_the_energy() -> None:
     assert kept == sorted(kept, reverse=True) and max(reached) - min(reached) < max(rates)
 
 
+@pytest.mark.parametrize("name", ["energy", "spectral_mass"])
+def test_where_one_has_no_singular_values_all_are_on_the_scale_of_the_losses(name: str) -> None:
+    falls = (1.5, 0.7, 0.3)
+    mixed, hidden = (
+        [spectrum(fall, block, shown=show and block != 1) for block, fall in enumerate(falls)]
+        for show in (True, False)
+    )
+    one = mixed[0]
+    kept = Curve(one.sites, one.ranks[-1:], one.sizes[-1:], one.losses[-1:])
+    choose, budget = allocators.get(name), 0.55 * spent(mixed, [9, 9, 9])
+    assert choose(mixed, budget) == choose(hidden, budget)
+    # one that is protected, and has nothing to choose, changes no scale
+    shown = [spectrum(fall, block) for block, fall in enumerate(falls)]
+    assert choose([*shown, kept], budget + float(kept.sizes[-1])) == [*choose(shown, budget), 0]
+
+
 # break-even
 
 
@@ -201,7 +217,31 @@ def test_perplexity_budget_gives_every_site_the_same_measured_rise() -> None:
     assert spent(found, free) >= spent(found, chosen)
 
 
-def test_perplexity_budget_at_its_own_size_is_the_published_rule() -> None:
+def fine(fall: float, block: int, full: int = 200) -> Curve:
+    """A curve with a cut at every percent of the size, not only at tenths."""
+    ranks_ = torch.arange(1, full // 2 + 1)
+    squares = torch.arange(1, full + 1).double() ** (-2 * fall)
+    losses = 0.5 * (squares.sum() - squares.cumsum(0)[: full // 2])
+    losses[-1] = 0.0
+    site = Site(f"s{block}", block, "q", full, full)
+    return Curve((site,), ranks_, (ranks_ * 2 * full).double(), losses)
+
+
+def test_perplexity_budget_at_its_own_size_is_close_to_the_published_rule() -> None:
+    found = [fine(0.5, block) for block in range(3)]
+    scales = [0.004, 0.006, 0.009]
+    published = [
+        next(at for at in range(9, 100, 10) if scale * float(one.losses[at]) <= log(1.005))
+        for scale, one in zip(scales, found, strict=True)
+    ]
+    assert len(set(published)) > 1
+    truth = Truth(found, scales)
+    chosen = allocators.get("perplexity_budget")(found, spent(found, published), truth)
+    assert chosen != published  # between two cuts of the grid
+    assert all(abs(one - other) <= 10 for one, other in zip(chosen, published, strict=True))
+
+
+def test_perplexity_budget_where_the_grid_is_all_there_is_is_the_published_rule() -> None:
     found = [spectrum(0.5, block) for block in range(3)]
     scales = [0.004, 0.006, 0.009]
     published = [
@@ -218,9 +258,9 @@ def test_surgical_cuts_from_the_last_site_and_rolls_back_what_hurts() -> None:
     truth = Truth(found, [1e-4, 1e-4, 10.0, 1e-4])
     chosen = allocators.get("surgical")(found, spent(found, [9, 9, 9, 1]), truth)
     assert chosen == [9, 9, 9, 1] and truth.asked == 2
-    chosen = allocators.get("surgical")(found, spent(found, [9, 4, 9, 1]), truth)
-    assert chosen == [9, 4, 9, 1]  # the third rolled back, the last cut of all refilled
-    assert truth.asked == 2 + 1 + 1 + 3 + 1
+    chosen = allocators.get("surgical")(found, spent(found, [9, 5, 9, 0]), truth)
+    assert chosen == [9, 5, 9, 0]  # the third rolled back, the last cut of all refilled
+    assert truth.asked == 2 + 1 + 1 + 4 + 1
 
 
 def test_surgical_relaxes_its_tolerance_until_the_budget_is_met() -> None:
@@ -228,10 +268,10 @@ def test_surgical_relaxes_its_tolerance_until_the_budget_is_met() -> None:
     truth = Truth(found, [3.0, 1.0, 4.0, 2.0])
     chosen = allocators.get("surgical")(found, spent(found, [3, 3, 3, 3]), truth)
     assert spent(found, chosen) <= spent(found, [3, 3, 3, 3])
-    assert truth.asked <= 1 + 3 * 4 * 8
-    huge = Truth(found, [1e9] * 4)
-    chosen = allocators.get("surgical")(found, spent(found, [9, 9, 5, 0]), huge)
-    assert chosen == [9, 9, 5, 0]  # nothing is ever accepted, so the last are forced
+    assert truth.asked <= 1 + 5 * 4 * 8
+    budget, huge = spent(found, [9, 9, 5, 0]), Truth(found, [1e9] * 4)
+    chosen = allocators.get("surgical")(found, budget, huge)
+    assert chosen == allocators.get("global")(found, budget)  # as nothing is ever accepted
 
 
 def by_thirds() -> tuple[list[Curve], list[float]]:

@@ -103,7 +103,10 @@ def test_how_far_predictions_are_off_is_the_geometric_mean_of_ratios() -> None:
     known["predicted"] += [0.0, -0.1, 0.3, None]  # type: ignore[list-item]
     known["measured"] += [0.5, 0.5, -0.2, 1.0]
     known["budgets"] += [0.6, 0.5, 0.4, 0.3]
-    assert how_far_off(known).startswith("Measured is on average 2.5 times predicted")
+    assert how_far_off(known) == (
+        "Measured is on average 2.5 times predicted (geometric mean of 3 budgets, 4 without "
+        "increase left out, 1.0 to 8.0 times)."
+    )
     alone = {"predicted": [0.2], "measured": [0.1], "budgets": [0.9]}
     assert how_far_off(alone) == (
         "Measured is on average 0.50 times predicted (geometric mean of one budget)."

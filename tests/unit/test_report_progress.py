@@ -80,6 +80,17 @@ def test_work_begun_anew_is_estimated_from_its_own_start(
     ]  # fmt: skip
 
 
+def test_work_of_unknown_length_is_counted(
+    clock: Clock, say: Say, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for done in range(1, 8):
+        say(done, 0, "measuring choices")
+        clock.now += 4
+    assert capsys.readouterr().err.splitlines() == [
+        "measuring choices 1", "measuring choices 4", "measuring choices 7",
+    ]  # fmt: skip
+
+
 def test_what_is_told_twice_ends_once(say: Say, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(3):
         say(5, 5, "reading")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,7 +19,8 @@ def energy(curves: list[Curve], budget: float, measure: Measure | None = None) -
     The share of rank r is Σ_{i≤r} σ_i² / Σ σ_i², the cumulative share of variance by which
     principal components are counted (Jolliffe, Principal Component Analysis, 2002, section 6.1.1).
     The threshold is as high as the budget allows. A curve of several methods or sites has no
-    singular values; its share is 1 - loss / loss of the smallest cut.
+    singular values; where there is one, the share of every curve is 1 - loss / loss of the smallest
+    cut, so that all are on one scale.
     budget: in the unit of the curves' sizes. measure: not needed.
     """
     return by_share(curves, budget, power=2)
@@ -25,7 +28,8 @@ def energy(curves: list[Curve], budget: float, measure: Measure | None = None) -
 
 def by_share(curves: list[Curve], budget: float, power: int) -> list[int]:
     """Return for every curve the smallest cut whose share of Σσ^power reaches a threshold."""
-    shares = [_shares(curve, power) for curve in curves]
+    known = all(curve.values is not None for curve in curves if len(curve.sizes) > 1)
+    shares = [_shares(curve if known else replace(curve, values=None), power) for curve in curves]
 
     def choose(threshold: float) -> list[int]:
         return [min(int((share < threshold).sum()), len(share) - 1) for share in shares]

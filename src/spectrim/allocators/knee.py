@@ -35,11 +35,19 @@ def knee(curves: list[Curve], budget: float, measure: Measure | None = None) -> 
 
 def knee_of(curve: Curve) -> int:
     """Return the cut at the knee of loss against rank; the first where there is no bend."""
-    extents, losses = _extents(curve), curve.losses.double()
-    across, down = extents[-1] - extents[0], losses[0] - losses[-1]
-    if across <= 0 or down <= 0:
-        return 0
-    return int((1 - (extents - extents[0]) / across - (losses - losses[-1]) / down).argmax())
+    return bend(_extents(curve), curve.losses.double()) or 0
+
+
+def bend(extents: Float[Tensor, " points"], values: Float[Tensor, " points"]) -> int | None:
+    """Return where a curve, rising or falling, is furthest ahead of its chord; None if nowhere.
+
+    extents: rising. What is ahead has more of the whole change behind it than of the way.
+    """
+    across, along = extents[-1] - extents[0], values[-1] - values[0]
+    if across <= 0 or along == 0:
+        return None
+    ahead = (values - values[0]) / along - (extents - extents[0]) / across
+    return int(ahead.argmax()) if ahead.max() > 1e-9 else None
 
 
 def _extents(curve: Curve) -> Float[Tensor, " cuts"]:

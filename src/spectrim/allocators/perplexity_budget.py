@@ -24,7 +24,8 @@ def perplexity_budget(
     alone, so that the order does not matter, and its limit found by bisection over the grid. What
     that cut is predicted to lose, corrected by what was measured next to it, is the site's unit;
     every site then takes the smallest cut within a common multiple of its unit, as the budget
-    allows. At a multiple of one, this is the published rule.
+    allows. At a multiple of one, this is close to the published rule, but not the same: a cut may
+    lie between two of the grid, where the curve says that it still keeps to the factor.
 
     About 4 evaluations a site, whatever the budget, and one of the dense model.
     budget: in the unit of the curves' sizes.

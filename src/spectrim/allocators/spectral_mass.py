@@ -12,8 +12,8 @@ def spectral_mass(curves: list[Curve], budget: float, measure: Measure | None = 
 
     This is the rank rule "auto:v" in the code of SFSD (2405.13039), with v as high as the budget
     allows. Beside `energy` it gives more to sites whose singular values fall fast. A curve of
-    several methods or sites has no singular values; its share is 1 - (loss / loss of the smallest
-    cut)^½.
+    several methods or sites has no singular values; where there is one, the share of every curve
+    is 1 - (loss / loss of the smallest cut)^½.
     budget: in the unit of the curves' sizes. measure: not needed.
     """
     return by_share(curves, budget, power=1)

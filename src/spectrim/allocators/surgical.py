@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from spectrim.allocators import Measure, needed
 from spectrim.allocators._spending import dense, spent
+from spectrim.allocators.global_ import global_
 from spectrim.plan import Curve
 
 MEASURES = True
-PARTS = (0.25, 0.5, 0.75)  # of the dense size: what is tried, from aggressive to mild
+PARTS = (0.05, 0.1, 0.25, 0.5, 0.75)  # of the dense size: what is tried, from aggressive to mild
 TOLERANCE = 1e-3  # δ of the first pass, nats per token
 GROWTH = 4.0  # of δ from pass to pass
 PASSES = 8
@@ -20,13 +23,14 @@ def surgical(curves: list[Curve], budget: float, measure: Measure | None = None)
     smallest cut that raises the measured loss by at most δ over the last accepted choice is kept,
     and the site rolled back where there is none. As a δ given beforehand meets no budget, passes
     over all sites follow each other with δ four times as large, until it is met; the cut that meets
-    it is then the largest which does. Two things differ: three cuts are tried, at a quarter, half
-    and three quarters of the dense size, where SFSD tries eleven on each of three chunks of text;
-    and every δ counts from the last accepted choice, where SFSD's counts from the dense model.
+    it is then the largest which does. Two things differ: five cuts are tried, at a twentieth to
+    three quarters of the dense size, where SFSD tries eleven on each of three chunks of text; and
+    every δ counts from the last accepted choice, where SFSD's counts from the dense model.
 
-    At most 3 evaluations a site and pass; a cut is not tried again before δ reaches what it cost
+    At most 5 evaluations a site and pass; a cut is not tried again before δ reaches what it cost
     when it was tried last. The search does not depend on the budget, but for where it ends. Where
-    8 passes do not suffice, the last sites take their smallest cuts unmeasured.
+    8 passes do not suffice, as for a budget below what the cuts tried take, the rest is not
+    measured: `global` shares the budget among the cuts that are no larger than those accepted.
     budget: in the unit of the curves' sizes.
 
     Raises:
@@ -51,7 +55,7 @@ def surgical(curves: list[Curve], budget: float, measure: Measure | None = None)
                     break
             if spent(curves, chosen) <= budget:
                 return _refilled(curves, budget, chosen, place)
-    return _forced(curves, budget, chosen)
+    return global_([_up_to(curve, at) for curve, at in zip(curves, chosen, strict=True)], budget)
 
 
 def _smaller(curve: Curve, chosen: int) -> list[int]:
@@ -69,9 +73,7 @@ def _refilled(curves: list[Curve], budget: float, chosen: list[int], place: int)
     return chosen
 
 
-def _forced(curves: list[Curve], budget: float, chosen: list[int]) -> list[int]:
-    for place in reversed(range(len(curves))):
-        chosen = [*chosen[:place], 0, *chosen[place + 1 :]]
-        if spent(curves, chosen) <= budget:
-            return _refilled(curves, budget, chosen, place)
-    return chosen
+def _up_to(curve: Curve, at: int) -> Curve:
+    """Return the curve without the cuts that are larger than one."""
+    ranks, sizes, losses = (one[: at + 1] for one in (curve.ranks, curve.sizes, curve.losses))
+    return replace(curve, ranks=ranks, sizes=sizes, losses=losses)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear
 
 PARTS = ("encoder", "offset", "slope", "decoder")
@@ -37,7 +38,17 @@ class Autoencoder(FactoredLinear):
         return rank * (out_features + in_features + 2)
 
     def take(self, pieces: dict[str, Tensor]) -> None:
-        """Take the autoencoder that was trained at this rank."""
+        """Take the autoencoder that was trained at this rank.
+
+        Raises:
+            SpectrimError: none was.
+        """
+        made = sorted({int(key.partition(".")[0]) for key in pieces})
+        if self.rank not in made:
+            raise SpectrimError(
+                f"an autoencoder of rank {self.rank} is asked for, but those that were trained "
+                f"have {', '.join(map(str, made))}; change the rank in the plan to one of these"
+            )
         for part in PARTS:
             getattr(self, part).copy_(pieces[f"{self.rank}.{part}"])
 

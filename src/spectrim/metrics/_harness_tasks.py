@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from spectrim.errors import SpectrimError, UnavailableError, did_you_mean, one_line
@@ -16,6 +17,7 @@ from spectrim.metrics._harness_files import LOCAL
 from spectrim.metrics._harness_model import silent
 from spectrim.metrics._packages import package
 
+OURS = Path(__file__).parents[1]
 YAML = Path(__file__).with_name("lm_eval_tasks")
 
 
@@ -126,16 +128,22 @@ def load(pair: Pair, names: Iterable[str]) -> list[Loaded]:
 
 @contextmanager
 def in_one_line(task: str, *errors: type[Exception]) -> Iterator[None]:
-    """Say these errors of a task's own code in one line; others are not the task's."""
+    """Say these errors of a task's own code in one line; others, and ours, are not the task's."""
     try:
         yield
     except errors as error:
-        if one_line(error) is not None:
+        if one_line(error) is not None or _ours(error):
             raise
         raise SpectrimError(
             f"lm-eval's task '{task}' failed ({_reason(error)}); leave it out, or get its data "
             "or another version of lm-eval"
         ) from error
+
+
+def _ours(error: Exception) -> bool:
+    """Return whether our own code raised an error."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    return Path(frame.f_code.co_filename).is_relative_to(OURS)
 
 
 def _reason(error: Exception) -> str:

@@ -128,7 +128,7 @@ def _scores(
             "none" if name == "ss" else "higher",
             len(terms),
             resampled(statistic, columns, seed),
-            {**how, "ideal": 0.5} if name == "ss" else how,
+            {**how, **TOLD.get(name, {})},
         )
         for name, statistic in STATISTICS.items()
     ]
@@ -159,3 +159,7 @@ def _icat(stereotype: Values, sense: Values) -> float:
 
 
 STATISTICS = {"lms": _lms, "ss": _ss, "icat": _icat}
+TOLD: dict[str, dict[str, Any]] = {
+    "ss": {"ideal": 0.5},
+    "icat": {"interval": "percentile bootstrap, lopsided near SS = 0.5, where ICAT has a kink"},
+}

@@ -44,15 +44,17 @@ def predicted_against_measured(prediction: dict[str, Any] | None) -> Markup | No
 def how_far_off(prediction: dict[str, Any] | None) -> str:
     """Return a sentence on measured over predicted increase: geometric mean, smallest, largest.
 
-    Budgets where one of the two is not above zero have no such ratio and are left out; nothing is
-    said where that leaves none.
+    Budgets where one of the two is not above zero have no such ratio and are left out, and counted;
+    nothing is said where that leaves none.
     """
     ratios = [y / x for x, y, _ in _pairs(prediction) if x > 0 and y > 0]
+    left = len((prediction or {}).get("budgets", [])) - len(ratios)
     if not ratios:
         return ""
     average, *ends = map(plain, (geometric_mean(ratios), min(ratios), max(ratios)), (2, 2, 2))
     among = f", {ends[0]} to {ends[1]} times" if len(ratios) > 1 else ""
     where = f"{len(ratios)} budgets" if len(ratios) > 1 else "one budget"
+    where += f", {left} without increase left out" if left else ""
     return f"Measured is on average {average} times predicted (geometric mean of {where}{among})."
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import log10
+from math import isfinite, log10
 from typing import Any
 
 from markupsafe import Markup
@@ -19,7 +19,10 @@ _TYPE = 11.0
 
 @dataclass(frozen=True)
 class Cell:
-    """The decisions of one block and role: one, or those of all experts."""
+    """The decisions of one block and role: one, or those of all experts.
+
+    loss: infinite where the model broke down. unsure: it may as well be none.
+    """
 
     block: int
     role: str
@@ -28,6 +31,7 @@ class Cell:
     hint: str
     sites: int
     loss: float = 0.0
+    unsure: bool = False
 
     @property
     def kept(self) -> float:
@@ -59,9 +63,11 @@ def kept_shade() -> Shade:
 
 def loss_shade(grid: Sequence[Cell], title: str) -> Shade:
     """Return the shade of predicted losses: by logarithm, over two decades below the largest."""
-    most = max((cell.loss for cell in grid), default=0.0)
+    most = max((cell.loss for cell in grid if isfinite(cell.loss)), default=0.0)
 
     def step(cell: Cell) -> int:
+        if not isfinite(cell.loss):
+            return STEPS
         if cell.loss <= 0 or most <= 0:
             return 0
         part = 1 + log10(cell.loss / most) / DECADES
@@ -182,13 +188,14 @@ def _cell(drawing: Drawing, cell: Cell, shade: Shade, box: tuple[float, ...]) ->
             "y": y + 0.75,
             "width": wide - 1.5,
             "height": high - 1.5,
-            "class": f"k{step}",
+            "class": "unsure" if cell.unsure else f"k{step}",
             "data-sites": str(cell.sites),
         },
         hint=cell.hint,
     )
     if wide >= 20:
-        drawing.text(x + wide / 2, y + high / 2 + 3.6, shade.shown(cell), f"in k{step}-on")
+        style = "in" if cell.unsure else f"in k{step}-on"
+        drawing.text(x + wide / 2, y + high / 2 + 3.6, shade.shown(cell), style)
 
 
 def _hint(block: int, role: str, group: list[dict[str, Any]]) -> str:
@@ -219,6 +226,8 @@ def _kept(group: Sequence[Cell]) -> str:
 def _thousandths(loss: float) -> str:
     """Return a loss in thousandths of a nat per token, in at most four characters."""
     part = 1000 * loss
+    if not isfinite(loss):
+        return "∞"
     if part < 0.05:
         return "0"
     return f"{part:.1f}" if part < 9.95 else f"{part:.0f}" if part < 9999.5 else ">9k"

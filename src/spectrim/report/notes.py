@@ -23,8 +23,9 @@ def _allocation(found: dict[str, Any]) -> str:
     cost = f"measured {count} choices" if count else "measured nothing"
     own, other = found["search_loss"], found["search_loss_of_global"]
     return (
-        f"The allocator {found['allocator']} {cost}; loss on the search split "
-        f"{words.fixed(own)}, with the allocator global {words.fixed(other)}."
+        f"The allocator {found['allocator']} {cost}; loss on the search split"
+        + (", the split it chose on, " if count else " ")
+        + f"{words.fixed(own)}, with the allocator global {words.fixed(other)}."
     )
 
 

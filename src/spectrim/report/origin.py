@@ -19,6 +19,9 @@ def named(output: Output) -> str:
 def full_name(output: Output) -> str:
     """Return the dense model's name as the hub has it; the last part of a path elsewhere."""
     name = named(output)
-    if name == "demo":
-        return f"{DEMO} (demo)"
+    return f"{DEMO} (demo)" if name == "demo" else without_path(name)
+
+
+def without_path(name: str) -> str:
+    """Return a model's name as the hub has it; the last part of a path elsewhere."""
     return name if HUB_NAME.fullmatch(name) else PurePath(name).name or name

@@ -5,7 +5,8 @@ It is one HTML file that opens anywhere, made from what profile.json holds.
 
 from __future__ import annotations
 
-from pathlib import Path, PurePath
+from math import inf
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -14,13 +15,14 @@ from spectrim.report import words
 from spectrim.report.charts import FRAME, HEIGHT, WIDTH
 from spectrim.report.drawing import Drawing, Scale, axes
 from spectrim.report.heatmap import STEPS, Cell, heatmap, loss_shade
-from spectrim.report.origin import HUB_NAME
+from spectrim.report.origin import without_path
 from spectrim.report.page import environment
 from spectrim.report.spectrum import DEPTHS
-from spectrim.report.words import plain, role_group, share
+from spectrim.report.words import fixed, increase, plain, role_group, share
 
 Row = dict[str, Any]
 WAYS = ("first to last", "last to first")
+REACH = 1.96  # standard errors: 95 %
 
 
 def write_profile(found: dict[str, Any], target: Path) -> None:
@@ -34,7 +36,7 @@ def profile_page(found: dict[str, Any]) -> str:
         environment()
         .get_template("profile.html")
         .render(
-            title=f"Sensitivity of {_name(str(found['model']))}",
+            title=f"Sensitivity of {without_path(str(found['model']))}",
             found=found,
             sizes=[_of_size(found, size) for size in found["sizes"]],
             settings=_settings(found),
@@ -48,8 +50,9 @@ def profile_page(found: dict[str, Any]) -> str:
 def totals(rows: list[Row], by: str) -> list[Row]:
     """Return parts that were cut alone, summed by "role" or "block", the most sensitive first.
 
-    A sum of what each costs alone is what they cost together as far as they do not interact. What
-    is of several blocks has none, and comes under no block.
+    A sum of what each costs alone is what they cost together as far as they do not interact. It is
+    None, which comes first, where a part alone broke the model. What is of several blocks has none,
+    and comes under no block.
     """
     groups: dict[str, list[Row]] = {}
     for one in rows:
@@ -60,17 +63,27 @@ def totals(rows: list[Row], by: str) -> list[Row]:
         {
             "name": name,
             "parts": len(group),
-            "predicted": sum(one["predicted"] or 0.0 for one in group),
-            "measured": sum(one["measured"] or 0.0 for one in group),
+            "predicted": _sum(group, "predicted"),
+            "measured": _sum(group, "measured"),
         }
         for name, group in groups.items()
     ]
-    return sorted(made, key=lambda one: -one["measured"])
+    return sorted(made, key=lambda one: -inf if one["measured"] is None else -one["measured"])
 
 
-def _name(model: str) -> str:
-    """Return a model's name as the hub has it; the last part of a path elsewhere."""
-    return model if HUB_NAME.fullmatch(model) else PurePath(model).name or model
+def agreed(found: Row) -> str:
+    """Return how predicted and measured go together; found: an entry of "agreement"."""
+    return (
+        f"correlation of predicted and measured over {found['parts']} parts: "
+        f"{fixed(found['pearson'])} of logarithms ({found['above']} parts above 0), "
+        f"{fixed(found['spearman'])} of ranks"
+    )
+
+
+def _sum(group: list[Row], name: str) -> float | None:
+    """Return the sum over rows, None where one of them has no number."""
+    found = [one[name] for one in group]
+    return None if None in found else sum(found)
 
 
 def _block(row: Row) -> str:
@@ -88,7 +101,8 @@ def _of_size(found: dict[str, Any], size: float) -> Row:
         "cumulative": _cumulative(rows, found["unit"]),
         "roles": [] if found["by"] == "block" else totals(alone, "role"),
         "blocks": [] if found["by"] == "role" else totals(alone, "block"),
-        "agreement": next(one for one in found["agreement"] if one["size"] == size),
+        "agreed": agreed(next(one for one in found["agreement"] if one["size"] == size)),
+        "broke": any(one["measured"] is None for one in alone),
     }
 
 
@@ -108,9 +122,21 @@ def _cells(rows: list[Row], name: str, unit: str) -> list[Cell]:
         groups.setdefault((one["block"], role_group(one["role"])), []).append(one)
     return [
         Cell(block, role, 0, 0, _hint(group, unit), len(group),
-             sum(one[name] or 0.0 for one in group))
+             inf if (loss := _sum(group, name)) is None else loss,
+             name == "measured" and _within_error(group))
         for (block, role), group in groups.items()
     ]  # fmt: skip
+
+
+def _reach(group: list[Row]) -> float | None:
+    """Return half the 95 % interval of a measured sum, at most: errors on one text may add up."""
+    error = None if any(one.get("error") is None for one in group) else _sum(group, "error")
+    return None if error is None else REACH * error
+
+
+def _within_error(group: list[Row]) -> bool:
+    measured, reach = _sum(group, "measured"), _reach(group)
+    return measured is not None and reach is not None and abs(measured) <= reach
 
 
 def _hint(group: list[Row], unit: str) -> str:
@@ -120,11 +146,9 @@ def _hint(group: list[Row], unit: str) -> str:
         where = f"block {first['block']}, {role_group(first['role'])}: {len(group)} sites"
     elif first["rank"] is not None:
         where += f", rank {first['rank']}"
-    sums = (
-        f"{name} {plain(sum(one[name] or 0.0 for one in group))}"
-        for name in ("predicted", "measured")
-    )
-    return f"{where}, {share(first['size'])} of the numbers: {', '.join(sums)} {unit}"
+    sums = [f"{name} {increase(_sum(group, name))}" for name in ("predicted", "measured")]
+    reach = "" if (half := _reach(group)) is None else f" ± {plain(half)}"
+    return f"{where}, {share(first['size'])} of the numbers: {', '.join(sums)}{reach} {unit}"
 
 
 def _scatter(rows: list[Row], unit: str) -> Markup | None:
@@ -172,7 +196,9 @@ def _cumulative(rows: list[Row], unit: str) -> Markup | None:
 def _settings(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Return how the profile was obtained, as (name, value) in a fixed order."""
     versions = ", ".join(f"{name} {one}" for name, one in found["versions"].items())
-    read = f"{found['sequences']} x {found['length']}, {found['predicted_tokens']:,} predicted"
+    read = f"{found['sequences']} x {found['length']}, "
+    compared, predicted = found.get("compared_tokens"), found["predicted_tokens"]
+    read += f"{compared:,} of them compared" if compared else f"{predicted:,} predicted"
     cut = ", ".join(share(size) for size in found["sizes"])
     return [
         ("Model", str(found["model"])),

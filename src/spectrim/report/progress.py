@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from time import monotonic
 
 from rich.console import Console
@@ -28,7 +29,8 @@ def shown() -> Iterator[Callable[[int, int, str], None]]:
 
     Lines go to standard error, so that standard output stays for results. Where that is no
     terminal whose lines can be drawn again, plain lines follow each other: count, total and time
-    left, every ten seconds at most, and one at the end of each piece of work.
+    left, every ten seconds at most, and one at the end of each piece of work. A total of 0 is not
+    known: the count alone is told.
     """
     console = Console(stderr=True)
     # Rich calls a log a terminal where FORCE_COLOR is set, as many build machines do.
@@ -48,8 +50,8 @@ def shown() -> Iterator[Callable[[int, int, str], None]]:
 
         def advance(done: int, total: int, what: str) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
+                tasks[what] = bars.add_task(what, total=total or None)
+            bars.update(tasks[what], completed=done, total=total or None)
 
         yield advance
 
@@ -77,10 +79,10 @@ class _Lines:
         if work is None or done < work.done:
             said = now - PAUSE if work is None else work.said  # begun anew: no sooner than due
             work = self._known[what] = _Work(now, done, said, done - 1)
-        ends = done >= total and work.done < total
-        if ends or (done < total and now - work.said >= PAUSE):
-            print(f"{what} {done}/{total}{_times(work, done, total, now)}", file=sys.stderr,
-                  flush=True)  # fmt: skip
+        ends = 0 < total <= done and work.done < total
+        if ends or (done < (total or inf) and now - work.said >= PAUSE):
+            told = f"{done}/{total}{_times(work, done, total, now)}" if total else str(done)
+            print(f"{what} {told}", file=sys.stderr, flush=True)
             work.said = now
         work.done = done
 

@@ -8,6 +8,7 @@ from math import floor, isfinite, log10
 
 MISSING = "–"
 NOT_MEASURED = "not measured"
+BROKE = "broke"
 GAP = "\u00a0"  # between number and unit, where a line must not break
 ARROWS = {"lower": "↓", "higher": "↑", "none": ""}
 _WRITTEN = {
@@ -34,6 +35,11 @@ def plain(number: float | None, digits: int = 3) -> str:
     if not -5 < size < 7:
         return f"{number:.{digits - 1}e}".replace("-", "−")
     return f"{number:,.{max(0, digits - 1 - size)}f}".replace("-", "−")
+
+
+def increase(number: float | None) -> str:
+    """Return a measured increase; None is one that is beyond all numbers."""
+    return BROKE if number is None else plain(number)
 
 
 def whole(number: float | None) -> str:

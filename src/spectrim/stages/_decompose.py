@@ -85,7 +85,10 @@ def _samples(job: Job, method: str, folder: Path) -> Iterator[dict[str, Tensor] 
 
 
 def offers(job: Job, options: Factorize) -> list[Offer]:
-    """Return every curve that the methods offer, in the order of the sites."""
+    """Return every curve that the methods offer, in the order of the sites.
+
+    Copied, as a view would keep the whole file of a block in the address space.
+    """
     found: list[Offer] = []
     for stack, index in job.each_block():
         for method in options.methods:
@@ -95,9 +98,9 @@ def offers(job: Job, options: Factorize) -> list[Offer]:
                 for sites in together(method, reached(job, stack, index)):
                     name = sites[0].name
                     if f"{name}.losses" in keys:
-                        ranks, losses = (held.get_tensor(f"{name}.{p}") for p in CURVE[:2])
+                        ranks, losses = (held.get_tensor(f"{name}.{p}").clone() for p in CURVE[:2])
                         known = f"{name}.values" in keys
-                        values = held.get_tensor(f"{name}.values") if known else None
+                        values = held.get_tensor(f"{name}.values").clone() if known else None
                         found.append(Offer(method, sites, ranks, losses, values))
     return found
 

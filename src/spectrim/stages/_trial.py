@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import cached_property
 from math import inf, isfinite
 
 import torch
+import transformers
 from torch import Tensor
 
+from spectrim import __version__
 from spectrim.allocators import allocators
 from spectrim.architectures import Stack
+from spectrim.calibration import Tokens
 from spectrim.job import Job, key_of
 from spectrim.options import Factorize
 from spectrim.plan import Decision, Plan
+from spectrim.run import Record
 from spectrim.stages._allocate import Unit, allocate, decided
 from spectrim.stages._cut import try_out
 
@@ -20,6 +26,8 @@ UNREPORTED = ("global", "uniform")  # the default and its baseline, which are to
 
 def planned(job: Job, options: Factorize, bought: list[Unit]) -> Plan:
     """Return the plan of the allocator, noting what it cost and what it gained over `global`.
+
+    The gain is on the search split, which is the split that allocators which measure choose on.
 
     Raises:
         SpectrimError: what cannot be factored, or the smallest cuts, already exceed the budget.
@@ -42,8 +50,8 @@ def planned(job: Job, options: Factorize, bought: list[Unit]) -> Plan:
 class Trial:
     """Measures choices of cuts for allocators that look at the true loss.
 
-    losses: what was measured so far, in nats per token, by a hash of the decisions, which are many;
-    nothing is measured twice.
+    losses: what was asked for so far, in nats per token, by a hash of the decisions, which are
+    many; nothing is measured twice, nor again by a run that goes on with what another left.
 
     A choice is run from the first block on in which it differs from the one measured before, so the
     hidden states in front of every block stay in memory: [tokens, hidden] each, in the walk's
@@ -71,9 +79,17 @@ class Trial:
         """
         key = key_of(decisions)
         if key not in self.losses:
-            self.losses[key] = self._measured(decisions)
+            if key not in self._record.values:
+                self._record.add(key, {"loss": self._measured(decisions)})
+            self.losses[key] = self._record.values[key]["loss"]
             self.job.progress(len(self.losses), 0, "measuring choices")
         return self.losses[key]
+
+    @cached_property
+    def _record(self) -> Record:
+        """Return the file of what was measured, in the work folder, which ends with the run."""
+        key = measuring(self.job, self.options, self._walk.tokens)
+        return Record(self.job.work / f"trial-{key}.jsonl")
 
     def _measured(self, decisions: tuple[Decision, ...]) -> float:
         places = self.job.each_block()
@@ -113,6 +129,13 @@ class Trial:
         walk = self._walk
         self._encoded = {start: walk.encoded(states, start) for start, states in before.items()}
         return {start: walk.start(stack, start, self._encoded.get(start)) for start in walk.starts}
+
+
+def measuring(job: Job, options: Factorize, tokens: Tokens) -> str:
+    """Return a name for all that a measured loss depends on but what is cut."""
+    read = hashlib.sha256(tokens.ids.numpy().tobytes() + tokens.mask.numpy().tobytes())
+    around = (__version__, torch.__version__, transformers.__version__, torch.get_num_threads())
+    return key_of(job.statistics_key, read.hexdigest(), options.model_dump(mode="json"), around)
 
 
 def _of_block(decisions: tuple[Decision, ...], stack: Stack, index: int) -> tuple[Decision, ...]:

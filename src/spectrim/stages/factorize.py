@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
+from spectrim.architectures import Stack
 from spectrim.errors import SpectrimError
+from spectrim.formats import low_rank_formats
 from spectrim.job import Job
+from spectrim.methods import methods
 from spectrim.options import Factorize
 from spectrim.plan import Curve, Plan, thin
 from spectrim.refinement import refine
+from spectrim.sites import Site
 from spectrim.stages._allocate import Unit, available, units
-from spectrim.stages._curves import dense_curve, inner_sites, offered, unknown_offers
+from spectrim.stages._curves import (
+    dense_curve,
+    format_of,
+    inner_sites,
+    offered,
+    unknown_offers,
+)
 from spectrim.stages._cut import cut
-from spectrim.stages._decompose import decompose, is_open, offers, together
+from spectrim.stages._decompose import centred, decompose, is_open, offers, reached, together
 from spectrim.stages._trial import planned
 from spectrim.statistics import without_tokens
 
@@ -33,8 +44,9 @@ def factorize(job: Job, options: Factorize) -> None:
         possible = offered(job, options, unknown_offers(job, options))
         available(job, [unit.curve for unit in units(job, options, possible)])
     else:
-        job.plan.check(inner_sites(job))
-        refuse_other(job, job.plan)
+        job.plan = job.plan.named()
+        refuse_unfit(job, job.plan)
+        refuse_unmade(job, options, job.plan)
         refuse_parted(job, job.plan)
     decompose(job, options)
     note_without_tokens(job)
@@ -43,7 +55,7 @@ def factorize(job: Job, options: Factorize) -> None:
     if job.plan is None:
         job.plan = planned(job, options, units(job, options, curves))
     else:
-        job.plan = job.plan.restated(curves)
+        job.plan = restated(job, options, job.plan)
         refinement = "on" if job.plan.about.get("refined", True) else "off"
     job.curves = shown_curves(job, curves)
     cut(job, options)
@@ -51,8 +63,9 @@ def factorize(job: Job, options: Factorize) -> None:
         refine(job, always=refinement == "on")
 
 
-def refuse_other(job: Job, plan: Plan) -> None:
-    """Raise SpectrimError where a plan was made of another model or another calibration text."""
+def refuse_unfit(job: Job, plan: Plan) -> None:
+    """Raise SpectrimError where a plan is of another model or another calibration text."""
+    plan.check(inner_sites(job))
     made = {"fingerprint": job.source.fingerprint, "statistics": job.statistics_key}
     for what, key in (("model", "fingerprint"), ("calibration text", "statistics")):
         if plan.about.get(key, made[key]) != made[key]:
@@ -62,24 +75,67 @@ def refuse_other(job: Job, plan: Plan) -> None:
             )
 
 
+def refuse_unmade(job: Job, options: Factorize, plan: Plan) -> None:
+    """Raise SpectrimError where a plan wants a cut that no method of the recipe makes."""
+    made = {method: possible(job, options, method) for method in options.methods}
+    for one in plan.decisions:
+        if one.format == "dense":
+            continue
+        if one.method not in made:
+            raise SpectrimError(
+                f"the plan cuts {one.site} by '{one.method}', but the recipe's method is "
+                f"{options.method}; take that in the plan, or name the other in the recipe too"
+            )
+        if one.format not in (known := made[one.method].get(one.site, [])):
+            made_here = f"makes {' or '.join(known)} of" if known else "does not cut"
+            raise SpectrimError(
+                f"the plan stores {one.site} as {one.format}, but {one.method} {made_here} it; "
+                "change the format or the method in the plan, or make it dense"
+            )
+
+
+def possible(job: Job, options: Factorize, method: str) -> dict[str, list[str]]:
+    """Return in which formats each site may be stored that a method cuts."""
+    free = methods.constant(method, "FORMAT") is None  # any that holds two factors
+    found: dict[str, list[str]] = {}
+    for place in job.each_block():
+        for sites in together(method, taken(job, method, place)):
+            for at, site in enumerate(sites):
+                own = format_of(options, method, site, at)
+                found[site.name] = sorted({own, *low_rank_formats()}) if free else [own]
+    return found
+
+
+def taken(job: Job, method: str, place: tuple[Stack, int]) -> list[Site]:
+    """Return the sites of a block among which a method finds those that it takes together."""
+    return reached(job, *place) if is_open(method) else job.block_sites(*place)
+
+
 def refuse_parted(job: Job, plan: Plan) -> None:
     """Raise SpectrimError where a plan parts sites of a block that a method cuts together."""
     cut = {one.site: one for one in plan.decisions if one.format != "dense"}
     for method in {one.method for one in cut.values() if one.method}:
         for place in job.each_block():
-            for sites in together(method, job.block_sites(*place)):
+            for sites in together(method, taken(job, method, place)):
                 ranks = {
                     site.name: cut[site.name].rank
                     for site in sites
                     if site.name in cut and cut[site.name].method == method
                 }
-                parted = len(ranks) < len(sites) and not is_open(method)
+                needed = sites[:1] if is_open(method) else sites  # the first holds the basis
+                parted = any(site.name not in ranks for site in needed)
                 if ranks and (parted or len(set(ranks.values())) > 1):
                     names = ", ".join(site.name for site in sites)
                     raise SpectrimError(
                         f"{method} cuts {names} together; give all of them the same rank in the "
                         "plan, or make all of them dense"
                     )
+
+
+def restated(job: Job, options: Factorize, plan: Plan) -> Plan:
+    """Return a plan with what follows from its choices; it may cut any site, at any rank."""
+    whole = options.model_copy(update={"protect": (), "rank_multiple": 1})
+    return plan.restated(read_curves(job, whole), partial(centred, options))
 
 
 def note_without_tokens(job: Job) -> None:

@@ -13,6 +13,7 @@ from spectrim.errors import SpectrimError
 from spectrim.inspection import inspect
 from spectrim.metrics.size import size
 from spectrim.plan import Decision, Plan
+from spectrim.profiling import Asked, profile
 from spectrim.report import notes
 from spectrim.weights import quiet
 from tiny_folders import change_tensors, starve_expert
@@ -152,3 +153,12 @@ def test_beside_single_cuts_the_prediction_is_no_worse(tmp_path: Path) -> None:
         made = run("mixtral", tmp_path / method, method=method, format="low_rank")
         losses.append(plan_of(made.small).predicted_loss)
     assert losses[1] <= losses[0] * 1.0001
+
+
+def test_a_profile_has_one_name_for_experts_that_are_cut_together(tmp_path: Path) -> None:
+    source = family_folder(tmp_path / "source", "mixtral")
+    text = write_text(tmp_path / "text.txt")
+    asked = recipe(source, text, method=METHOD)
+    for by in ("site", "role"):
+        found = profile(asked, tmp_path / by, Asked(by=by), cache=tmp_path / "cache")
+        assert {row["role"] for row in found["rows"]} == {"experts gate_up"}

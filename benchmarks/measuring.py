@@ -115,7 +115,7 @@ def commit_here() -> str:
 def how_measured(commits: set[str], windows: str = "16 of WikiText-2, 6 of each other text") -> str:
     """Return how the numbers were obtained."""
     return (
-        "Excess loss over the dense model, nats per token, with its 95 % interval over windows (t). "
+        "Excess loss over the dense model, nats per token, its 95 % interval over windows (t). "
         f"Windows of 1024 tokens: {windows}; seed 0; bf16; "
         f"{torch.get_num_threads()} threads, {platform.machine()}; torch {torch.__version__}, "
         f"transformers {transformers.__version__}; commits {', '.join(sorted(commits))}."

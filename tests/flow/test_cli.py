@@ -56,7 +56,8 @@ WRONG = [
     (["--allocator", "globe"],
      f"no allocator named 'globe'; did you mean 'global'? {named('allocators')}"),
     (["--format", "pivotted"],
-     f"no format named 'pivotted'; did you mean 'pivoted'? (formats: {', '.join(low_rank_formats())})"),
+     "no format named 'pivotted'; did you mean 'pivoted'? "
+     f"(formats: {', '.join(low_rank_formats())})"),
     (["--tokens", "48"],
      "'48' is no amount of tokens; write sequences x tokens in each, such as 48x1024"),
     (["--protect", "("],

@@ -20,6 +20,8 @@ OF_EXPERTS = [
     name for name in ALL if any("*" in str(r) for r in methods.constant(name, "ROLES") or ())
 ]
 ON_LLAMA = [name for name in ALL if name not in OF_EXPERTS]
+OF_OTHER_RANKS = [name for name in ON_LLAMA if methods.constant(name, "FORMAT")]
+LARGEST = {"keep": "99% of linear", "allocator": "uniform"}
 ATTENTION = "model.layers.0.self_attn."
 
 
@@ -67,6 +69,8 @@ def cut(made: Made) -> list[Decision]:
     ("made", "options"),
     [
         *(("llama", {"method": name}) for name in ON_LLAMA),
+        # at the largest cut, which may have the rank of the dense matrix
+        *(("llama", {"method": name, **LARGEST}) for name in OF_OTHER_RANKS),
         *(("mixtral", {"method": name}) for name in OF_EXPERTS),
         ("llama", {"method": ",".join(ON_LLAMA), "keep": "60% of linear"}),
         ("llama", {"method": "loss_aware_svd", "centre": True}),
@@ -94,7 +98,7 @@ def test_an_unedited_plan_gives_the_same_bits(made: Made, options: dict[str, Any
     ],
 )
 def test_what_is_made_dense_and_cut_again_is_as_it_was(
-    method: str, options: dict[str, object], made: Made
+    method: str, options: dict[str, Any], made: Made
 ) -> None:
     """Biases that make up for a mean, owners of a basis and losses follow from the choices."""
     first = asked(made, method, **options)

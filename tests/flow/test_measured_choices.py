@@ -13,11 +13,10 @@ import torch
 from rich.console import Console
 
 import report_folder
-from spectrim import pipeline, sources
+from spectrim import pipeline, prediction, sources
 from spectrim.allocators import allocators
 from spectrim.options import Factorize
 from spectrim.plan import Decision
-from spectrim.prediction import _plan
 from spectrim.recipe import Recipe
 from spectrim.report import terminal
 from spectrim.report.folder import read
@@ -225,7 +224,17 @@ def test_a_model_that_breaks_down_loses_infinitely_much(
 def test_predictions_of_a_rule_that_measures_are_those_of_global(tmp_path: Path) -> None:
     trial = trial_of("llama", tmp_path)
     surgical, plain = (
-        _plan(trial.job, trial.options.model_copy(update={"allocator": name}), 0.7)
+        prediction._plan(trial.job, trial.options.model_copy(update={"allocator": name}), 0.7)
         for name in ("surgical", "global")
     )
     assert surgical is not None and surgical == plain
+
+
+def test_predictions_say_how_many_budgets_their_correlation_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = trial_of("llama", tmp_path)
+    losses = [3.0, 2.9, *(3.0 + 0.1 * step for step in range(1, 20))]  # dense, and one that fell
+    monkeypatch.setattr(prediction, "_losses", lambda *asked: losses[: 1 + len(asked[-1])])
+    found = prediction.prediction(trial.job, trial.options)
+    assert found["left_out"] == 1 and len(found["budgets"]) == len(found["measured"]) > 3

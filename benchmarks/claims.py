@@ -35,7 +35,8 @@ from spectrim.errors import SpectrimError
 from spectrim.job import Job
 from spectrim.stages import drop_blocks, sparsify
 
-WINDOWS = {"WikiText-2": 8, "C4": 4}
+WINDOWS = {"WikiText-2": 8, "C4": 6}
+LENGTH = 512  # tokens of a window
 Step = Callable[[Job], None]
 
 
@@ -97,7 +98,9 @@ def _measured(asked: argparse.Namespace, tokens: str, steps: list[Step]) -> dict
     texts = windows_of(job, second, asked.data)
     for step in steps:
         step(job)
-    walks = {name: job.walk(Tokens.full(texts[name].ids[:n])) for name, n in WINDOWS.items()}
+    walks = {
+        name: job.walk(Tokens.full(texts[name].ids[:n, :LENGTH])) for name, n in WINDOWS.items()
+    }
     notes = {key: job.notes[key] for key in ("dropped",) if key in job.notes}
     return {**losses_of(walks, None, job), "notes": notes}
 
@@ -126,7 +129,7 @@ def _write(output: Path) -> None:
             + f" | {perplexities} | " + ("removed " + ", ".join(removed) if removed else "") + " |"
         )  # fmt: skip
     windows = ", ".join(f"{count} of {name}" for name, count in WINDOWS.items())
-    about = how_measured({row["commit"] for row in rows.values()}, windows)
+    about = how_measured({row["commit"] for row in rows.values()}, windows, LENGTH)
     (output / "results.md").write_text("\n".join(lines) + "\n\n" + about + "\n")
     print((output / "results.md").read_text())
 

@@ -116,7 +116,7 @@ def how_measured(commits: set[str], windows: str = "16 of WikiText-2, 6 of each 
     """Return how the numbers were obtained."""
     return (
         "Excess loss over the dense model, nats per token, its 95 % interval over windows (t). "
-        f"Windows of 1024 tokens: {windows}; seed 0; bf16; "
+        f"Windows of {length} tokens: {windows}; seed 0; bf16; "
         f"{torch.get_num_threads()} threads, {platform.machine()}; torch {torch.__version__}, "
         f"transformers {transformers.__version__}; commits {', '.join(sorted(commits))}."
     )

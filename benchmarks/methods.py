@@ -42,6 +42,7 @@ from spectrim.sources import Source
 from spectrim.stages.factorize import factorize
 
 WINDOWS = {"WikiText-2": 8, "C4": 6}
+LENGTH = 512  # tokens of a window
 ROUNDS, NEW_TOKENS = 3, 24
 
 
@@ -62,7 +63,9 @@ def main() -> None:
     first, second = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
     job = open_demo(str(first), asked.cache, asked.output)
     texts = windows_of(job, second, asked.data)
-    walks = {name: job.walk(Tokens.full(texts[name].ids[:n])) for name, n in WINDOWS.items()}
+    walks = {
+        name: job.walk(Tokens.full(texts[name].ids[:n, :LENGTH])) for name, n in WINDOWS.items()
+    }
     keep_row(asked.output, "", "dense", 1.0, lambda: losses_of(walks, None, job))
     rows = [*asked.methods.split(","), asked.methods]
     for names in rows:
@@ -129,7 +132,7 @@ def _write(output: Path) -> None:
             lines.append(f"| {row['keep']:.0%} | {label} | {_cells(row, dense)} |")
     lines += ["", *_mixed_against_single(rows)]
     windows = ", ".join(f"{count} of {name}" for name, count in WINDOWS.items())
-    about = how_measured({row["commit"] for row in rows.values()}, windows)
+    about = how_measured({row["commit"] for row in rows.values()}, windows, LENGTH)
     (output / "results.md").write_text("\n".join(lines) + "\n\n" + about + "\n")
     print((output / "results.md").read_text())
 

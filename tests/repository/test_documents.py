@@ -8,6 +8,7 @@ import pytest
 import typer.main
 
 from spectrim import cli
+from spectrim.registry import Registry
 
 TREE = re.compile(r"[\w.-]+\.(?:py|md|toml|txt|yaml|yml|cff)\b|[\w.-]+/")
 
@@ -112,3 +113,10 @@ def test_the_tree_in_the_architecture_equals_the_disk(root):
     disk = {path.name for path in package.glob("*.py")}
     disk |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
     assert named == disk
+
+
+@pytest.mark.parametrize("kind", ["methods", "allocators", "stages", "formats"])
+def test_the_mathematics_names_every_plug_in(kind: str, root: Path) -> None:
+    text = (root / "docs" / "methods.md").read_text(encoding="utf-8")
+    names = Registry(kind, f"spectrim.{kind}").names()
+    assert names and not [name for name in names if f"`{name}`" not in text]

@@ -163,6 +163,26 @@ def logits(
     return model(**inputs, use_cache=False).logits
 
 
+def assert_generates_alike(model: PreTrainedModel) -> None:
+    """Assert that greedy generation with a cache gives what it gives without one."""
+    one, other = (_generated(model, cached) for cached in (True, False))
+    assert torch.equal(one.sequences, other.sequences)
+    torch.testing.assert_close(one.logits, other.logits, rtol=1e-3, atol=1e-3)
+
+
+def _generated(model: PreTrainedModel, cached: bool) -> Any:
+    return model.generate(
+        tokens(sequences=2, length=8),
+        attention_mask=torch.ones(2, 8, dtype=torch.long),
+        use_cache=cached,
+        do_sample=False,
+        min_new_tokens=8,
+        max_new_tokens=8,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+
+
 def unpack(model: PreTrainedModel) -> None:
     """Unpack the experts of every block, where there are any."""
     architecture = of(model.config)

@@ -20,7 +20,7 @@ from spectrim.recipe import Recipe
 from spectrim.sites import find
 from spectrim.stages import _importance
 from spectrim.weights import quiet
-from tiny_models import build_empty, logits, tokens
+from tiny_models import assert_generates_alike, build_empty, logits, tokens
 from tiny_runs import (
     TOKENS,
     Made,
@@ -89,25 +89,6 @@ def same(one: PreTrainedModel, other: PreTrainedModel) -> None:
     torch.testing.assert_close(*both, rtol=1e-5, atol=1e-5)
 
 
-def generated(model: PreTrainedModel, cached: bool) -> Any:
-    return model.generate(
-        tokens(sequences=2, length=8),
-        attention_mask=torch.ones(2, 8, dtype=torch.long),
-        use_cache=cached,
-        do_sample=False,
-        min_new_tokens=8,
-        max_new_tokens=8,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-
-
-def generates_alike(model: PreTrainedModel) -> None:
-    one, other = generated(model, True), generated(model, False)
-    assert torch.equal(one.sequences, other.sequences)
-    torch.testing.assert_close(one.logits, other.logits, rtol=1e-3, atol=1e-3)
-
-
 def test_what_is_left_is_a_stock_model(made: Made) -> None:
     small = shrink(asked(made, {"drop_blocks": {"drop": 1, **FREE}}), made.small)
     assert "quantization_config" not in settings(small)
@@ -115,7 +96,7 @@ def test_what_is_left_is_a_stock_model(made: Made) -> None:
     model = from_pretrained(made, small)
     expected = by_hand(made, -1, note["blocks"])
     same(model, expected)
-    generates_alike(model)
+    assert_generates_alike(model)
     measured = note["rounds"][0]["importance"]
     removed = note["rounds"][0]["removed"]
     losses = note["search_loss"]
@@ -134,7 +115,7 @@ def test_blocks_that_repeat_are_stored_once_and_run_twice(made: Made) -> None:
     stack = of(model.config).stacks[place]
     expected = by_hand(made, place, [0, 1, 1, 2])
     same(model, expected)
-    generates_alike(model)
+    assert_generates_alike(model)
     first, again = (model.get_submodule(f"{stack.path}.{at}") for at in (1, 2))
     assert first is not again
     shared = zip(first.parameters(), again.parameters(), strict=True)
@@ -192,7 +173,7 @@ def test_repeats_may_be_cut_apart_and_protected_ones_still_share(llama: Made) ->
     assert {name.split(".")[2] for name in ranks} >= {"1", "2"}
     model = from_pretrained(llama, small)
     assert model.model.layers[4].mlp.up_proj.weight is model.model.layers[0].mlp.up_proj.weight
-    generates_alike(model)
+    assert_generates_alike(model)
     assert len({one["block"] for one in inspect(str(small))["sites"] if one["block"] >= 0}) == 5
 
 
@@ -205,7 +186,7 @@ def test_the_encoder_of_both_may_lose_blocks(tmp_path: Path) -> None:
     assert (said["encoder_layers"], said["decoder_layers"]) == (1, 2)
     assert [note["stack"].split(".")[1] for note in dropped(small)] == ["encoder", "decoder"]
     model = from_pretrained(bart, small)
-    generates_alike(model)
+    assert_generates_alike(model)
 
 
 def test_interrupted_it_goes_on_with_what_it_has_measured(

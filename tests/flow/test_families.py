@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 import spectrim
 from spectrim import sources
@@ -18,7 +17,7 @@ from spectrim.inspection import inspect
 from spectrim.sites import bias, find, module, replace, tied
 from spectrim.weights import Weights, quiet
 from tiny_folders import change_tensors, starve_expert
-from tiny_models import FAMILIES, build_empty, logits, tokens, unpack
+from tiny_models import FAMILIES, assert_generates_alike, build_empty, logits, tokens, unpack
 from tiny_runs import (
     Made,
     equal,
@@ -141,24 +140,8 @@ def test_inspecting_says_what_the_plan_says(made: Made) -> None:
     assert {one["role"] for one in found if one["site"] in said} <= {"embed", "head"}
 
 
-def generated(model: PreTrainedModel, cached: bool) -> Tensor:
-    return model.generate(
-        tokens(sequences=2, length=8),
-        attention_mask=torch.ones(2, 8, dtype=torch.long),
-        use_cache=cached,
-        do_sample=False,
-        min_new_tokens=8,
-        max_new_tokens=8,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-
-
 def test_generation_with_a_cache_equals_that_without(made: Made) -> None:
-    model = from_pretrained(made, made.small)
-    one, other = generated(model, True), generated(model, False)
-    assert torch.equal(one.sequences, other.sequences)
-    torch.testing.assert_close(one.logits, other.logits, rtol=1e-3, atol=1e-3)
+    assert_generates_alike(from_pretrained(made, made.small))
 
 
 def test_keeping_everything_changes_nothing(made: Made) -> None:

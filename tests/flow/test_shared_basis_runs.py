@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import nn
 
 from spectrim.formats.shared_follower import SharedFollower
 from spectrim.inspection import inspect
@@ -19,7 +18,7 @@ from spectrim.plan import Decision
 from spectrim.report.folder import read
 from spectrim.report.page import page
 from spectrim.weights import quiet
-from tiny_models import logits, tokens
+from tiny_models import assert_generates_alike, logits, tokens
 from tiny_runs import (
     Made,
     equal,
@@ -123,24 +122,8 @@ def test_a_copy_runs_on_its_own_bases(made: Made) -> None:
     assert torch.equal(logits(other, tokens()), before)
 
 
-def generated(model: PreTrainedModel, cached: bool) -> Tensor:
-    return model.generate(
-        tokens(sequences=2, length=8),
-        attention_mask=torch.ones(2, 8, dtype=torch.long),
-        use_cache=cached,
-        do_sample=False,
-        min_new_tokens=8,
-        max_new_tokens=8,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-
-
 def test_generation_with_a_cache_equals_that_without(made: Made) -> None:
-    model = from_pretrained(made, made.small)
-    one, other = generated(model, True), generated(model, False)
-    assert torch.equal(one.sequences, other.sequences)
-    torch.testing.assert_close(one.logits, other.logits, rtol=1e-3, atol=1e-3)
+    assert_generates_alike(from_pretrained(made, made.small))
 
 
 def test_inspection_and_report_show_it(made: Made) -> None:

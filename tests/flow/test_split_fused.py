@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from spectrim.architectures import ARCHITECTURES
@@ -26,7 +25,7 @@ from spectrim.sites import replace as put
 from spectrim.sources import resolve
 from spectrim.statistics import Statistics, load_block
 from spectrim.weights import quiet
-from tiny_models import FAMILIES, logits, model_type, tokens
+from tiny_models import FAMILIES, assert_generates_alike, logits, model_type, tokens
 from tiny_runs import (
     Made,
     equal,
@@ -128,24 +127,8 @@ def test_saved_again_it_is_the_same(made: Made, tmp_path: Path) -> None:
     assert torch.equal(logits(one, tokens()), logits(other, tokens()))
 
 
-def generated(model: PreTrainedModel, cached: bool) -> Tensor:
-    return model.generate(
-        tokens(sequences=2, length=8),
-        attention_mask=torch.ones(2, 8, dtype=torch.long),
-        use_cache=cached,
-        do_sample=False,
-        min_new_tokens=8,
-        max_new_tokens=8,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-
-
 def test_generation_with_a_cache_equals_that_without(made: Made) -> None:
-    model = from_pretrained(made, made.small)
-    one, other = generated(model, True), generated(model, False)
-    assert torch.equal(one.sequences, other.sequences)
-    torch.testing.assert_close(one.logits, other.logits, rtol=1e-3, atol=1e-3)
+    assert_generates_alike(from_pretrained(made, made.small))
 
 
 def test_inspecting_says_what_the_plan_says(made: Made) -> None:

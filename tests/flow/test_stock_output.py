@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from spectrim import stock
 from spectrim.errors import SpectrimError
@@ -23,7 +21,7 @@ from spectrim.plan import Plan
 from spectrim.report.card import write_card
 from spectrim.sites import find
 from spectrim.weights import quiet
-from tiny_models import logits, tokens
+from tiny_models import assert_generates_alike, logits, tokens
 from tiny_runs import (
     Made,
     equal,
@@ -207,20 +205,7 @@ def test_biases_are_cut_with_their_neurons(uneven: Made) -> None:
 
 
 def test_generation_with_a_cache_equals_that_without(uneven: Made) -> None:
-    model = from_pretrained(uneven, uneven.small)
-    one, other = generated(model, True), generated(model, False)
-    assert torch.equal(one, other)
-
-
-def generated(model: PreTrainedModel, cached: bool) -> Tensor:
-    return model.generate(
-        tokens(sequences=2, length=8),
-        attention_mask=torch.ones(2, 8, dtype=torch.long),
-        use_cache=cached,
-        do_sample=False,
-        min_new_tokens=8,
-        max_new_tokens=8,
-    )
+    assert_generates_alike(from_pretrained(uneven, uneven.small))
 
 
 # beside other methods, and plans

@@ -15,7 +15,8 @@ HELP = {
     "calibration": "Text to read: a .txt or .jsonl file, a data set's name, or 'default' for the "
     "built-in mix. The closer to later use, the better.",
     "tokens": "How much to read: sequences x tokens in each, such as 128x2048.",
-    "method": "How one map is decomposed; see 'spectrim list methods'.",
+    "method": "How maps are decomposed; several, separated by commas, give each map what "
+    "is best for it. See 'spectrim list methods'.",
     "allocator": "How the budget is shared among the maps; see 'spectrim list allocators'.",
     "format": "What is stored for a map; see 'spectrim list formats'.",
     "refine": "Solve the factors again on what the smaller model really delivers; auto keeps that "

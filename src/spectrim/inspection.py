@@ -10,6 +10,7 @@ from accelerate import init_empty_weights
 from spectrim import sites, sources
 from spectrim.formats import formats
 from spectrim.fused import split_fused
+from spectrim.plan import Decision, Plan
 from spectrim.weights import auto_class
 
 
@@ -46,4 +47,22 @@ def inspect(name: str, cache: Path | None = None) -> dict[str, Any]:
                 "dense": numbers,
             }
         )
+    if not quantisation:
+        planned = _planned(source.folder)
+        found = [_as_planned(one, planned) for one in found]
     return {"model": name, "sites": found}
+
+
+def _planned(folder: Path) -> dict[str, Decision]:
+    """Return what a plan beside a stock model says, such as one of narrower MLPs, by site."""
+    path = folder / "plan.json"
+    return {one.site: one for one in Plan.read(path).decisions} if path.is_file() else {}
+
+
+def _as_planned(found: dict[str, Any], planned: dict[str, Decision]) -> dict[str, Any]:
+    """Return an entry with the shape that the map had, where it is stored smaller but plainly."""
+    one = planned.get(found["site"])
+    if one is None or one.format == "dense":
+        return found
+    shape = {"out_features": one.out_features, "in_features": one.in_features}
+    return found | shape | {"format": one.format, "rank": one.rank, "dense": one.dense}

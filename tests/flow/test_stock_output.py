@@ -126,7 +126,7 @@ def test_one_width_stores_what_the_plan_says(uniform: dict[str, Made]) -> None:
         assert size(model).linear_numbers == multiply_adds(model).linear == said
         found = inspect(str(made.small), made.folder / "cache")["sites"]
         inside = [one for one in found if one["block"] >= 0]
-        assert {one["format"] for one in inside} == {"dense"}
+        assert {one["format"] for one in inside} == {"dense", "fewer_outputs", "fewer_inputs"}
         assert sum(one["stored"] for one in inside) == said
 
 
@@ -206,6 +206,22 @@ def test_biases_are_cut_with_their_neurons(uneven: Made) -> None:
 
 def test_generation_with_a_cache_equals_that_without(uneven: Made) -> None:
     assert_generates_alike(from_pretrained(uneven, uneven.small))
+
+
+def test_inspecting_a_stock_model_says_what_its_maps_were(uniform: dict[str, Made]) -> None:
+    for made in uniform.values():
+        plan = Plan.read(made.small / "plan.json")
+        said = {
+            one["site"]: one for one in inspect(str(made.small), made.folder / "cache")["sites"]
+        }
+        for one in plan.decisions:
+            found = said[one.site]
+            assert (found["out_features"], found["in_features"]) == (
+                one.out_features, one.in_features,
+            )  # fmt: skip
+            assert (found["format"], found["stored"], found["dense"]) == (
+                one.format, one.stored, one.dense,
+            )  # fmt: skip
 
 
 # beside other methods, and plans

@@ -285,3 +285,9 @@ def test_the_report_loads_no_torch(folder: Path) -> None:
         "sys.exit(int('torch' in sys.modules or 'transformers' in sys.modules))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_folder_that_was_not_measured_says_how(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(SpectrimError, match="was not measured yet; run 'spectrim evaluate "):
+        read(tmp_path)

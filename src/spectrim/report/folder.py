@@ -40,6 +40,11 @@ def read(folder: Path, *, unmeasured: bool = False) -> Output:
         SpectrimError: there is no scores.json, or a file is no JSON object.
     """
     if not unmeasured and not (folder / "scores.json").is_file():
+        if (folder / "plan.json").is_file():
+            raise SpectrimError(
+                f"'{folder}' was not measured yet; run 'spectrim evaluate {folder} --json "
+                f"{folder / 'scores.json'}' first"
+            )
         raise SpectrimError(
             f"no scores.json in '{folder}'; expected a folder that 'spectrim shrink' or "
             "'spectrim evaluate' has written"

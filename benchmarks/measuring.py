@@ -112,7 +112,11 @@ def commit_here() -> str:
     return found.stdout.strip()
 
 
-def how_measured(commits: set[str], windows: str = "16 of WikiText-2, 6 of each other text") -> str:
+def how_measured(
+    commits: set[str],
+    windows: str = "16 of WikiText-2, 6 of each other text",
+    length: int = 1024,
+) -> str:
     """Return how the numbers were obtained."""
     return (
         "Excess loss over the dense model, nats per token, its 95 % interval over windows (t). "

@@ -122,7 +122,7 @@ def _write(output: Path) -> None:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     perplexities = " / ".join(f"{math.exp(dense[text]['loss']):.1f}" for text in WINDOWS)
     lines.append(
-        "| 100% | dense | " + " | ".join("" for _ in WINDOWS) + f" | {perplexities} | | | |"
+        "| 100% | dense | 100.0% | " + " | ".join("" for _ in WINDOWS) + f" | {perplexities} | | | |"
     )
     for row in sorted(rows.values(), key=lambda row: -row["keep"]):
         if row["keep"] < 1:

@@ -14,7 +14,14 @@ from spectrim.formats import FactoredLinear, formats
 from spectrim.job import Job
 from spectrim.options import Factorize
 from spectrim.plan import Curve, Decision, Plan
-from spectrim.stages._curves import dense_curve, envelope, format_of, inner_sites
+from spectrim.stages._curves import (
+    dense_curve,
+    envelope,
+    format_of,
+    inner_sites,
+    left_dense,
+    undominated,
+)
 from spectrim.stages._decompose import centred
 
 Pick = tuple[Curve, int]
@@ -77,13 +84,9 @@ def _united(members: list[Curve], alone: list[Curve]) -> Unit:
     for curve in members:
         joined = {site.name for site in curve.sites}
         points += _together([curve, *(one for one in alone if one.site.name not in joined)])
-    points.sort(key=lambda point: point[:2])
     dense = tuple((curve, len(curve.sizes) - 1) for curve in alone)
     size = sum(float(curve.sizes[-1]) for curve in alone)
-    kept: list[Point] = []
-    for point in points:
-        if point[0] < size and (not kept or point[1] < kept[-1][1]):
-            kept.append(point)
+    kept = undominated(point for point in points if point[0] < size)
     kept.append((size, 0.0, dense))  # the last cut of a curve is the dense one, whatever it gains
     sizes, losses, picks = zip(*kept, strict=True)
     sites = tuple(curve.site for curve in alone)
@@ -179,16 +182,13 @@ def available(job: Job, curves: list[Curve]) -> float:
 
 
 def _decisions(options: Factorize, curve: Curve, index: int) -> list[Decision]:
-    dense = curve.is_dense(index)
-    method = "" if dense else curve.methods[index]
+    if curve.is_dense(index):
+        return [left_dense(site) for site in curve.sites]
+    method, rank = curve.methods[index], int(curve.ranks[index])
     made = []
     for place, site in enumerate(curve.sites):
-        numbers = site.out_features * site.in_features
-        full = min(site.out_features, site.in_features)
-        rank = full if dense else int(curve.ranks[index])
-        name = "dense" if dense else format_of(options, method, site, place)
-        form: type[FactoredLinear] | None = None if dense else formats.get(name)
-        shape = (site.out_features, site.in_features, rank)
+        name = format_of(options, method, site, place)
+        form: type[FactoredLinear] = formats.get(name)
         made.append(
             Decision(
                 site=site.name,
@@ -198,12 +198,12 @@ def _decisions(options: Factorize, curve: Curve, index: int) -> list[Decision]:
                 in_features=site.in_features,
                 format=name,
                 rank=rank,
-                stored=form.numbers(*shape) if form else numbers,
-                dense=numbers,
+                stored=form.numbers(site.out_features, site.in_features, rank),
+                dense=site.out_features * site.in_features,
                 predicted_loss=0.0 if place else float(curve.losses[index]),
                 method=method,
-                bias=not dense and centred(options, method),
-                owner=curve.site.name if form and form.follows else "",
+                bias=centred(options, method),
+                owner=curve.site.name if form.follows else "",
             )
         )
     return made

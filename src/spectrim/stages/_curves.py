@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 
@@ -13,6 +15,8 @@ from spectrim.options import Factorize
 from spectrim.plan import Curve, Decision, Plan
 from spectrim.sites import Site
 from spectrim.stages._decompose import Offer, centred, is_open, role_in, together
+
+T = TypeVar("T")
 
 
 def inner_sites(job: Job) -> list[Site]:
@@ -49,16 +53,14 @@ def envelope(curves: list[Curve]) -> Curve | None:
     if len(curves) < 2:
         return curves[0] if curves else None
     points = sorted(
-        (float(curve.sizes[at]), float(curve.losses[at]), int(curve.ranks[at]), curve.methods[at])
+        (float(curve.sizes[at]), float(curve.losses[at]), (int(curve.ranks[at]), curve.methods[at]))
         for curve in curves
         for at in range(len(curve.sizes) - 1)
     )
-    kept: list[tuple[float, float, int, str]] = []
-    for point in points:
-        if not kept or point[1] < kept[-1][1]:
-            kept.append(point)
+    kept = undominated(points)
     last = curves[0]
-    sizes, losses, ranks, names = zip(*kept, strict=True) if kept else ((), (), (), ())
+    sizes, losses, cuts = zip(*kept, strict=True) if kept else ((), (), ())
+    ranks, names = zip(*cuts, strict=True) if cuts else ((), ())
     return Curve(
         last.sites,
         torch.tensor([*ranks, int(last.ranks[-1])]),
@@ -66,6 +68,15 @@ def envelope(curves: list[Curve]) -> Curve | None:
         torch.tensor([*losses, 0.0], dtype=torch.float64),
         tuple(names),
     )
+
+
+def undominated(points: Iterable[tuple[float, float, T]]) -> list[tuple[float, float, T]]:
+    """Return the points (size, loss, what) by size, without those that a smaller one beats."""
+    kept: list[tuple[float, float, T]] = []
+    for point in sorted(points, key=lambda point: point[:2]):
+        if not kept or point[1] < kept[-1][1]:
+            kept.append(point)
+    return kept
 
 
 def _curve(job: Job, options: Factorize, offer: Offer) -> Curve:
@@ -138,10 +149,11 @@ def unknown_offers(job: Job, options: Factorize) -> list[Offer]:
 def dense_plan(job: Job) -> Plan:
     """Return the plan that leaves every site as it is."""
     about = {"model": job.source.name, "fingerprint": job.source.fingerprint}
-    return Plan(tuple(_left_dense(site) for site in inner_sites(job)), 0.0, about)
+    return Plan(tuple(left_dense(site) for site in inner_sites(job)), 0.0, about)
 
 
-def _left_dense(site: Site) -> Decision:
+def left_dense(site: Site) -> Decision:
+    """Return the decision that leaves a site as it is."""
     numbers = site.out_features * site.in_features
     return Decision(
         site=site.name,

@@ -23,7 +23,7 @@ from spectrim.recipe import Recipe
 from spectrim.sources import Source
 from spectrim.weights import quiet
 from tiny_folders import tiny_folder
-from tiny_models import VOCABULARY
+from tiny_models import VOCABULARY, logits, tokens
 
 TOKENS = "12x32"
 SEQUENCES = 12 + 2 + 2  # what calibration, search and report take
@@ -138,3 +138,13 @@ def from_pretrained(made: Made, folder: Path) -> PreTrainedModel:
         model, report = known.from_pretrained(folder, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"], report
     return model.eval()
+
+
+def saved_again(made: Made, folder: Path) -> None:
+    """Save a smaller model as users do, and assert that what is read back is the same."""
+    one = from_pretrained(made, made.small)
+    with quiet():
+        one.save_pretrained(folder)
+    other = from_pretrained(made, folder)
+    assert equal(one.state_dict(), other.state_dict())
+    assert torch.equal(logits(one, tokens()), logits(other, tokens()))

@@ -28,6 +28,7 @@ from tiny_runs import (
     make,
     plan_of,
     recipe,
+    saved_again,
     shrink,
     stored,
     write_text,
@@ -80,12 +81,7 @@ def test_what_is_not_factored_keeps_its_bits(made: Made) -> None:
 
 
 def test_saved_again_it_is_the_same(made: Made, tmp_path: Path) -> None:
-    one = from_pretrained(made, made.small)
-    with quiet():
-        one.save_pretrained(tmp_path)
-    other = from_pretrained(made, tmp_path)
-    assert equal(one.state_dict(), other.state_dict())
-    assert torch.equal(logits(one, tokens()), logits(other, tokens()))
+    saved_again(made, tmp_path)
     said = [json.loads((at / "config.json").read_text()) for at in (made.small, tmp_path)]
     assert said[0]["quantization_config"] == said[1]["quantization_config"]
 

@@ -17,7 +17,6 @@ from spectrim.metrics.size import bytes_on_disk, size
 from spectrim.plan import Decision
 from spectrim.report.folder import read
 from spectrim.report.page import page
-from spectrim.weights import quiet
 from tiny_models import assert_generates_alike, logits, tokens
 from tiny_runs import (
     Made,
@@ -27,6 +26,7 @@ from tiny_runs import (
     load,
     plan_of,
     recipe,
+    saved_again,
     shrink,
     stored,
     write_text,
@@ -95,12 +95,7 @@ def test_what_is_counted_is_what_the_files_hold(made: Made) -> None:
 
 
 def test_saved_again_it_is_the_same(made: Made, tmp_path: Path) -> None:
-    one = from_pretrained(made, made.small)
-    with quiet():
-        one.save_pretrained(tmp_path)
-    other = from_pretrained(made, tmp_path)
-    assert equal(one.state_dict(), other.state_dict())
-    assert torch.equal(logits(one, tokens()), logits(other, tokens()))
+    saved_again(made, tmp_path)
 
 
 def test_it_gives_the_logits_of_the_matrices_multiplied_out(made: Made) -> None:

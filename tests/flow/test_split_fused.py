@@ -35,6 +35,7 @@ from tiny_runs import (
     load,
     plan_of,
     recipe,
+    saved_again,
     shrink,
     stored,
     write_text,
@@ -119,12 +120,7 @@ def test_dense_parts_and_biases_are_those_of_the_fused_map(made: Made) -> None:
 
 
 def test_saved_again_it_is_the_same(made: Made, tmp_path: Path) -> None:
-    one = from_pretrained(made, made.small)
-    with quiet():
-        one.save_pretrained(tmp_path)
-    other = from_pretrained(made, tmp_path)
-    assert equal(one.state_dict(), other.state_dict())
-    assert torch.equal(logits(one, tokens()), logits(other, tokens()))
+    saved_again(made, tmp_path)
 
 
 def test_generation_with_a_cache_equals_that_without(made: Made) -> None:

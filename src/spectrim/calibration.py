@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,11 @@ class Tokens:
     def counted(self) -> int:
         """Return how many tokens are text."""
         return int(self.mask.sum())
+
+    def digest(self) -> str:
+        """Return a SHA-256 of ids and mask, in hexadecimal."""
+        held = self.ids.numpy().tobytes() + self.mask.numpy().tobytes()
+        return hashlib.sha256(held).hexdigest()
 
     def __len__(self) -> int:
         """Return the number of sequences."""

@@ -101,10 +101,10 @@ class Job:
 
         Those of split maps have another: computed apart, they round otherwise.
         """
-        tokens = self.splits.calibration
-        content = hashlib.sha256(tokens.ids.numpy().tobytes() + tokens.mask.numpy().tobytes())
         split = ["split"] * any(isinstance(one, Fused) for one in self.model.modules())
-        return key_of("statistics", 2, self.source.fingerprint, content.hexdigest(), *split)
+        return key_of(
+            "statistics", 2, self.source.fingerprint, self.splits.calibration.digest(), *split
+        )
 
     def statistics(self) -> Path:
         """Return the folder of the calibration statistics, collected where they are missing."""

@@ -28,12 +28,10 @@ from spectrim.run import atomic_folder
 from spectrim.sources import Source
 from spectrim.stages import stages
 from spectrim.stages._curves import dense_plan
-from spectrim.stages._remake import COMPANIONS
+from spectrim.stages._remake import copy_companions
 from spectrim.stages._repeats import repeats, written_out
 from spectrim.stages.factorize import refuse_unfit
 from spectrim.weights import quantised
-
-WRITTEN = {"config.json", "plan.json", "curves.json", "calibration.json", "scores.json"}
 
 
 def shrink(
@@ -188,14 +186,7 @@ def write_model(job: Job, folder: Path) -> None:
         said = checkpoint.SpectrimConfig(factored, shared_blocks=shared)
         config["quantization_config"] = said.to_dict()
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    for path in sorted(job.source.folder.iterdir()):
-        if path.is_file() and path.suffix in COMPANIONS and not is_written(path):
-            shutil.copyfile(path, folder / path.name)
-
-
-def is_written(path: Path) -> bool:
-    """Return whether a file of a model folder is written anew rather than copied."""
-    return path.name in WRITTEN or ".safetensors" in path.name
+    copy_companions(job.source.folder, folder)
 
 
 def write_record(job: Job, recipe: Recipe, folder: Path) -> None:

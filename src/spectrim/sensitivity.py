@@ -20,7 +20,7 @@ from spectrim.plan import Decision
 from spectrim.report.words import role_group
 from spectrim.run import Record
 from spectrim.stages._allocate import Unit, decided
-from spectrim.stages._cut import try_out
+from spectrim.stages._cut import of_block, try_out
 from spectrim.stages._trial import measuring
 from spectrim.walk import HEAD_CHUNK
 
@@ -189,7 +189,7 @@ class Sensitivity:
 
     def _first(self, part: Part) -> int:
         """Return where the first block is that a part cuts."""
-        return next(at for at, place in enumerate(self.places) if _within(place, part.decisions))
+        return next(at for at, place in enumerate(self.places) if of_block(part.decisions, place))
 
     def _through(self, states: _States, at: int, decisions: tuple[Decision, ...]) -> _States:
         for place in range(at, len(self.places)):
@@ -202,7 +202,7 @@ class Sensitivity:
         if index == 0:
             states = self._enter(stack, states)
         block = self.walk.block(stack, index)
-        if _within(place, decisions):
+        if of_block(decisions, place):
             block = try_out(self.job, self.options, place, block, decisions)
         with torch.no_grad():
             hidden = {
@@ -247,10 +247,6 @@ class Sensitivity:
         rows = rows[:: ceil(len(rows) / COMPARED)]
         chunks = (self.walk.logits(chunk).float() for chunk in rows.split(HEAD_CHUNK))
         return torch.cat([logits.log_softmax(1) for logits in chunks])
-
-
-def _within(place: tuple[Stack, int], decisions: tuple[Decision, ...]) -> bool:
-    return any(one.site.startswith(f"{place[0].path}.{place[1]}.") for one in decisions)
 
 
 def standard_error(values: Float[Tensor, " tokens"]) -> float:

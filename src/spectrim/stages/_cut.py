@@ -51,7 +51,7 @@ def try_out(
     Products of two factors are multiplied out, which is quicker than storing them in their format.
     """
     prefix = f"{place[0].path}.{place[1]}."
-    chosen = [d for d in decisions if d.site.startswith(prefix) and d.format != "dense"]
+    chosen = [one for one in of_block(decisions, place) if one.format != "dense"]
     tried = copy.deepcopy(block)
     make = _maker(job, options, place, block, chosen)
     for decision in chosen:
@@ -64,6 +64,12 @@ def try_out(
             dtype = weight(block.get_submodule(path)).dtype
             replace(tried, path, make(decision).to(dtype))
     return tried
+
+
+def of_block(decisions: Iterable[Decision], place: tuple[Stack, int]) -> tuple[Decision, ...]:
+    """Return the decisions about the sites of one block."""
+    prefix = f"{place[0].path}.{place[1]}."
+    return tuple(one for one in decisions if one.site.startswith(prefix))
 
 
 def _maker(

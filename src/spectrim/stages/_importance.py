@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -228,5 +227,5 @@ def _remembered(
 
 def _key(model: Ordered, *parts: object) -> str:
     job = model.job
-    search = hashlib.sha256(job.splits.search.ids.numpy().tobytes()).hexdigest()
+    search = job.splits.search.digest()
     return key_of(1, job.statistics_key, search, model.stack.path, model.order, parts)

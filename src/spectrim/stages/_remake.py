@@ -17,6 +17,7 @@ from spectrim.checkpoint import write_shards
 from spectrim.conversion import once
 from spectrim.job import Job, key_of
 
+WRITTEN = {"config.json", "plan.json", "curves.json", "calibration.json", "scores.json"}
 COMPANIONS = {".json", ".jinja", ".model", ".txt"}  # tokenizer, chat template, generation settings
 
 
@@ -47,8 +48,12 @@ def remake(
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy what belongs to a model beside config and weights, where it is not there already."""
+    """Copy what belongs to a model beside config, weights, and what is written of every run."""
     for path in sorted(source.iterdir()):
-        known = path.suffix in COMPANIONS and ".safetensors" not in path.name
-        if path.is_file() and known and not (target / path.name).exists():
+        if path.is_file() and path.suffix in COMPANIONS and not is_written(path):
             shutil.copyfile(path, target / path.name)
+
+
+def is_written(path: Path) -> bool:
+    """Return whether a file of a model folder is written anew rather than copied."""
+    return path.name in WRITTEN or ".safetensors" in path.name

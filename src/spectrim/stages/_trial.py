@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cached_property
 from math import inf, isfinite
 
@@ -19,7 +18,7 @@ from spectrim.options import Factorize
 from spectrim.plan import Decision, Plan
 from spectrim.run import Record
 from spectrim.stages._allocate import Unit, allocate, decided
-from spectrim.stages._cut import try_out
+from spectrim.stages._cut import of_block, try_out
 
 UNREPORTED = ("global", "uniform")  # the default and its baseline, which are to cost nothing
 
@@ -93,7 +92,7 @@ class Trial:
 
     def _measured(self, decisions: tuple[Decision, ...]) -> float:
         places = self.job.each_block()
-        wanted = [_of_block(decisions, *place) for place in places]
+        wanted = [of_block(decisions, place) for place in places]
         differs = [one != other for one, other in zip(wanted, self._last, strict=False)]
         first = differs.index(True) if True in differs else len(differs)
         self._last = []  # until all is run, so that nothing half-done is gone on from
@@ -133,11 +132,5 @@ class Trial:
 
 def measuring(job: Job, options: Factorize, tokens: Tokens) -> str:
     """Return a name for all that a measured loss depends on but what is cut."""
-    read = hashlib.sha256(tokens.ids.numpy().tobytes() + tokens.mask.numpy().tobytes())
     around = (__version__, torch.__version__, transformers.__version__, torch.get_num_threads())
-    return key_of(job.statistics_key, read.hexdigest(), options.model_dump(mode="json"), around)
-
-
-def _of_block(decisions: tuple[Decision, ...], stack: Stack, index: int) -> tuple[Decision, ...]:
-    prefix = f"{stack.path}.{index}."
-    return tuple(one for one in decisions if one.site.startswith(prefix))
+    return key_of(job.statistics_key, tokens.digest(), options.model_dump(mode="json"), around)

@@ -13,23 +13,23 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from measuring import (
+    arguments,
     excess_of,
     how_measured,
     keep_row,
     known_rows,
     losses_of,
     open_demo,
+    read_arguments,
     two_halves,
     windows_of,
 )
 
-from spectrim import sources
 from spectrim.calibration import Tokens
 from spectrim.errors import SpectrimError
 from spectrim.job import Job
@@ -42,16 +42,7 @@ Step = Callable[[Job], None]
 
 def main() -> None:
     """Measure all rows, resuming, and write results.md."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("SPECTRIM_DATA", "../shared/data"))
-    )
-    parser.add_argument("--cache", type=Path, default=sources.default_cache())
-    asked = parser.parse_args()
-    if not asked.data.is_dir():
-        raise SystemExit(f"no texts in {asked.data}; set SPECTRIM_DATA to their folder")
-    asked.output.mkdir(parents=True, exist_ok=True)
+    asked = read_arguments(arguments(__doc__))
     for label, (tokens, steps) in _rows().items():
         keep_row(
             asked.output, tokens, label, 0.0,

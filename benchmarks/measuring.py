@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -24,6 +26,26 @@ OUTSIDE = {
     "code": "lm/exllamav2_cal/code.utf8",
     "novel": "lm/gutenberg/pride_and_prejudice_1342.txt",
 }
+
+
+def arguments(about: str | None) -> argparse.ArgumentParser:
+    """Return the options of every benchmark: -o, --data and --cache."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument(
+        "--data", type=Path, default=Path(os.environ.get("SPECTRIM_DATA", "../shared/data"))
+    )
+    parser.add_argument("--cache", type=Path, default=sources.default_cache())
+    return parser
+
+
+def read_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Return what was asked, its output folder made; ends where there are no texts."""
+    asked = parser.parse_args()
+    if not asked.data.is_dir():
+        raise SystemExit(f"no texts in {asked.data}; set SPECTRIM_DATA to their folder")
+    asked.output.mkdir(parents=True, exist_ok=True)
+    return asked
 
 
 def two_halves(whole: Path, output: Path) -> tuple[Path, Path]:

@@ -11,21 +11,21 @@ dense model over rounds that take turns. Every row is kept, so that an interrupt
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from measuring import (
+    arguments,
     excess_of,
     how_measured,
     keep_row,
     known_rows,
     losses_of,
     open_demo,
+    read_arguments,
     two_halves,
     windows_of,
 )
@@ -48,18 +48,10 @@ ROUNDS, NEW_TOKENS = 3, 24
 
 def main() -> None:
     """Measure all rows, resuming, and write results.md."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("SPECTRIM_DATA", "../shared/data"))
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--keeps", default="0.8,0.6,0.9,0.4")
     parser.add_argument("--methods", default=",".join(methods.names()))
-    parser.add_argument("--cache", type=Path, default=sources.default_cache())
-    asked = parser.parse_args()
-    if not asked.data.is_dir():
-        raise SystemExit(f"no texts in {asked.data}; set SPECTRIM_DATA to their folder")
-    asked.output.mkdir(parents=True, exist_ok=True)
+    asked = read_arguments(parser)
     first, second = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
     job = open_demo(str(first), asked.cache, asked.output)
     texts = windows_of(job, second, asked.data)

@@ -9,9 +9,7 @@ calibration text. Every row is kept in the run folder, so that an interrupted ru
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 import shutil
 import time
 from pathlib import Path
@@ -19,17 +17,18 @@ from typing import Any
 
 from measuring import (
     OUTSIDE,
+    arguments,
     excess_of,
     how_measured,
     keep_row,
     known_rows,
     losses_of,
     open_demo,
+    read_arguments,
     two_halves,
     windows_of,
 )
 
-from spectrim import sources
 from spectrim.calibration import Tokens
 from spectrim.errors import SpectrimError
 from spectrim.job import Job
@@ -49,18 +48,10 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Measure all rows, resuming, and write results.json and results.md."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("SPECTRIM_DATA", "../shared/data"))
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--keeps", default="0.9,0.8,0.6")
-    parser.add_argument("--cache", type=Path, default=sources.default_cache())
     parser.add_argument("--calibrations", default="WikiText-2,default")
-    asked = parser.parse_args()
-    if not asked.data.is_dir():
-        raise SystemExit(f"no texts in {asked.data}; set SPECTRIM_DATA to their folder")
-    asked.output.mkdir(parents=True, exist_ok=True)
+    asked = read_arguments(parser)
     halves = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
     keeps = [float(keep) for keep in asked.keeps.split(",")]
     for name in asked.calibrations.split(","):

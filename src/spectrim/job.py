@@ -30,6 +30,7 @@ from spectrim.sweeps import collect
 from spectrim.walk import BlockWalk
 
 Progress = Callable[[int, int, str], None]
+REST = "rest.safetensors"  # beside the files of the blocks
 BATCH = 1024  # tokens run at once: more take memory and save no time
 
 
@@ -44,8 +45,10 @@ class Job:
 
     model: skeleton whose blocks are empty. cache: kept between runs. work: of this run only.
     keep: (fraction, "linear" or "bytes"). whole: what the model as it came has of both, where a
-    stage has changed it since, and original that model. plan: what was decided, or is to be
-    replayed.
+    stage has changed it since, and original that model. plan: how every site is stored now, or is
+    to be cut by a plan that is replayed. wanted: the same with the bits and corrections that later
+    stages are to give. blocks: where the blocks lie as they are now, None where the source has
+    them; beside them rest.safetensors, where a stage has changed what is outside the blocks.
     curves and notes: what the report shows of the decisions.
     """
 
@@ -62,9 +65,11 @@ class Job:
     whole: dict[str, int] = field(default_factory=dict)
     original: Source | None = None
     plan: Plan | None = None
+    wanted: Plan | None = None
     curves: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     blocks: Path | None = None
+    steps: int = 0
 
     def walk(self, tokens: Tokens) -> BlockWalk:
         """Return a walk of these tokens through the dense model, ``BATCH`` or so at a time."""
@@ -123,9 +128,14 @@ class Job:
     def empty_format(self, decision: Decision) -> FactoredLinear:
         """Return the format that a decision asks for, on the meta device."""
         biased = decision.bias or self.biased(decision.site)
-        needed = {"owner": decision.owner} if decision.owner else {}
+        needed: dict[str, Any] = {"owner": decision.owner} if decision.owner else {}
+        if decision.bits:
+            needed |= {"bits": decision.bits, "group": decision.group}
+            needed |= {"symmetric": decision.symmetric}
+        if decision.correction:
+            needed["correction"] = decision.correction
         with torch.device("meta"):
-            module: FactoredLinear = formats.get(decision.format)(
+            module: FactoredLinear = formats.get(decision.module)(
                 decision.in_features, decision.out_features, decision.rank, biased, **needed
             )
         return module
@@ -166,9 +176,9 @@ class Job:
         factored = [
             self.plan[site.name]
             for site in self.block_sites(stack, index)
-            if self.plan[site.name].format != "dense"
+            if self.plan[site.name].replaced
         ]
-        if self._parts_experts(name, [decision.site for decision in factored]):
+        if self.parts_experts(name, [decision.site for decision in factored]):
             unpack_experts(block, self.architecture.experts or "")
         for decision in factored:
             replace(block, decision.site.removeprefix(name + "."), self.empty_format(decision))
@@ -193,7 +203,7 @@ class Job:
                 stored = module.to(self.weights.dtype())  # refinement may compute in another
                 replace(block, name.removeprefix(prefix), stored)
             merge_fused(block)
-            if self.architecture.experts and not self._parts_experts(prefix[:-1], factored):
+            if self.architecture.experts and not self.parts_experts(prefix[:-1], factored):
                 pack_experts(block, self.architecture.experts)
             made = {name: tensor.detach() for name, tensor in block.state_dict().items()}
             # what is stored in another dtype than the rest, such as norms, comes as it was
@@ -203,7 +213,7 @@ class Job:
         with atomic_file(self.block_file(folder, stack, index)) as partial:
             save_file(named, partial)
 
-    def _parts_experts(self, block: str, factored: Iterable[str]) -> bool:
+    def parts_experts(self, block: str, factored: Iterable[str]) -> bool:
         """Return whether an expert of a block is factored, so that its experts are stored apart."""
         path = f"{block}.{self.architecture.experts}."
         return any(site.startswith(path) for site in factored)
@@ -214,7 +224,9 @@ class Job:
         return folder / f"{stack.path}.{index}.safetensors"
 
     def rest(self) -> dict[str, Tensor]:
-        """Return every tensor outside the blocks: embedding, norms, head."""
+        """Return every tensor outside the blocks as it is now: embedding, norms, head."""
+        if self.blocks is not None and (self.blocks / REST).exists():
+            return load_file(self.blocks / REST)
         stacks = tuple(f"{stack.path}." for stack in self.architecture.stacks)
         return self.weights.read(
             name for name in self.weights.names() if not name.startswith(stacks)

@@ -76,7 +76,7 @@ def shrink(
         raise SpectrimError("predictions are of the stage factorize; leave out --predictions")
     if predictions and len(job.architecture.stacks) > 1:
         raise SpectrimError("predictions do not cover encoder-decoders; leave out --predictions")
-    job.plan = replayed
+    job.plan, job.wanted = (replayed.unquantised(), replayed) if replayed else (None, None)
     job.work = cache / "work" / key_of(recipe.to_yaml(), job.statistics_key, str(output.absolute()),
                                        replayed.to_json() if replayed else None)  # fmt: skip
     try:
@@ -163,7 +163,7 @@ def write_model(job: Job, folder: Path) -> None:
     factored = {
         decision.site: {"format": decision.format, **job.empty_format(decision).shape()}
         for decision in job.plan.decisions
-        if decision.format != "dense"
+        if decision.replaced
     }
     shared = repeats(job)
     if job.blocks is None and not shared:  # no stage cut anything

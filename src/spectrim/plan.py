@@ -53,6 +53,9 @@ class Decision:
 
     bias: whether a bias makes up for the mean of the inputs, also where the map had none.
     owner: the site that holds the basis that this one reads, where it has none of its own.
+    bits: of a stored number, 0 where they are the checkpoint's own; group: how many neighbours
+    along the input share a step, and, unless symmetric, an offset.
+    correction: rank of a product of two factors, in the checkpoint's dtype, that is added to it.
     predicted_loss is the site's share; sites stored together carry theirs on the first of them.
     """
 
@@ -69,6 +72,22 @@ class Decision:
     method: str = ""
     bias: bool = False
     owner: str = ""
+    bits: int = 0
+    group: int = 0
+    symmetric: bool = False
+    correction: int = 0
+
+    @property
+    def module(self) -> str:
+        """Return the name of the format that stands where the matrix stood, or "dense"."""
+        if self.bits:
+            return f"quantized_{self.format}"
+        return f"corrected_{self.format}" if self.correction else self.format
+
+    @property
+    def replaced(self) -> bool:
+        """Return whether anything but the matrix itself is stored."""
+        return self.module != "dense"
 
 
 @dataclass(frozen=True)
@@ -115,6 +134,13 @@ class Plan:
         if version != VERSION:
             raise SpectrimError(f"{path} is a plan of version {version}; this reads {VERSION}")
         return cls(decisions, loss, data)
+
+    def unquantised(self) -> Plan:
+        """Return the plan as it was before numbers were stored in few bits and corrected."""
+        plain = (
+            replace(one, bits=0, group=0, symmetric=False, correction=0) for one in self.decisions
+        )
+        return replace(self, decisions=tuple(plain))
 
     def named(self) -> Plan:
         """Return the plan with a method for every cut, the first of those that made the plan."""

@@ -23,8 +23,8 @@ def widths(job: Job) -> dict[str, int]:
         AssertionError: there is no plan yet.
     """
     assert job.plan is not None
-    cut = {one.site: one for one in job.plan.decisions if one.format != "dense"}
-    if not cut or any(one.format not in NARROW for one in cut.values()):
+    cut = {one.site: one for one in job.plan.decisions if one.replaced}
+    if not cut or any(one.module not in NARROW for one in cut.values()):
         return {}
     found: dict[str, set[int]] = {}
     for stack, index in job.each_block():

@@ -46,7 +46,7 @@ def written_out(job: Job) -> Path:
 
 def _dense(job: Job, stack: Stack, index: int) -> bool:
     assert job.plan is not None
-    return all(job.plan[site.name].format == "dense" for site in job.block_sites(stack, index))
+    return not any(job.plan[site.name].replaced for site in job.block_sites(stack, index))
 
 
 def _tensors(job: Job, stack: Stack, index: int) -> dict[str, Entry]:

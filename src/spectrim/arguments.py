@@ -52,6 +52,13 @@ def refuse_beside_plan(plan: Path, said: Mapping[str, object]) -> None:
             raise SpectrimError(f"--plan already says the {name}; leave out --{name}")
 
 
+def refuse_beside_size(said: Mapping[str, object]) -> None:
+    """Raise SpectrimError where an option is given that --size decides."""
+    for name, value in said.items():
+        if value is not None:
+            raise SpectrimError(f"--size chooses the {name} itself; leave out --{name}, or --size")
+
+
 def prove_writable(target: Path) -> None:
     """Prove that the target can be made, before hours are spent on what goes there."""
     parent = target.absolute().parent

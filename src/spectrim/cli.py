@@ -11,8 +11,10 @@ from typing import Annotated, Literal, NoReturn, get_args
 import typer
 
 from spectrim import arguments as given
+from spectrim import measuring_verbs
 from spectrim.errors import SpectrimError, one_line
 from spectrim.help_texts import argument, option
+from spectrim.measuring_verbs import Cache
 
 app = typer.Typer(
     name="spectrim",
@@ -22,13 +24,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(measuring_verbs.app)
 
-Cache = Annotated[Path | None, option("cache", default="$SPECTRIM_CACHE, else ~/.cache/spectrim")]
 Kind = Literal["methods", "formats", "allocators", "metrics", "tasks", "stages", "families"]
 Refine = Literal["auto", "on", "off"]
-Suite = Literal["basic", "quick", "full"]
-By = Literal["site", "role", "block"]
-Increase = Literal["loss", "perplexity", "divergence"]
 
 
 @app.command()
@@ -36,6 +35,7 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
     output: Annotated[Path, option("output", "-o", "--output")],
     model: Annotated[str | None, argument("model")] = None,
     keep: Annotated[str | None, option("keep", default="80% of linear")] = None,
+    size: Annotated[str | None, option("size")] = None,
     calibration: Annotated[str | None, option("calibration", default="default")] = None,
     tokens: Annotated[str | None, option("tokens", default="48x1024")] = None,
     method: Annotated[str | None, option("method", default="loss_aware_svd")] = None,
@@ -63,8 +63,10 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
     spectrim shrink meta-llama/Llama-3.2-1B --keep 60% --calibration my.txt --tokens 128x2048 -o x/
 
     spectrim shrink demo --plan small/plan.json -o again/
+
+    spectrim shrink demo --size 25% -o small/
     """
-    from spectrim.recipe import Recipe
+    from spectrim.recipe import Keep, Recipe
 
     if model is None and recipe is None:
         raise SpectrimError("no model is named; name one, such as 'demo', or a --recipe that does")
@@ -85,171 +87,69 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
         "seed": seed,
         "trust_remote_code": trust_remote_code or None,
     }
+    if size is not None:
+        given.refuse_beside_size({"recipe": recipe, "plan": plan, "keep": keep, "method": method,
+                                  "allocator": allocator, "format": format, "refine": refine,
+                                  "protect": protect or None})  # fmt: skip
     asked = Recipe.build(recipe, changes)
+    budget = None if size is None else Keep.parse(size)
     given.prove_writable(output)
-    from spectrim import pipeline
+    from spectrim import auto, pipeline, sources
     from spectrim.report import terminal
     from spectrim.report.progress import shown
 
+    why = None
     with shown() as progress:
+        if budget is not None:
+            asked, why = auto.choose(
+                asked.model, budget, calibration=asked.calibration, seed=asked.seed,
+                cache=cache or sources.default_cache(), progress=progress, heal=not no_heal,
+            )  # fmt: skip
         pipeline.shrink(asked, output, cache=cache, plan=plan, evaluate=evaluate,
-                        predictions=predictions, progress=progress)  # fmt: skip
+                        predictions=predictions, why=why, progress=progress)  # fmt: skip
     if evaluate:
         terminal.show(json.loads((output / "scores.json").read_text(encoding="utf-8")))
+    if why is not None:
+        typer.echo(why)
     typer.echo(f"wrote {output}" + (f"; open {output / 'report.html'}" if evaluate else ""))
 
 
 @app.command()
-def evaluate(
-    folder: Annotated[str, argument("measured")],
-    text: Annotated[list[str] | None, option("text", default="default")] = None,
-    against: Annotated[
-        str | None, option("against", default="what the folder was made from")
-    ] = None,
-    tokens: Annotated[str, option("tokens", default=True)] = "16x1024",
-    suite: Annotated[Suite, option("suite", default=True)] = "basic",
-    tasks: Annotated[str | None, option("tasks", default="all of the suite")] = None,
-    limit: Annotated[int | None, option("limit", default="as the suite says")] = None,
-    data: Annotated[Path | None, option("data", default="$SPECTRIM_DATA, else the hub")] = None,
+def search(
+    model: Annotated[str, argument("searched")],
+    output: Annotated[Path, option("front", "-o", "--output")],
+    sizes: Annotated[str, option("front-sizes", default=True)] = "60%,40%,25%,15%",
+    minutes: Annotated[float | None, option("minutes", default="no limit")] = None,
+    calibration: Annotated[str, option("calibration", default=True)] = "default",
+    tokens: Annotated[str, option("tokens", default=True)] = "48x1024",
     seed: Annotated[int, option("seed", default=True)] = 0,
-    fresh: Annotated[bool, option("fresh", "--fresh")] = False,
-    json_path: Annotated[Path | None, option("json", "--json")] = None,
     cache: Cache = None,
 ) -> None:
-    """Measure quality, size and speed of a model beside another, in one run.
+    """Make the best model of each of several sizes, and one page on all: the Pareto front.
 
-    Interrupted? Run the same command again: what was answered is kept.
+    Interrupted, or out of time? Run the same command again; finished sizes are kept.
 
-    For example:
-
-    spectrim evaluate small/ --text held_out.txt --against demo --json scores.json
-
-    spectrim evaluate small/ --suite quick --data data/ --json small/scores.json
-
-    spectrim evaluate small/ --suite full --tasks arc_easy,boolq,winogrande --limit 200
+    Example: spectrim search demo --sizes 60%,40%,25%,15%,10% --minutes 120 -o front/
     """
-    from spectrim.recipe import parse_tokens
+    from spectrim.recipe import Calibration, Keep
 
-    parse_tokens(tokens)
-    folder_of_data = given.data_folder(data)
-    if limit is not None and limit < 1:
-        raise SpectrimError(f"--limit {limit} asks nothing; expected 1 or more")
-    if json_path is not None:
-        given.prove_writable(json_path)
-    from spectrim import evaluation
-    from spectrim.metrics import Evaluation
-    from spectrim.report import terminal
-    from spectrim.report.progress import shown
-
-    chosen = Evaluation(suite=suite, tasks=given.task_names(tasks), limit=limit, seed=seed,
-                        fresh=fresh, data=folder_of_data)  # fmt: skip
-    with shown() as progress:
-        scores = evaluation.evaluate(
-            folder,
-            text=text or ["default"],
-            against=against,
-            tokens=tokens,
-            tasks=chosen,
-            cache=cache,
-            json_path=json_path,
-            progress=progress,
-        )
-    terminal.show(scores)
-
-
-@app.command()
-def inspect(
-    model: Annotated[str, argument("inspected")],
-    as_json: Annotated[bool, option("as-json", "--json")] = False,
-    cache: Cache = None,
-) -> None:
-    """Show what is stored where, per site, beside the dense shapes.
-
-    Example: spectrim inspect small/
-    """
-    from spectrim import console, inspection
-
-    found = inspection.inspect(model, cache)
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-    else:
-        console.show_sites(found)
-
-
-@app.command()
-def profile(
-    model: Annotated[str, argument("profiled")],
-    output: Annotated[Path, option("profile", "-o", "--output")],
-    by: Annotated[By, option("by", default=True)] = "site",
-    sizes: Annotated[str, option("sizes", default=True)] = "50%",
-    cumulative: Annotated[bool, option("cumulative", "--cumulative")] = False,
-    metric: Annotated[Increase, option("metric", default=True)] = "loss",
-    sequences: Annotated[int | None, option("sequences", default="2")] = None,
-    method: Annotated[str | None, option("method", default="loss_aware_svd")] = None,
-    format: Annotated[str | None, option("format", default="pivoted")] = None,
-    calibration: Annotated[str | None, option("calibration", default="default")] = None,
-    tokens: Annotated[str | None, option("tokens", default="48x1024")] = None,
-    seed: Annotated[int | None, option("seed", default="0")] = None,
-    cache: Cache = None,
-    trust_remote_code: Annotated[bool, option("trust-remote-code", "--trust-remote-code")] = False,
-) -> None:
-    """Measure how sensitive the loss is to every part of a model, cut one at a time.
-
-    Interrupted? Run the same command again; it continues where it was.
-
-    For example:
-
-    spectrim profile demo --sizes "75%,50%,25%" -o profile/
-
-    spectrim profile demo --by block --cumulative --metric perplexity -o profile/
-    """
-    from spectrim.recipe import Recipe
-
-    changes = {
-        "model": model,
-        "calibration.text": calibration,
-        "calibration.tokens": tokens,
-        "factorize.method": method,
-        "factorize.format": format,
-        "factorize.rank_multiple": 1,
-        "seed": seed,
-        "trust_remote_code": trust_remote_code or None,
-    }
-    recipe, parts = Recipe.build(None, changes), given.parse_sizes(sizes)
+    wanted = [Keep.parse(size) for size in sizes.split(",")]
+    read = Calibration.parse(calibration, tokens)
+    if minutes is not None and minutes <= 0:
+        raise SpectrimError(f"--minutes {minutes:g} leaves no time; give more than 0")
     given.prove_writable(output)
-    from spectrim import console, profiling
+    from spectrim import searching, sources
     from spectrim.report.progress import shown
 
-    asked = profiling.Asked(by, parts, cumulative, metric, sequences)
     with shown() as progress:
-        found = profiling.profile(recipe, output, asked, cache=cache, progress=progress)
-    console.show_profile(found)
-    typer.echo(f"wrote {output}; open {output / 'profile.html'}")
-
-
-@app.command()
-def report(
-    folders: Annotated[list[Path], argument("folders")],
-    output: Annotated[
-        Path | None, option("page", "-o", "--output", default="FOLDER/report.html")
-    ] = None,
-) -> None:
-    """Write one self-contained HTML page about a smaller model, or about several.
-
-    The first folder is the one that the page is about; the others stand beside it.
-
-    For example:
-
-    spectrim report small/ -o report.html
-
-    spectrim report run/ run2/ run3/ -o report.html
-    """
-    target = output or folders[0] / "report.html"
-    given.prove_writable(target)
-    from spectrim.report.page import write_page
-
-    write_page(folders[0], target, folders[1:])
-    typer.echo(f"wrote {target}")
+        front = searching.search(
+            model, wanted, output, calibration=read, seed=seed, minutes=minutes,
+            cache=cache or sources.default_cache(), progress=progress,
+        )  # fmt: skip
+    for size in front.left:
+        typer.echo(f"no time was left for {size}; run the same command again")
+    if front.made:
+        typer.echo(f"wrote {output}; open {output / 'report.html'}")
 
 
 @app.command(name="list")

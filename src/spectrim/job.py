@@ -44,7 +44,7 @@ class Job:
     """What every stage works on.
 
     model: skeleton whose blocks are empty. cache: kept between runs. work: of this run only.
-    keep: (fraction, "linear" or "bytes"). whole: what the model as it came has of both, where a
+    keep: (fraction, unit) as in recipe.Keep. whole: what the model as it came has of both, where a
     stage has changed it since, and original that model. plan: how every site is stored now, or is
     to be cut by a plan that is replayed. wanted: the same with the bits and corrections that later
     stages are to give. blocks: where the blocks lie as they are now, None where the source has
@@ -85,6 +85,7 @@ class Job:
             self.original = self.source
             linear = sum(s.out_features * s.in_features for s in self.sites if s.block >= 0)
             self.whole = {"linear": linear, "bytes": self.weights.bytes()}
+            self.whole["linear bytes"] = linear * self.weights.dtype().itemsize
         trusted = self.source.trust_remote_code
         self.source = Source(self.source.name, folder, sources.fingerprint(folder), trusted)
         self.model = sources.skeleton(self.source)

@@ -135,6 +135,10 @@ class Factorize(Part):
     damp_input, damp_gradient: part of their mean diagonal added to the moments of the inputs and
         of the gradients before they are inverted, from 0.
     rank_multiple: chosen ranks are multiples of this, from 1.
+    bits: also offer every cut, and the whole matrix, with its numbers in so many bits, of 2, 3, 4
+        and 8; a stage `quantize` must follow, and carries out what was chosen.
+    cut: also offer smaller ranks; without, bits alone are chosen.
+    group: of how many neighbours along the input a step of these is, 32, 64 or 128; 0: of a row.
     split_fused: take a map that computes queries, keys and values at once as three maps.
     protect: regular expressions; a site stays dense where one is found in its name, its role, or
         "block N".
@@ -148,6 +152,9 @@ class Factorize(Part):
     damp_input: float = Field(default=1e-4, ge=0)
     damp_gradient: float = Field(default=1e-2, ge=0)
     rank_multiple: int = Field(default=8, ge=1)
+    bits: tuple[Literal[2, 3, 4, 8], ...] = ()
+    cut: bool = True
+    group: Literal[0, 32, 64, 128] = 64
     split_fused: bool = False
     protect: tuple[Regex, ...] = ()
 

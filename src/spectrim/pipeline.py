@@ -42,6 +42,7 @@ def shrink(
     plan: Path | None = None,
     evaluate: bool = True,
     predictions: bool = False,
+    why: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Make the model of a recipe smaller and return the folder that holds it.
@@ -55,6 +56,7 @@ def shrink(
         plan: a plan.json to carry out instead of deciding anew.
         evaluate: also measure dense and smaller model on the report split and write the report.
         predictions: also measure the loss at several budgets beside what is predicted for them.
+        why: how the recipe was come by, for the record and the report.
         progress: called as ``progress(done, total, what)``.
 
     Raises:
@@ -72,6 +74,8 @@ def shrink(
     if replayed is not None:
         refuse_uncarried(replayed, recipe)
     job = open_job(recipe, source, cache, progress)
+    if why is not None:
+        job.notes["chosen"] = why
     if predictions and recipe.factorize is None:
         raise SpectrimError("predictions are of the stage factorize; leave out --predictions")
     if predictions and len(job.architecture.stacks) > 1:

@@ -26,8 +26,9 @@ class Curve:
 
     Cuts are ordered by size; the last one is the dense matrix, with the largest rank and loss 0.
     ``sizes`` are in the unit of the budget (numbers or bytes), ``losses`` in nats per token.
-    ``methods`` names the method of each cut but the dense one. ``values`` [full] are singular
-    values, where one method alone gave them.
+    ``methods`` names the method of each cut but the dense one, "" for the whole matrix in fewer
+    bits; ``bits`` are those of each such cut's numbers, 0 for the checkpoint's own, none where all
+    are. ``values`` [full] are singular values, where one method alone gave them.
     """
 
     sites: tuple[Site, ...]
@@ -36,6 +37,7 @@ class Curve:
     losses: Float[Tensor, " cuts"]
     methods: tuple[str, ...] = ()
     values: Float[Tensor, " full"] | None = None
+    bits: tuple[int, ...] = ()
 
     @property
     def site(self) -> Site:

@@ -54,11 +54,12 @@ class Keep(Part):
     """How much stays.
 
     fraction: the part that stays, more than 0 and at most 1.
-    of: "linear", the numbers of the linear maps inside the blocks; "bytes", the whole model.
+    of: "linear", the numbers of the linear maps inside the blocks; "linear bytes", the bytes that
+        they take; "bytes", the whole model.
     """
 
     fraction: float = Field(gt=0, le=1)
-    of: Literal["linear", "bytes"] = "bytes"
+    of: Literal["linear", "linear bytes", "bytes"] = "bytes"
 
     @classmethod
     def parse(cls, text: str) -> Keep:
@@ -85,7 +86,7 @@ class Keep(Part):
 
 
 def _keep(text: str) -> dict[str, Any]:
-    found = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(%?)(?:\s*of\s+(\w+))?\s*", text)
+    found = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(%?)(?:\s*of\s+(\w+(?: \w+)?))?\s*", text)
     percent, of = (float(found[1]), found[3] or "bytes") if found else (0.0, "")
     if not found or (percent and not found[2]):
         raise SpectrimError(
@@ -94,9 +95,9 @@ def _keep(text: str) -> dict[str, Any]:
         )
     if not 0 < percent <= 100:
         raise SpectrimError(f"keep '{text}' is out of range; keep more than 0% and at most 100%")
-    if of not in ("linear", "bytes"):
-        hint = did_you_mean(of, ["linear", "bytes"]) or ";"
-        raise SpectrimError(f"cannot keep a part of '{of}'{hint} (linear, bytes)")
+    if of not in (units := ["linear", "linear bytes", "bytes"]):
+        hint = did_you_mean(of, units) or ";"
+        raise SpectrimError(f"cannot keep a part of '{of}'{hint} ({', '.join(units)})")
     return {"fraction": percent / 100, "of": of}
 
 

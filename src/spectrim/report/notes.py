@@ -12,7 +12,8 @@ NAMED = 6  # sites; of more, the rest is counted
 def sentences(scores: dict[str, Any]) -> list[str]:
     """Return what scores.json has under "found" that a reader should know, one sentence each."""
     found = scores.get("found") or {}
-    said = [_allocation(found["allocation"])] if "allocation" in found else []
+    said = [found["chosen"]] if "chosen" in found else []
+    said += [_allocation(found["allocation"])] if "allocation" in found else []
     said += [_unreached(found["without_tokens"])] if found.get("without_tokens") else []
     said += [_blocks(stage) for stage in found.get("dropped", [])]
     return said + [_zeros(stage) for stage in found.get("sparsified", [])]

@@ -159,6 +159,7 @@ def _subtitle(output: Output) -> str:
     if not plan:
         return ""
     what = {"linear": "the numbers in linear maps", "bytes": "the bytes of the whole model"}
+    what["linear bytes"] = "the bytes of linear maps"
     kept = f"Budget: {100 * budget.get('keep', 1):.4g} % of {what.get(budget.get('of'), '?')}"
     how = (f"{part} {plan.get(part)}" for part in ("method", "allocator", "format"))
     return ". ".join([kept, ", ".join(how).capitalize()]) + "."

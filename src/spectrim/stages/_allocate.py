@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -185,6 +185,11 @@ def _decisions(options: Factorize, curve: Curve, index: int) -> list[Decision]:
     if curve.is_dense(index):
         return [left_dense(site) for site in curve.sites]
     method, rank = curve.methods[index], int(curve.ranks[index])
+    bits = curve.bits[index] if curve.bits else 0
+    few = {"bits": bits, "group": options.group if bits else 0}
+    if not method:  # the whole matrix in fewer bits
+        loss = float(curve.losses[index])
+        return [replace(left_dense(curve.site), predicted_loss=loss, **few)]
     made = []
     for place, site in enumerate(curve.sites):
         name = format_of(options, method, site, place)
@@ -204,6 +209,7 @@ def _decisions(options: Factorize, curve: Curve, index: int) -> list[Decision]:
                 method=method,
                 bias=centred(options, method),
                 owner=curve.site.name if form.follows else "",
+                **few,
             )
         )
     return made

@@ -53,20 +53,25 @@ def envelope(curves: list[Curve]) -> Curve | None:
     if len(curves) < 2:
         return curves[0] if curves else None
     points = sorted(
-        (float(curve.sizes[at]), float(curve.losses[at]), (int(curve.ranks[at]), curve.methods[at]))
+        (
+            float(curve.sizes[at]),
+            float(curve.losses[at]),
+            (int(curve.ranks[at]), curve.methods[at], curve.bits[at] if curve.bits else 0),
+        )
         for curve in curves
         for at in range(len(curve.sizes) - 1)
     )
     kept = undominated(points)
     last = curves[0]
     sizes, losses, cuts = zip(*kept, strict=True) if kept else ((), (), ())
-    ranks, names = zip(*cuts, strict=True) if cuts else ((), ())
+    ranks, names, bits = zip(*cuts, strict=True) if cuts else ((), (), ())
     return Curve(
         last.sites,
         torch.tensor([*ranks, int(last.ranks[-1])]),
         torch.tensor([*sizes, float(last.sizes[-1])], dtype=torch.float64),
         torch.tensor([*losses, 0.0], dtype=torch.float64),
         tuple(names),
+        bits=tuple(bits),
     )
 
 
@@ -107,7 +112,7 @@ def _curve(job: Job, options: Factorize, offer: Offer) -> Curve:
 
 def _size(job: Job, forms: list[type[FactoredLinear]], sites: tuple[Site, ...], rank: int) -> float:
     shapes = [(site.out_features, site.in_features, rank) for site in sites]
-    if job.keep[1] == "bytes":
+    if in_bytes(job):
         dtype = job.weights.dtype()
         return sum(form.bytes(*shape, dtype) for form, shape in zip(forms, shapes, strict=True))
     return sum(form.numbers(*shape) for form, shape in zip(forms, shapes, strict=True))
@@ -115,7 +120,7 @@ def _size(job: Job, forms: list[type[FactoredLinear]], sites: tuple[Site, ...], 
 
 def _added_biases(job: Job, options: Factorize, offer: Offer) -> int:
     """Return the bytes of biases that maps get which had none; numbers leave biases out."""
-    if job.keep[1] != "bytes" or not centred(options, offer.method):
+    if not in_bytes(job) or not centred(options, offer.method):
         return 0
     bare = [site for site in offer.sites if not job.biased(site.name)]
     return sum(site.out_features for site in bare) * job.weights.dtype().itemsize
@@ -130,7 +135,12 @@ def dense_curve(job: Job, site: Site) -> Curve:
 
 def _dense_size(job: Job, site: Site) -> int:
     numbers = site.out_features * site.in_features
-    return numbers * job.weights.dtype().itemsize if job.keep[1] == "bytes" else numbers
+    return numbers * job.weights.dtype().itemsize if in_bytes(job) else numbers
+
+
+def in_bytes(job: Job) -> bool:
+    """Return whether sizes are bytes rather than numbers."""
+    return job.keep[1] != "linear"
 
 
 def unknown_offers(job: Job, options: Factorize) -> list[Offer]:

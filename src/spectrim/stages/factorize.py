@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from spectrim.allocators import allocators
 from spectrim.architectures import Stack
 from spectrim.errors import SpectrimError
 from spectrim.formats import low_rank_formats
@@ -17,9 +18,11 @@ from spectrim.plan import Curve, Plan, thin
 from spectrim.refinement import refine
 from spectrim.sites import Site
 from spectrim.stages._allocate import Unit, available, units
+from spectrim.stages._bit_curves import bit_losses, in_few_bits
 from spectrim.stages._curves import (
     dense_curve,
     format_of,
+    in_bytes,
     inner_sites,
     offered,
     unknown_offers,
@@ -41,7 +44,9 @@ def factorize(job: Job, options: Factorize) -> None:
     if options.split_fused:
         job.split_fused()
     if job.plan is None:  # what cannot be is said before the long work
+        refuse_few_bits(job, options)
         possible = offered(job, options, unknown_offers(job, options))
+        possible += in_few_bits(job, options, possible, None)
         available(job, [unit.curve for unit in units(job, options, possible)])
     else:
         job.plan = job.plan.named()
@@ -53,7 +58,11 @@ def factorize(job: Job, options: Factorize) -> None:
     curves = read_curves(job, options)
     refinement = options.refine
     if job.plan is None:
-        job.plan = planned(job, options, units(job, options, curves))
+        offers_all = curves + in_few_bits(job, options, curves, bit_losses(job, options))
+        job.plan = planned(job, options, units(job, options, offers_all))
+        if options.bits:  # which the stage quantize gives them
+            job.wanted = job.plan
+            job.plan = restated(job, options, job.plan.unquantised())
     else:
         job.plan = restated(job, options, job.plan)
         refinement = "on" if job.plan.about.get("refined", True) else "off"
@@ -61,6 +70,22 @@ def factorize(job: Job, options: Factorize) -> None:
     cut(job, options)
     if refinement != "off":
         refine(job, always=refinement == "on")
+
+
+def refuse_few_bits(job: Job, options: Factorize) -> None:
+    """Raise SpectrimError where few bits are offered and cannot be bought or measured."""
+    if not options.bits:
+        return
+    if not in_bytes(job):
+        raise SpectrimError(
+            "factorize offers few bits, which save no numbers; keep a part of the bytes, such as "
+            "keep: 25% of linear bytes"
+        )
+    if allocators.constant(options.allocator, "MEASURES"):
+        raise SpectrimError(
+            f"allocator '{options.allocator}' measures cuts before they are quantised; with bits "
+            "take one that does not measure, such as 'global'"
+        )
 
 
 def refuse_unfit(job: Job, plan: Plan) -> None:

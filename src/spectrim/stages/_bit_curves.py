@@ -1,0 +1,187 @@
+"""Bits as one more choice of the allocator: every cut, and the whole matrix, in each of them.
+
+What few bits cost a site is measured, in nats, by quantising it for real: the whole matrix in each
+of the bits, and two of its cuts, around which the cost of rounding is interpolated by rank. It
+comes on top of what the cut itself costs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from spectrim.architectures import Stack
+from spectrim.formats import TwoFactors, filled, formats
+from spectrim.job import Job, key_of
+from spectrim.methods import Damping
+from spectrim.options import Factorize
+from spectrim.plan import Curve
+from spectrim.run import atomic_file, locked
+from spectrim.sites import Site, weight
+from spectrim.stages._curves import format_of, inner_sites, protected
+from spectrim.stages._decompose import decompositions, pieces_of, reached
+from spectrim.statistics import Statistics, load_block
+
+TRIED = (0.3, 0.7)  # of the full rank: the cuts that are quantised for real
+Known = dict[str, Float[Tensor, "tried bits"]]
+"""By site: what rounding costs the whole matrix, and then the two cuts, in each of the bits."""
+
+
+def in_few_bits(
+    job: Job, options: Factorize, curves: list[Curve], known: Known | None
+) -> list[Curve]:
+    """Return curves of every site's whole matrix, and of its cuts, in each of the bits.
+
+    Sites that are cut together have none, nor have formats that do not hold two factors.
+    curves: what the methods offer. known: None while nothing is decomposed yet; nothing then costs.
+    """
+    if not options.bits:
+        return []
+    free = [site for site in inner_sites(job) if not protected(site, options.protect)]
+    found = [
+        _whole(job, options, site, None if known is None else known[site.name])
+        for site in free
+        if known is None or site.name in known
+    ]
+    for curve in curves:
+        if options.cut and _has_two_factors(options, curve):
+            costs = None if known is None else known.get(curve.site.name)
+            if known is None or costs is not None:
+                found.append(_cuts(job, options, curve, costs))
+    return found
+
+
+def bit_losses(job: Job, options: Factorize) -> Known:
+    """Return what rounding costs every site, measured block by block and kept in the cache.
+
+    Cuts are those of the first method that makes two factors of a site. Sites that no token of the
+    calibration text came to are left out.
+    """
+    if not options.bits:
+        return {}
+    known: Known = {}
+    places = job.each_block()
+    for done, place in enumerate(places, start=1):
+        file = job.block_file(_folder(job, options), *place)
+        with locked(file):
+            if not file.exists():
+                with atomic_file(file) as partial:
+                    save_file(_measured(job, options, place), partial)
+        known |= load_file(file)
+        job.progress(done, len(places), "measuring what bits cost")
+    return known
+
+
+def _folder(job: Job, options: Factorize) -> Path:
+    key = key_of(
+        "bits", 1, job.statistics_key, options.bits, options.group, options.method,
+        options.format, options.cut, options.damp_input, options.damp_gradient,
+    )  # fmt: skip
+    return job.cache / "decompositions" / key
+
+
+def _measured(job: Job, options: Factorize, place: tuple[Stack, int]) -> Known:
+    statistics = load_block(job.statistics(), *place)
+    block, prefix = job.dense_block(*place), f"{place[0].path}.{place[1]}."
+    found: Known = {}
+    for site in reached(job, *place):
+        matrix = weight(block.get_submodule(site.name.removeprefix(prefix))).detach().float()
+        known = statistics[site.name]
+        tried = [matrix, *_cut(job, options, place, site)]
+        found[site.name] = torch.tensor(
+            [[_cost(one, known, options, bits) for bits in options.bits] for one in tried]
+        )
+    return found
+
+
+def _cut(
+    job: Job, options: Factorize, place: tuple[Stack, int], site: Site
+) -> list[FactoredLinear]:
+    """Return the site's two cuts that are tried, in their format; none where nothing cuts it."""
+    if not options.cut:
+        return []
+    for method in options.methods:
+        name = format_of(options, method, site)
+        if methods.constant(method, "ROLES") is None and issubclass(formats.get(name), TwoFactors):
+            file = job.block_file(decompositions(job, options, method), *place)
+            if pieces := pieces_of(file, site.name):
+                shape = (site.out_features, site.in_features)
+                return [filled(name, (*shape, rank), pieces, None, torch.float32)
+                        for rank in _tried(site)]  # fmt: skip
+    return []
+
+
+def _cost(
+    before: Tensor | FactoredLinear, known: Statistics, options: Factorize, bits: int
+) -> float:
+    """Return ½ tr(Δᵀ G Δ A) of rounding a matrix, or the product that a format holds."""
+    after = in_bits(before, known, Scheme(bits, options.group))
+    matrix = before if isinstance(before, Tensor) else before.dense().detach()
+    return expected_loss(matrix, after, known, Damping(options.damp_input, options.damp_gradient))
+
+
+def _has_two_factors(options: Factorize, curve: Curve) -> bool:
+    if len(curve.sites) > 1 or not curve.methods:
+        return False
+    return issubclass(formats.get(format_of(options, curve.methods[0], curve.site)), TwoFactors)
+
+
+def _whole(job: Job, options: Factorize, site: Site, costs: Tensor | None) -> Curve:
+    full = min(site.out_features, site.in_features)
+    losses = torch.zeros(len(options.bits)) if costs is None else costs[0]
+    cuts = [
+        (full, _bytes(job, options, site, "dense", full, bits), float(loss), "", bits)
+        for bits, loss in zip(options.bits, losses, strict=True)
+    ]
+    return _curve(job, site, cuts)
+
+
+def _cuts(job: Job, options: Factorize, curve: Curve, costs: Tensor | None) -> Curve:
+    site = curve.site
+    name = format_of(options, curve.methods[0], site)
+    cuts = []
+    for place, bits in enumerate(options.bits):
+        for at, rank in enumerate(curve.ranks[:-1].tolist()):
+            added = 0.0 if costs is None else _between(costs[1:, place], site, rank)
+            size = _bytes(job, options, site, name, rank, bits)
+            cuts.append((rank, size, float(curve.losses[at]) + added, curve.methods[at], bits))
+    return _curve(job, site, cuts)
+
+
+def _curve(job: Job, site: Site, cuts: list[tuple[int, float, float, str, int]]) -> Curve:
+    """Return a curve of cuts (rank, size, loss, method, bits), the matrix as it is behind them."""
+    whole = dense_curve(job, site)
+    least = sorted((cut for cut in cuts if cut[1] < float(whole.sizes[0])), key=lambda cut: cut[1])
+    ranks, sizes, losses, names, bits = zip(*least, strict=True) if least else ((),) * 5
+    return Curve(
+        (site,),
+        torch.tensor([*ranks, int(whole.ranks[0])]),
+        torch.tensor([*sizes, float(whole.sizes[0])], dtype=torch.float64),
+        torch.tensor([*losses, 0.0]),
+        names,
+        bits=bits,
+    )
+
+
+def _between(costs: Float[Tensor, " tried"], site: Site, rank: int) -> float:
+    """Return the cost of rounding at a rank, on the line through the two that were tried."""
+    (low, high), (first, second) = _tried(site), costs.tolist()
+    line = first + (second - first) * (rank - low) / max(high - low, 1)
+    return max(line, min(first, second) / 4)
+
+
+def _tried(site: Site) -> tuple[int, int]:
+    full = min(site.out_features, site.in_features)
+    low, high = (max(1, round(part * full)) for part in TRIED)
+    return low, high
+
+
+def _bytes(job: Job, options: Factorize, site: Site, name: str, rank: int, bits: int) -> float:
+    form: Any = formats.get(f"quantized_{name}")
+    dtype = job.weights.dtype()
+    shape = (site.out_features, site.in_features, rank)
+    return float(form.packed_bytes(*shape, bits=bits, group=options.group, dtype=dtype))

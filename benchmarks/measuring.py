@@ -20,6 +20,7 @@ from spectrim.job import Job
 from spectrim.pipeline import open_job
 from spectrim.recipe import Recipe
 from spectrim.report.progress import shown
+from spectrim.sources import Source
 
 OUTSIDE = {
     "C4": "lm/exllamav2_cal/c4.utf8",
@@ -74,14 +75,22 @@ def open_demo(calibration: str, cache: Path, output: Path, tokens: str | None = 
 
 def windows_of(job: Job, second: Path, data: Path) -> dict[str, Tokens]:
     """Return the windows to measure on; none may occur in the calibration text."""
-    tokenizer = sources.tokenizer(job.source)
-    wiki = text.read(str(second), tokenizer, 1024)
-    texts = {"WikiText-2": Tokens.full(wiki.ids[:16])}
-    for name, path in OUTSIDE.items():
-        windows = text.read(str(data / path), tokenizer, 1024)
-        texts[name] = Tokens.full(windows.ids[2:8])
+    texts = texts_of(job.source, second, data)
     for name, windows in texts.items():
         refuse_overlap(job.splits.calibration, windows, f"calibration and {name}")
+    return texts
+
+
+def texts_of(
+    source: Source, second: Path, data: Path, most: int = 16, length: int = 1024
+) -> dict[str, Tokens]:
+    """Return 16 windows of WikiText-2 and 6 of each other text, and at most so many of each."""
+    tokenizer = sources.tokenizer(source)
+    wiki = text.read(str(second), tokenizer, length)
+    texts = {"WikiText-2": Tokens.full(wiki.ids[: min(16, most)])}
+    for name, path in OUTSIDE.items():
+        windows = text.read(str(data / path), tokenizer, length)
+        texts[name] = Tokens.full(windows.ids[2 : 2 + min(6, most)])
     return texts
 
 

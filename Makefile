@@ -10,7 +10,7 @@ demo: $(INSTALLED)  ## shrink the demo model into small/, print the report, writ
 	$(BIN)/spectrim shrink demo --keep "80% of linear" --tokens 16x1024 --predictions -o small/
 
 test: $(INSTALLED)  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 check: $(INSTALLED)  ## format, lint, types, layers, spelling
 	$(BIN)/ruff format --check .

@@ -48,8 +48,17 @@ def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def default_threads() -> int:
-    """Return how many threads torch takes by itself."""
-    return sys.modules["torch"].get_num_threads()
+    """Return how many threads torch takes by itself, a worker's part where several run the tests."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return max(1, sys.modules["torch"].get_num_threads() // workers)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep on one worker what shares the demo model, and what shares a file's fixtures."""
+    for item in items:
+        demo = "demo_cache" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("demo" if demo else item.path.name))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -38,3 +38,24 @@ def currency_losses(
     whole = ((gradients @ weight) * (weight @ inputs)).sum()
     losses = 0.5 * (whole - 2 * crossed + squares).clamp_min(0)
     return torch.cat((0.5 * whole[None], losses)).float()
+
+
+def expected_loss(
+    before: Float[Tensor, "out in"],
+    after: Float[Tensor, "out in"],
+    known: Statistics,
+    damping: Damping,
+) -> float:
+    """Return ½ tr(Δᵀ G Δ A), nats per token, with the moments damped as the currency has them.
+
+    Raises:
+        ValueError: the statistics lack a moment.
+    """
+    if known.input_moment is None or known.gradient_moment is None:
+        raise ValueError("the common currency needs the input moment and the gradient moment")
+    if not known.input_moment.any() or not known.gradient_moment.any():
+        return 0.0  # nothing reaches the loss
+    error = before.double() - after.double()
+    inputs = damped(known.input_moment, damping.input)
+    gradients = damped(known.gradient_moment, damping.gradient)
+    return float(0.5 * ((gradients @ error @ inputs) * error).sum())

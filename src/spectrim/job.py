@@ -49,6 +49,7 @@ class Job:
     to be cut by a plan that is replayed. wanted: the same with the bits and corrections that later
     stages are to give. blocks: where the blocks lie as they are now, None where the source has
     them; beside them rest.safetensors, where a stage has changed what is outside the blocks.
+    reference: the blocks before weights were rounded or set to zero, where that has been done.
     curves and notes: what the report shows of the decisions.
     """
 
@@ -69,6 +70,7 @@ class Job:
     curves: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     blocks: Path | None = None
+    reference: Callable[[Stack, int], nn.Module] | None = None
     steps: int = 0
 
     def walk(self, tokens: Tokens) -> BlockWalk:

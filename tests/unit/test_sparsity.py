@@ -10,8 +10,9 @@ import yaml
 from jaxtyping import Float
 from torch import Tensor
 
+from spectrim.currency import expected_loss
 from spectrim.errors import SpectrimError
-from spectrim.methods import damped
+from spectrim.methods import Damping, damped
 from spectrim.recipe import Recipe
 from spectrim.stages._sparsity import (
     BLOCK,
@@ -22,7 +23,7 @@ from spectrim.stages._sparsity import (
     solved,
     wanda,
 )
-from spectrim.stages.sparsify import Options, expected_loss, sparse
+from spectrim.stages.sparsify import Options, sparse
 from spectrim.statistics import Statistics
 
 OUT, IN = 24, 32
@@ -250,14 +251,16 @@ def test_the_expected_loss_is_the_currency() -> None:
     inputs, gradients = damped(correlated(IN), 1e-4), damped(correlated(OUT), 1e-2)
     change = (before - after).double()
     written_out = 0.5 * torch.trace(change.T @ gradients @ change @ inputs)
-    assert expected_loss(before, after, known) == pytest.approx(float(written_out))
-    assert expected_loss(before, before, known) == 0.0
+    assert expected_loss(before, after, known, Damping()) == pytest.approx(float(written_out))
+    assert expected_loss(before, before, known, Damping()) == 0.0
     ignored = Statistics(9, None, correlated(IN), torch.zeros(OUT, OUT))
-    assert expected_loss(before, after, ignored) == 0.0
+    assert expected_loss(before, after, ignored, Damping()) == 0.0
 
 
 def test_a_moment_that_lacks_is_said() -> None:
     with pytest.raises(ValueError, match="sparsify needs the input moment"):
         sparse(noise(OUT, IN), Statistics(9), Options(), Pattern.parse("2:4"))
     with pytest.raises(ValueError, match="needs the input moment and the gradient moment"):
-        expected_loss(noise(OUT, IN), noise(OUT, IN), Statistics(9, None, correlated(IN)))
+        expected_loss(
+            noise(OUT, IN), noise(OUT, IN), Statistics(9, None, correlated(IN)), Damping()
+        )

@@ -7,23 +7,28 @@ comes on top of what the cut itself costs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectrim.architectures import Stack
 from spectrim.formats import TwoFactors, filled, formats
+from spectrim.formats._quantized import Quantized
+from spectrim.formats._rounding import Grid
 from spectrim.job import Job, key_of
-from spectrim.methods import Damping
+from spectrim.methods import methods
 from spectrim.options import Factorize
-from spectrim.plan import Curve
+from spectrim.plan import Curve, Decision
 from spectrim.run import atomic_file, locked
-from spectrim.sites import Site, weight
-from spectrim.stages._curves import format_of, inner_sites, protected
+from spectrim.sites import Site, bias
+from spectrim.stages._curves import dense_curve, format_of, inner_sites, left_dense, protected
 from spectrim.stages._decompose import decompositions, pieces_of, reached
+from spectrim.stages.quantize import Options as Quantize
+from spectrim.stages.quantize import few_bits
 from spectrim.statistics import Statistics, load_block
 
 TRIED = (0.3, 0.7)  # of the full rank: the cuts that are quantised for real
@@ -86,42 +91,50 @@ def _folder(job: Job, options: Factorize) -> Path:
 
 def _measured(job: Job, options: Factorize, place: tuple[Stack, int]) -> Known:
     statistics = load_block(job.statistics(), *place)
-    block, prefix = job.dense_block(*place), f"{place[0].path}.{place[1]}."
+    block, prefix = job.dense_block(*place).float(), f"{place[0].path}.{place[1]}."
     found: Known = {}
     for site in reached(job, *place):
-        matrix = weight(block.get_submodule(site.name.removeprefix(prefix))).detach().float()
-        known = statistics[site.name]
-        tried = [matrix, *_cut(job, options, place, site)]
-        found[site.name] = torch.tensor(
-            [[_cost(one, known, options, bits) for bits in options.bits] for one in tried]
-        )
+        module = block.get_submodule(site.name.removeprefix(prefix))
+        tried = [(left_dense(site), module), *_cuts_tried(job, options, place, site, module)]
+        costs = [
+            [_cost(job, options, one, decision, statistics[site.name], bits)
+             for bits in options.bits]
+            for decision, one in tried
+        ]  # fmt: skip
+        found[site.name] = torch.tensor(costs)
     return found
 
 
-def _cut(
-    job: Job, options: Factorize, place: tuple[Stack, int], site: Site
-) -> list[FactoredLinear]:
-    """Return the site's two cuts that are tried, in their format; none where nothing cuts it."""
-    if not options.cut:
-        return []
-    for method in options.methods:
+def _cuts_tried(
+    job: Job, options: Factorize, place: tuple[Stack, int], site: Site, module: nn.Module
+) -> list[tuple[Decision, nn.Module]]:
+    """Return the two cuts of a site that are tried; none where nothing makes two factors of it."""
+    for method in options.methods if options.cut else ():
         name = format_of(options, method, site)
         if methods.constant(method, "ROLES") is None and issubclass(formats.get(name), TwoFactors):
             file = job.block_file(decompositions(job, options, method), *place)
             if pieces := pieces_of(file, site.name):
                 shape = (site.out_features, site.in_features)
-                return [filled(name, (*shape, rank), pieces, None, torch.float32)
-                        for rank in _tried(site)]  # fmt: skip
+                return [
+                    (replace(left_dense(site), format=name, rank=rank),
+                     filled(name, (*shape, rank), pieces, bias(module), torch.float32))
+                    for rank in _tried(site)
+                ]  # fmt: skip
     return []
 
 
 def _cost(
-    before: Tensor | FactoredLinear, known: Statistics, options: Factorize, bits: int
+    job: Job,
+    options: Factorize,
+    module: nn.Module,
+    decision: Decision,
+    known: Statistics,
+    bits: int,
 ) -> float:
-    """Return ½ tr(Δᵀ G Δ A) of rounding a matrix, or the product that a format holds."""
-    after = in_bits(before, known, Scheme(bits, options.group))
-    matrix = before if isinstance(before, Tensor) else before.dense().detach()
-    return expected_loss(matrix, after, known, Damping(options.damp_input, options.damp_gradient))
+    """Return ½ tr(Δᵀ G Δ A) of rounding a matrix, or the product of two factors."""
+    wanted = replace(decision, bits=bits, group=options.group)
+    loss = few_bits(job, Quantize(group=options.group), module, wanted, known)[1]
+    return 0.0 if loss is None else loss
 
 
 def _has_two_factors(options: Factorize, curve: Curve) -> bool:
@@ -181,7 +194,7 @@ def _tried(site: Site) -> tuple[int, int]:
 
 
 def _bytes(job: Job, options: Factorize, site: Site, name: str, rank: int, bits: int) -> float:
-    form: Any = formats.get(f"quantized_{name}")
-    dtype = job.weights.dtype()
+    form: type[Quantized] = formats.get(f"quantized_{name}")
     shape = (site.out_features, site.in_features, rank)
-    return float(form.packed_bytes(*shape, bits=bits, group=options.group, dtype=dtype))
+    grid = Grid(bits, options.group, symmetric=False)
+    return float(form.stored_bytes(shape, grid, job.weights.dtype()))

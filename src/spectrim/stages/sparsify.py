@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor, nn
 
 from spectrim.architectures import Stack
+from spectrim.currency import expected_loss
 from spectrim.errors import SpectrimError
 from spectrim.experts import unpack_experts
 from spectrim.job import Job
@@ -73,6 +74,7 @@ def sparsify(job: Job, options: Options) -> None:
     """
     refuse(job, options)
     config: dict[str, Any] = {}
+    job.reference = job.walk(job.splits.search).block
     key = ("sparsify", options.model_dump(mode="json"), job.statistics_key)
     remake(job, key, config, _blocks(job, options, config))
     said = json.loads((job.source.folder / "config.json").read_text(encoding="utf-8"))
@@ -122,7 +124,7 @@ def _blocks(job: Job, options: Options, config: dict[str, Any]) -> Iterator[dict
             matrix = weight(block.get_submodule(site.name.removeprefix(prefix))).detach()
             before = matrix.clone()
             matrix.copy_(sparse(before, known[site.name], options, pattern))
-            predicted[site.name] = expected_loss(before, matrix, known[site.name])
+            predicted[site.name] = expected_loss(before, matrix, known[site.name], Damping())
         yield {prefix + name: tensor for name, tensor in tensors.items()}
         job.progress(done, len(places), "setting weights to zero")
     config[NOTE] = {
@@ -158,21 +160,3 @@ def sparse(
     by_size = options.score == "magnitude"
     scores = magnitude(matrix) if by_size else wanda(matrix, known.input_moment)
     return torch.where(mask(scores, pattern), matrix, 0.0)
-
-
-def expected_loss(
-    before: Float[Tensor, "out in"], after: Float[Tensor, "out in"], known: Statistics
-) -> float:
-    """Return ½ tr(Δᵀ G Δ A), nats per token, with the moments damped as the currency has them.
-
-    Raises:
-        ValueError: the statistics lack a moment.
-    """
-    if known.input_moment is None or known.gradient_moment is None:
-        raise ValueError("the common currency needs the input moment and the gradient moment")
-    if not known.input_moment.any() or not known.gradient_moment.any():
-        return 0.0  # nothing reaches the loss
-    damping, error = Damping(), before.double() - after.double()
-    inputs = damped(known.input_moment, damping.input)
-    gradients = damped(known.gradient_moment, damping.gradient)
-    return float(0.5 * ((gradients @ error @ inputs) * error).sum())

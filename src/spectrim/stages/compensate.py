@@ -1,0 +1,190 @@
+"""Add two thin factors to what quantisation or zeros broke: the best of their rank for the loss."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from dataclasses import replace as changed
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from spectrim.currency import expected_loss
+from spectrim.errors import SpectrimError
+from spectrim.formats import FactoredLinear, from_factors
+from spectrim.formats.corrected_dense import CorrectedDense
+from spectrim.formats.quantized_dense import QuantizedDense
+from spectrim.job import Job
+from spectrim.methods import Damping, damped
+from spectrim.methods.loss_aware_svd import two_sided_svd
+from spectrim.options import Part
+from spectrim.plan import Decision
+from spectrim.sites import bias, replace, weight
+from spectrim.stages._blocks import current_block, keep_block, move_to, next_step
+from spectrim.stages._curves import dense_plan
+from spectrim.stages._few_bits import Rounding, matrix_of
+from spectrim.statistics import Statistics, load_block
+
+NOTE = "compensated"
+GPTQ_DAMPING = 1e-2  # of the mean diagonal of A, as the stage quantize has it by default
+
+
+class Options(Part):
+    """The stage that adds a product of two factors to what an earlier stage rounded or set to zero.
+
+    rank: of the product, from 1; its numbers are kept in the checkpoint's dtype.
+    metric: "loss" finds the factors that save the most loss, inputs and gradients weighed; "inputs"
+        those that save the most error of the outputs (EoRA).
+    rounds: with more than 1, what the factors leave is rounded anew and the factors are found
+        again, so many times in all (LQER, CALDERA); the best of them stays.
+    """
+
+    rank: int = Field(default=16, ge=1)
+    metric: Literal["loss", "inputs"] = "loss"
+    rounds: int = Field(default=1, ge=1)
+
+
+def compensate(job: Job, options: Options) -> None:
+    """Go on with blocks whose rounded or sparse maps have two factors beside them.
+
+    The factors are the truncated SVD of what is missing, Δ, weighed on both sides: G^½ Δ A^½. With A
+    alone it is EoRA (2410.21271, algorithm 1).
+
+    Raises:
+        SpectrimError: no stage before has rounded a whole matrix or set weights to zero.
+    """
+    if job.reference is None:
+        raise SpectrimError(
+            "compensate makes up for quantize or sparsify; put one of these before it in the recipe"
+        )
+    job.plan = job.plan or dense_plan(job)
+    folder, places = next_step(job, "compensated"), job.each_block()
+    made: dict[str, Decision] = {}
+    before = after = 0.0
+    for done, place in enumerate(places, start=1):
+        block, prefix = current_block(job, place, torch.float32), f"{place[0].path}.{place[1]}."
+        known = load_block(job.statistics(), *place)
+        dense = job.reference(*place)
+        for site in job.block_sites(*place):
+            decision, path = job.plan[site.name], site.name.removeprefix(prefix)
+            if decision.format != "dense" or decision.correction:
+                continue
+            found = _corrected(
+                block.get_submodule(path), matrix_of(dense.get_submodule(path)).float(),
+                known[site.name], options,
+            )  # fmt: skip
+            if found is not None:
+                module, costs = found
+                replace(block, path, module)
+                made[site.name] = changed(decision, correction=_rank(decision, options))
+                before, after = before + costs[0], after + costs[1]
+        if not job.block_file(folder, *place).exists():
+            keep_block(job, folder, place, block)
+        job.progress(done, len(places), "compensating")
+    if not made:
+        raise SpectrimError(
+            "compensate found no whole matrix that was rounded or set to zero; of factors the second "
+            "makes up for the first already, so leave compensate out"
+        )
+    job.plan = changed(
+        job.plan, decisions=tuple(made.get(one.site, one) for one in job.plan.decisions)
+    )
+    move_to(job, folder)
+    job.notes[NOTE] = {
+        "rank": options.rank,
+        "metric": options.metric,
+        "sites": len(made),
+        "predicted_before": before,
+        "predicted_after": after,
+    }
+
+
+def _rank(decision: Decision, options: Options) -> int:
+    return min(options.rank, decision.out_features, decision.in_features)
+
+
+def _corrected(
+    module: nn.Module, wanted: Float[Tensor, "out in"], known: Statistics, options: Options
+) -> tuple[nn.Module, tuple[float, float]] | None:
+    """Return the map with its correction and its predicted loss before and after; None where exact.
+
+    wanted: the matrix before it was rounded or set to zero.
+    """
+    held = matrix_of(module).float()
+    if known.input_moment is None or known.gradient_moment is None or torch.equal(held, wanted):
+        return None
+    before = expected_loss(wanted, held, known, Damping())
+    best = _Tried(module, *_factors(wanted - held, known, options))
+    after = expected_loss(wanted, held + best.left @ best.right, known, Damping())
+    for _ in range(1, options.rounds if isinstance(module, QuantizedDense) else 1):
+        again = _rounded_again(best.module, wanted - best.left @ best.right, known)
+        held = matrix_of(again).float()
+        tried = _Tried(again, *_factors(wanted - held, known, options))
+        cost = expected_loss(wanted, held + tried.left @ tried.right, known, Damping())
+        if cost >= after:
+            break
+        best, after = tried, cost
+    return _joined(best), (before, after)
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A map as it is stored, and the two factors that go beside it."""
+
+    module: nn.Module
+    left: Float[Tensor, "out rank"]
+    right: Float[Tensor, "rank in"]
+
+
+def _factors(
+    missing: Float[Tensor, "out in"], known: Statistics, options: Options
+) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
+    """Return the product of the rank that saves the most of what is missing."""
+    assert known.input_moment is not None and known.gradient_moment is not None
+    damping = Damping()
+    gradients = [damped(known.gradient_moment, damping.gradient)]
+    found = two_sided_svd(
+        missing,
+        damped(known.input_moment, damping.input),
+        gradients if options.metric == "loss" else None,
+    )
+    return found.factors(min(options.rank, *missing.shape))
+
+
+def _rounded_again(
+    module: nn.Module, matrix: Float[Tensor, "out in"], known: Statistics
+) -> QuantizedDense:
+    """Return the map holding another matrix, rounded as its own was."""
+    assert isinstance(module, QuantizedDense) and known.input_moment is not None
+    rounding = Rounding(module.grid, torch.bfloat16, gptq=True, by_size=False, damping=GPTQ_DAMPING)
+    again = copy.deepcopy(module)
+    with torch.no_grad():
+        again.take(rounding(matrix, known.input_moment).pieces("quantized"))
+    return again
+
+
+def _joined(tried: _Tried) -> nn.Module:
+    """Return one map of the stored matrix and the two factors, singular values shared evenly."""
+    module, own = tried.module, bias(tried.module)
+    even = from_factors("low_rank", tried.left, tried.right, None, torch.float32)
+    pieces = {name: tensor.detach() for name, tensor in even.named_parameters()}
+    out_features, in_features = len(tried.left), tried.right.shape[1]
+    shape = (in_features, out_features, min(out_features, in_features), own is not None)
+    rank = tried.left.shape[1]
+    made: FactoredLinear
+    if isinstance(module, QuantizedDense):
+        grid = asdict(module.grid)
+        made = QuantizedDense(*shape, **grid, correction=rank)
+        made.quantized = module.quantized
+    else:
+        made = CorrectedDense(*shape, correction=rank)
+        pieces["matrix"] = weight(module).detach()
+    with torch.no_grad():
+        for name, tensor in pieces.items():
+            made.get_parameter(name).copy_(tensor)
+        if own is not None and made.bias is not None:
+            made.bias.copy_(own)
+    return made.requires_grad_(False)

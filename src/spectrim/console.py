@@ -99,13 +99,17 @@ def _add(table: Table, lines: list[Any]) -> None:
 
 
 def entries(kind: str) -> list[tuple[str, str]]:
-    """Return what can be named of a kind, such as "methods", with a line on each."""
+    """Return what can be named of a kind, such as "methods", with a line on each.
+
+    Formats that only a stage leaves, as their ``STAGE`` says, cannot be named.
+    """
     if kind == "families":
         return [(name, "") for name in sorted(ARCHITECTURES)]
     if kind == "tasks":
         return _tasks(Registry("metric", "spectrim.metrics"))
     registry = Registry(kind.removesuffix("s"), f"spectrim.{kind}")
-    return [(name, registry.summary(name)) for name in registry.names()]
+    chosen = [name for name in registry.names() if not registry.constant(name, "STAGE")]
+    return [(name, registry.summary(name)) for name in chosen]
 
 
 def _tasks(metrics: Registry) -> list[tuple[str, str]]:

@@ -108,7 +108,13 @@ def _any_product(name: str) -> str:
     for method in _METHODS.names():
         said = _METHODS.constant(method, "FORMAT") or ()
         own |= set(said.values()) if isinstance(said, dict) else {said} if said else set()
-    free = [one for one in _FORMATS.names() if one not in own]
+    left = {one: stage for one in _FORMATS.names() if (stage := _FORMATS.constant(one, "STAGE"))}
+    free = [one for one in _FORMATS.names() if one not in own and one not in left]
+    if name in left:
+        raise SpectrimError(
+            f"format '{name}' is what the stage {left[name]} leaves; add that stage, and choose "
+            f"one of {', '.join(free)} here"
+        )
     if name in own:
         raise SpectrimError(
             f"format '{name}' comes with its own method; choose that method, or one of "

@@ -128,12 +128,18 @@ def refuse(source: Source, output: Path) -> None:
 
 
 def refuse_uncarried(plan: Plan, recipe: Recipe) -> None:
-    """Raise SpectrimError for a plan with cuts where no stage of the recipe makes any."""
+    """Raise SpectrimError for a plan with cuts or bits where no stage of the recipe makes any."""
     cut = [one.site for one in plan.decisions if one.format != "dense"]
     if cut and recipe.factorize is None:
         raise SpectrimError(
             f"the plan cuts {cut[0]}, but the recipe has no stage factorize, which carries plans "
             "out; add it to the recipe, or make every site dense in the plan"
+        )
+    packed = [one for one in plan.decisions if one.bits]
+    if packed and not any(stage.name == "quantize" for stage in recipe.stages):
+        raise SpectrimError(
+            f"the plan stores {packed[0].site} in {packed[0].bits} bits, but the recipe has no "
+            "stage quantize; add it to the recipe, or set bits to 0 in the plan"
         )
 
 
@@ -165,7 +171,7 @@ def write_model(job: Job, folder: Path) -> None:
     config = json.loads((job.source.folder / "config.json").read_text())
     widths = stock.widths(job)
     factored = {
-        decision.site: {"format": decision.format, **job.empty_format(decision).shape()}
+        decision.site: {"format": decision.module, **job.empty_format(decision).shape()}
         for decision in job.plan.decisions
         if decision.replaced
     }

@@ -41,6 +41,10 @@ def factorize(job: Job, options: Factorize) -> None:
     Raises:
         SpectrimError: the budget cannot be met, or the plan does not fit the model.
     """
+    if "quantized" in job.notes:
+        raise SpectrimError(
+            "factorize cuts weights that are not in few bits yet; put quantize behind it"
+        )
     if options.split_fused:
         job.split_fused()
     if job.plan is None:  # what cannot be is said before the long work

@@ -1,0 +1,91 @@
+"""A map in a few bits: its matrix, or its first factor and then the second that fits that best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spectrim.formats import FactoredLinear
+from spectrim.formats._rounding import Grid, Rounded, nearest
+from spectrim.formats.low_rank import LowRank
+from spectrim.formats.pivoted import Pivoted
+from spectrim.methods import cholesky, damped
+from spectrim.sites import weight
+from spectrim.stages._gptq import gptq
+
+SOLVING = 1e-4  # of the mean diagonal of A, added before a second factor is solved for
+FORMATS = ("dense", "low_rank", "pivoted")  # whose numbers can be packed
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How matrices are rounded.
+
+    damping: part of the mean diagonal of a moment that is added before GPTQ inverts it.
+    dtype: of steps and offsets.
+    """
+
+    grid: Grid
+    dtype: torch.dtype
+    gptq: bool
+    by_size: bool
+    damping: float
+
+    def __call__(
+        self, matrix: Float[Tensor, "rows columns"], inputs: Float[Tensor, "columns columns"]
+    ) -> Rounded:
+        """Return a matrix rounded with the second moment of its inputs in view."""
+        if not self.gptq:
+            return nearest(matrix, inputs.diagonal(), self.grid, self.dtype)
+        moment = damped(inputs, self.damping)
+        return gptq(matrix, moment, self.grid, self.dtype, by_size=self.by_size)
+
+
+def matrix_of(module: nn.Module) -> Float[Tensor, "out in"]:
+    """Return the matrix that a dense or factored map stands for."""
+    found = module.dense() if isinstance(module, FactoredLinear) else weight(module)
+    return found.detach()
+
+
+def packed(
+    module: nn.Module, moment: Float[Tensor, "in in"], rounding: Rounding
+) -> dict[str, Tensor]:
+    """Return what the quantised format takes of a map; moment: A, of the inputs.
+
+    Raises:
+        TypeError: the map's numbers cannot be packed.
+    """
+    inputs = damped(moment, SOLVING)
+    if isinstance(module, LowRank):
+        factors = (module.first, module.second)
+        return _factors(("first", "second"), factors, inputs, rounding)
+    if isinstance(module, Pivoted):
+        found = _factors(
+            ("rows", "coefficients"), (module.rows, module.coefficients), inputs, rounding
+        )
+        return {**found, "order": module.order}
+    if isinstance(module, FactoredLinear):
+        raise TypeError(f"{type(module).__name__} cannot be packed")
+    return rounding(weight(module), moment).pieces("quantized")
+
+
+def _factors(
+    names: tuple[str, str],
+    factors: tuple[Float[Tensor, "rank in"], Float[Tensor, "some rank"]],
+    inputs: Float[Tensor, "in in"],
+    rounding: Rounding,
+) -> dict[str, Tensor]:
+    """Return the pieces of both factors, the second solved anew for what the first one delivers.
+
+    Rounded apart from each other, the errors of the first pass through the second unmended.
+    """
+    first, second = (factor.double() for factor in factors)
+    rounded = rounding(first, inputs)
+    delivered = rounded.written_out(rounding.grid.group).double()
+    across = delivered @ inputs  # [rank, in]
+    own = across @ delivered.T
+    solved = torch.cholesky_solve(across @ (second @ first).T, cholesky(own)).T
+    return {**rounded.pieces(names[0]), **rounding(solved, own).pieces(names[1])}

@@ -1,0 +1,180 @@
+"""Store numbers in two to eight bits: matrices and factors, by GPTQ or rounded to the nearest.
+
+The second moment of a site's inputs, which is known already, is GPTQ's Hessian, so that nothing is
+calibrated anew. Of two factors the second is solved for again on what the first one delivers in its
+few bits. The numbers are packed on disk and in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from spectrim import sites
+from spectrim.architectures import Stack
+from spectrim.errors import SpectrimError
+from spectrim.formats import formats
+from spectrim.formats._rounding import Grid
+from spectrim.job import Job
+from spectrim.options import Part, Regex
+from spectrim.plan import Decision, Plan
+from spectrim.run import atomic_file
+from spectrim.stages._blocks import current_block, keep_block, move_to, next_step
+from spectrim.stages._curves import dense_plan, inner_sites, protected
+from spectrim.stages._few_bits import FORMATS, Rounding, matrix_of, packed
+from spectrim.stages.sparsify import expected_loss
+from spectrim.statistics import Statistics, load_block
+
+NOTE = "quantized"  # under which the run's notes say what was done
+BITS = (2, 3, 4, 8)
+
+
+class Options(Part):
+    """The stage that stores the numbers of linear maps, whole or factored, in few bits.
+
+    bits: of each number, where no plan says it for every site.
+    group: how many neighbours along the input share a step; 0 for a whole row.
+    symmetric: no offset beside the step; a quarter of a bit a number less in groups of 64.
+    rounding: "gptq" lets what is left of a row make up for each error; "nearest" does not.
+    order: GPTQ rounds the inputs with the largest moment first, with steps of the matrix as it is.
+    damping: part of the mean diagonal of A that GPTQ adds to it before it inverts it, from 0.
+    protect: regular expressions; a site keeps its numbers where one is found in its name, its
+        role, or "block N".
+    """
+
+    bits: Literal[2, 3, 4, 8] = 4
+    group: Literal[0, 32, 64, 128] = 64
+    symmetric: bool = False
+    rounding: Literal["gptq", "nearest"] = "gptq"
+    order: bool = False
+    damping: float = Field(default=1e-2, ge=0)
+    protect: tuple[Regex, ...] = ()
+
+
+def quantize(job: Job, options: Options) -> None:
+    """Go on with blocks whose maps are packed; ``job.plan`` says in how many bits each one is.
+
+    Raises:
+        SpectrimError: a stage has done so before, a plan asks for what cannot be, or nothing is
+            left to work on.
+    """
+    plan = job.plan or dense_plan(job)
+    chosen = decided(job, options, plan)
+    refuse(plan, chosen)
+    folder, places = next_step(job, "quantize"), job.each_block()
+    losses: dict[str, float | None] = {}
+    for done, place in enumerate(places, start=1):
+        losses |= _block(job, options, place, chosen, folder)
+        job.progress(done, len(places), "rounding")
+    move_to(job, folder)
+    decisions = tuple(chosen.get(one.site, one) for one in plan.decisions)
+    job.plan = replace(plan, decisions=decisions)
+    job.notes[NOTE] = note(options, job.plan, losses)
+
+
+def decided(job: Job, options: Options, plan: Plan) -> dict[str, Decision]:
+    """Return the decision for every site that is to be packed, its bits added.
+
+    Raises:
+        SpectrimError: a plan that says how sites are packed does so for one that cannot be.
+    """
+    asked = {one.site: one for one in job.wanted.decisions if one.bits} if job.wanted else {}
+    found = {}
+    for site in inner_sites(job):
+        one = plan[site.name]
+        if asked:
+            if want := asked.get(site.name):
+                bits = {"bits": want.bits, "group": want.group, "symmetric": want.symmetric}
+                found[one.site] = replace(one, **bits)
+        elif one.format in FORMATS and not protected(site, options.protect):
+            bits = {"bits": options.bits, "group": options.group, "symmetric": options.symmetric}
+            found[one.site] = replace(one, **bits)
+    return found
+
+
+def refuse(plan: Plan, chosen: dict[str, Decision]) -> None:
+    """Raise SpectrimError for what cannot be done, before the long work."""
+    if any(one.bits for one in plan.decisions):
+        raise SpectrimError("quantize has packed the numbers already; leave out the second one")
+    if not chosen:
+        raise SpectrimError(
+            "quantize finds no map to pack, as all are protected or in a format that it leaves "
+            f"({', '.join(FORMATS)} can be packed); protect fewer, or leave it out"
+        )
+    for one in chosen.values():
+        if one.format not in FORMATS:
+            raise SpectrimError(
+                f"the plan stores {one.site} as {one.format} in {one.bits} bits, and only "
+                f"{', '.join(FORMATS)} can be; set its bits to 0"
+            )
+        if one.bits not in BITS or one.group < 0:
+            raise SpectrimError(
+                f"the plan stores {one.site} in {one.bits} bits in groups of {one.group}; "
+                "expected 2, 3, 4 or 8 bits, and groups of 0 (a row) or more"
+            )
+
+
+def _block(
+    job: Job, options: Options, place: tuple[Stack, int], chosen: dict[str, Decision], folder: Path
+) -> dict[str, float | None]:
+    """Write one block, where that is not done yet; return what each site is predicted to lose."""
+    file = job.block_file(folder, *place)
+    record = file.with_suffix(".json")
+    if not file.exists():
+        block = current_block(job, place, torch.float32)
+        known = load_block(job.statistics(), *place)
+        losses = {}
+        for site in job.block_sites(*place):
+            if (one := chosen.get(site.name)) is not None:
+                path = site.name.removeprefix(f"{place[0].path}.{place[1]}.")
+                module = block.get_submodule(path)
+                made, losses[site.name] = few_bits(job, options, module, one, known[site.name])
+                sites.replace(block, path, made)
+        with atomic_file(record) as partial:
+            partial.write_text(json.dumps(losses), encoding="utf-8")
+        keep_block(job, folder, place, block)
+    found: dict[str, float | None] = json.loads(record.read_text(encoding="utf-8"))
+    return found
+
+
+def few_bits(
+    job: Job, options: Options, module: nn.Module, decision: Decision, known: Statistics
+) -> tuple[nn.Module, float | None]:
+    """Return the packed map for a map, and the loss that is predicted, None without tokens."""
+    rounding = Rounding(
+        Grid(decision.bits, decision.group, decision.symmetric),
+        job.weights.dtype(),
+        gptq=options.rounding == "gptq",
+        by_size=options.order,
+        damping=options.damping,
+    )
+    reached = known.tokens > 0 and known.input_moment is not None
+    moment = known.input_moment if reached else torch.eye(decision.in_features)
+    assert moment is not None
+    made = formats.get(decision.module)(**job.empty_format(decision).shape())
+    with torch.no_grad():
+        made.take(packed(module, moment, rounding))
+        if made.bias is not None:
+            made.bias.copy_(sites.bias(module))
+        if not reached or known.gradient_moment is None:
+            return made, None
+        return made, expected_loss(matrix_of(module), matrix_of(made), known)
+
+
+def note(options: Options, plan: Plan, losses: dict[str, float | None]) -> dict[str, Any]:
+    """Return what is noted: how many sites have which bits, what is left, what it should cost."""
+    bits = Counter(one.bits for one in plan.decisions if one.bits)
+    return {
+        "bits": {str(each): bits[each] for each in sorted(bits)},
+        "rounding": options.rounding,
+        "left": [one.site for one in plan.decisions if not one.bits],
+        "without_tokens": [site for site, loss in losses.items() if loss is None],
+        "predicted_loss": sum(loss for loss in losses.values() if loss is not None),
+    }

@@ -48,7 +48,7 @@ def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def default_threads() -> int:
-    """Return how many threads torch takes by itself, a worker's part where several run the tests."""
+    """Return how many threads torch takes, a part of them where several workers run the tests."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     return max(1, sys.modules["torch"].get_num_threads() // workers)
 

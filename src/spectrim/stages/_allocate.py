@@ -186,10 +186,10 @@ def _decisions(options: Factorize, curve: Curve, index: int) -> list[Decision]:
         return [left_dense(site) for site in curve.sites]
     method, rank = curve.methods[index], int(curve.ranks[index])
     bits = curve.bits[index] if curve.bits else 0
-    few = {"bits": bits, "group": options.group if bits else 0}
+    group = options.group if bits else 0
     if not method:  # the whole matrix in fewer bits
         loss = float(curve.losses[index])
-        return [replace(left_dense(curve.site), predicted_loss=loss, **few)]
+        return [replace(left_dense(curve.site), predicted_loss=loss, bits=bits, group=group)]
     made = []
     for place, site in enumerate(curve.sites):
         name = format_of(options, method, site, place)
@@ -209,7 +209,8 @@ def _decisions(options: Factorize, curve: Curve, index: int) -> list[Decision]:
                 method=method,
                 bias=centred(options, method),
                 owner=curve.site.name if form.follows else "",
-                **few,
+                bits=bits,
+                group=group,
             )
         )
     return made

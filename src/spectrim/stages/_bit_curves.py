@@ -7,6 +7,7 @@ comes on top of what the cut itself costs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,7 +166,7 @@ def _cuts(job: Job, options: Factorize, curve: Curve, costs: Tensor | None) -> C
     return _curve(job, site, cuts)
 
 
-def _curve(job: Job, site: Site, cuts: list[tuple[int, float, float, str, int]]) -> Curve:
+def _curve(job: Job, site: Site, cuts: Sequence[tuple[int, float, float, str, int]]) -> Curve:
     """Return a curve of cuts (rank, size, loss, method, bits), the matrix as it is behind them."""
     whole = dense_curve(job, site)
     least = sorted((cut for cut in cuts if cut[1] < float(whole.sizes[0])), key=lambda cut: cut[1])
@@ -183,8 +184,8 @@ def _curve(job: Job, site: Site, cuts: list[tuple[int, float, float, str, int]])
 def _between(costs: Float[Tensor, " tried"], site: Site, rank: int) -> float:
     """Return the cost of rounding at a rank, on the line through the two that were tried."""
     (low, high), (first, second) = _tried(site), costs.tolist()
-    line = first + (second - first) * (rank - low) / max(high - low, 1)
-    return max(line, min(first, second) / 4)
+    line: float = first + (second - first) * (rank - low) / max(high - low, 1)
+    return max(line, min(float(first), float(second)) / 4)
 
 
 def _tried(site: Site) -> tuple[int, int]:

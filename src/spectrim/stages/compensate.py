@@ -50,8 +50,8 @@ class Options(Part):
 def compensate(job: Job, options: Options) -> None:
     """Go on with blocks whose rounded or sparse maps have two factors beside them.
 
-    The factors are the truncated SVD of what is missing, Δ, weighed on both sides: G^½ Δ A^½. With A
-    alone it is EoRA (2410.21271, algorithm 1).
+    The factors are the truncated SVD of what is missing, Δ, weighed on both sides: G^½ Δ A^½.
+    With A alone it is EoRA (2410.21271, algorithm 1).
 
     Raises:
         SpectrimError: no stage before has rounded a whole matrix or set weights to zero.
@@ -86,8 +86,8 @@ def compensate(job: Job, options: Options) -> None:
         job.progress(done, len(places), "compensating")
     if not made:
         raise SpectrimError(
-            "compensate found no whole matrix that was rounded or set to zero; of factors the second "
-            "makes up for the first already, so leave compensate out"
+            "compensate found no whole matrix that was rounded or set to zero; of two factors the "
+            "second makes up for the first already, so leave compensate out"
         )
     job.plan = changed(
         job.plan, decisions=tuple(made.get(one.site, one) for one in job.plan.decisions)

@@ -7,6 +7,7 @@ few bits. The numbers are packed on disk and in memory.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import Counter
 from dataclasses import replace
@@ -19,17 +20,18 @@ from torch import nn
 
 from spectrim import sites
 from spectrim.architectures import Stack
+from spectrim.currency import expected_loss
 from spectrim.errors import SpectrimError
 from spectrim.formats import formats
 from spectrim.formats._rounding import Grid
 from spectrim.job import Job
+from spectrim.methods import Damping
 from spectrim.options import Part, Regex
 from spectrim.plan import Decision, Plan
 from spectrim.run import atomic_file
 from spectrim.stages._blocks import current_block, keep_block, move_to, next_step
 from spectrim.stages._curves import dense_plan, inner_sites, protected
 from spectrim.stages._few_bits import FORMATS, Rounding, matrix_of, packed
-from spectrim.stages.sparsify import expected_loss
 from spectrim.statistics import Statistics, load_block
 
 NOTE = "quantized"  # under which the run's notes say what was done
@@ -73,6 +75,8 @@ def quantize(job: Job, options: Options) -> None:
     for done, place in enumerate(places, start=1):
         losses |= _block(job, options, place, chosen, folder)
         job.progress(done, len(places), "rounding")
+    before = copy.copy(job)
+    job.reference = lambda stack, index: current_block(before, (stack, index), torch.float32)
     move_to(job, folder)
     decisions = tuple(chosen.get(one.site, one) for one in plan.decisions)
     job.plan = replace(plan, decisions=decisions)
@@ -89,13 +93,12 @@ def decided(job: Job, options: Options, plan: Plan) -> dict[str, Decision]:
     found = {}
     for site in inner_sites(job):
         one = plan[site.name]
-        if asked:
-            if want := asked.get(site.name):
-                bits = {"bits": want.bits, "group": want.group, "symmetric": want.symmetric}
-                found[one.site] = replace(one, **bits)
-        elif one.format in FORMATS and not protected(site, options.protect):
-            bits = {"bits": options.bits, "group": options.group, "symmetric": options.symmetric}
-            found[one.site] = replace(one, **bits)
+        usual = one.format in FORMATS and not protected(site, options.protect)
+        like = asked.get(site.name) if asked else options if usual else None
+        if like is not None:
+            found[one.site] = replace(
+                one, bits=like.bits, group=like.group, symmetric=like.symmetric
+            )
     return found
 
 
@@ -165,7 +168,7 @@ def few_bits(
             made.bias.copy_(sites.bias(module))
         if not reached or known.gradient_moment is None:
             return made, None
-        return made, expected_loss(matrix_of(module), matrix_of(made), known)
+        return made, expected_loss(matrix_of(module), matrix_of(made), known, Damping())
 
 
 def note(options: Options, plan: Plan, losses: dict[str, float | None]) -> dict[str, Any]:

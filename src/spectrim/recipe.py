@@ -180,6 +180,18 @@ class Recipe(Part):
     seed: int = Field(default=0, ge=0)
     trust_remote_code: bool = False
 
+    @model_validator(mode="after")
+    def _bits_are_given(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        for at, stage in enumerate(self.stages):
+            chosen = stage.name == "factorize" and stage.options.bits
+            if chosen and "quantize" not in names[at:]:
+                raise SpectrimError(
+                    "factorize chooses bits, which the stage quantize gives; add the stage quantize "
+                    "behind it, or leave out bits"
+                )
+        return self
+
     @property
     def factorize(self) -> Factorize | None:
         """The options of the stage that factors maps; None where the recipe has no such stage."""

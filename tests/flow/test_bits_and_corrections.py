@@ -1,0 +1,128 @@
+"""Ranks and bits chosen together, and what makes up for the rounding, on tiny models end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spectrim.errors import SpectrimError
+from spectrim.recipe import Recipe
+from tiny_models import logits, tokens
+from tiny_runs import TOKENS, Made, equal, from_pretrained, make, plan_of, shrink, stored
+
+BITS = {"format": "low_rank", "refine": "off", "bits": [2, 4, 8], "group": 32, "rank_multiple": 1}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Return a tiny llama, its cache shared by all runs."""
+    return make("llama", tmp_path_factory.mktemp("bits"))
+
+
+def asked(made: Made, keep: str, *stages: dict[str, Any]) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "model": str(made.source),
+            "keep": keep,
+            "calibration": {"text": str(made.text), "tokens": TOKENS},
+            "stages": list(stages),
+        }
+    )
+
+
+def linear_bytes(folder: Path) -> int:
+    """Return the bytes in the file of what the plan decides about, biases and norms apart."""
+    sites = tuple(f"{one.site}." for one in plan_of(folder).decisions)
+    tensors = stored(folder)
+    return sum(t.numel() * t.element_size() for n, t in tensors.items() if n.startswith(sites))
+
+
+def test_ranks_and_bits_are_chosen_within_the_bytes(plain: Made) -> None:
+    small = shrink(
+        asked(plain, "30% of linear bytes", {"factorize": BITS}, {"quantize": {}}),
+        plain.folder / "chosen",
+    )
+    plan = plan_of(small)
+    assert {one.bits for one in plan.decisions} - {0}
+    whole = sum(one.dense for one in plan.decisions) * 4
+    assert 0.2 * whole < linear_bytes(small) <= 0.3 * whole
+    model = from_pretrained(plain, small)
+    assert torch.isfinite(logits(model, tokens())).all()
+
+
+def test_a_plan_with_bits_is_replayed_bit_for_bit(plain: Made) -> None:
+    small = plain.folder / "chosen"
+    again = shrink(
+        asked(plain, "30% of linear bytes", {"factorize": BITS}, {"quantize": {}}),
+        plain.folder / "replayed", plan=small / "plan.json",
+    )  # fmt: skip
+    assert equal(stored(small), stored(again))
+    assert plan_of(small) == plan_of(again)
+
+
+def test_bits_alone_keep_every_rank(plain: Made) -> None:
+    small = shrink(
+        asked(
+            plain, "25% of linear bytes", {"factorize": {**BITS, "cut": False}}, {"quantize": {}}
+        ),
+        plain.folder / "alone",
+    )
+    assert {one.format for one in plan_of(small).decisions} == {"dense"}
+
+
+@pytest.mark.parametrize(
+    ("keep", "stages", "said"),
+    [
+        ("30% of linear", [{"factorize": BITS}, {"quantize": {}}], "save no numbers"),
+        ("30% of linear bytes", [{"factorize": BITS}], "add the stage quantize"),
+        ("30%", [{"factorize": {**BITS, "allocator": "measured"}}, {"quantize": {}}], "measures"),
+        ("80% of linear", [{"factorize": {}}, {"compensate": {}}], "makes up for"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    plain: Made, keep: str, stages: list[dict[str, Any]], said: str
+) -> None:
+    with pytest.raises(SpectrimError, match=said) as caught:
+        shrink(asked(plain, keep, *stages), plain.folder / "refused")
+    assert "\n" not in str(caught.value)
+    assert not (plain.folder / "refused").exists()
+
+
+@pytest.mark.parametrize("broken", [{"quantize": {"bits": 2, "group": 32}}, {"sparsify": {}}])
+def test_a_correction_saves_what_it_says(plain: Made, broken: dict[str, Any]) -> None:
+    (name,) = broken
+    small = shrink(
+        asked(plain, "100%", broken, {"compensate": {"rank": 4}}), plain.folder / f"mended-{name}"
+    )
+    note = plan_of(small).about["found"]["compensated"]
+    assert 0 < note["predicted_after"] < 0.9 * note["predicted_before"]
+    assert {one.correction for one in plan_of(small).decisions} == {4}
+    model = from_pretrained(plain, small)
+    assert torch.isfinite(logits(model, tokens())).all()
+
+
+def test_rounding_again_never_loses_by_its_own_measure(plain: Made) -> None:
+    found = []
+    for rounds in (1, 3):
+        stages = (
+            {"quantize": {"bits": 2, "group": 32}},
+            {"compensate": {"rank": 4, "rounds": rounds}},
+        )
+        small = shrink(asked(plain, "100%", *stages), plain.folder / f"rounds-{rounds}")
+        found.append(plan_of(small).about["found"]["compensated"]["predicted_after"])
+    assert found[1] < found[0]
+
+
+def test_both_sides_save_more_loss_than_the_inputs_alone(plain: Made) -> None:
+    found = {}
+    for metric in ("loss", "inputs"):
+        stages = (
+            {"quantize": {"bits": 2, "group": 32}},
+            {"compensate": {"rank": 4, "metric": metric}},
+        )
+        small = shrink(asked(plain, "100%", *stages), plain.folder / f"metric-{metric}")
+        found[metric] = plan_of(small).about["found"]["compensated"]["predicted_after"]
+    assert found["loss"] < found["inputs"]

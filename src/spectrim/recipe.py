@@ -187,8 +187,8 @@ class Recipe(Part):
             chosen = stage.name == "factorize" and stage.options.bits
             if chosen and "quantize" not in names[at:]:
                 raise SpectrimError(
-                    "factorize chooses bits, which the stage quantize gives; add the stage quantize "
-                    "behind it, or leave out bits"
+                    "factorize chooses bits, which the stage quantize gives; add the stage "
+                    "quantize behind it, or leave out bits"
                 )
         return self
 

@@ -1,0 +1,93 @@
+"""A size in, a model out: what is chosen, why, and that no byte is spent twice, on tiny models."""
+
+from __future__ import annotations
+
+import pytest
+
+from spectrim import auto, pipeline, sources
+from spectrim.auto import Choice, linear_part
+from spectrim.errors import SpectrimError
+from spectrim.metrics.size import bytes_on_disk
+from spectrim.recipe import Calibration, Keep
+from spectrim.sites import find
+from spectrim.weights import Weights, quiet
+from tiny_runs import TOKENS, Made, from_pretrained, make
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Return a tiny llama, its cache shared by all runs."""
+    return make("llama", tmp_path_factory.mktemp("sizes"))
+
+
+def chosen(made: Made, size: str, heal: bool = False) -> Choice:
+    calibration = Calibration(text=str(made.text), tokens=TOKENS)
+    with quiet():
+        return auto.choose(
+            str(made.source), Keep.parse(size), calibration=calibration, seed=0,
+            cache=made.folder / "cache", progress=lambda done, total, what: None, heal=heal,
+        )  # fmt: skip
+
+
+def test_the_model_is_as_small_as_asked(plain: Made) -> None:
+    choice = chosen(plain, "40%")
+    small = plain.folder / "forty"
+    with quiet():
+        pipeline.shrink(
+            choice.recipe, small, cache=plain.folder / "cache", evaluate=False, why=choice.why
+        )
+    part = bytes_on_disk(small) / bytes_on_disk(plain.source)
+    assert 0.3 < part <= 0.4
+    from_pretrained(plain, small)
+    assert "three" not in choice.why and choice.why.count(". ") == 2  # sentences
+
+
+def test_the_same_seed_chooses_the_same_and_tries_once(
+    plain: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = chosen(plain, "40%")
+
+    def never(*args: object) -> float:
+        raise AssertionError("what was tried is known")
+
+    monkeypatch.setattr(auto, "_measured", never)
+    assert chosen(plain, "40%") == first
+
+
+def test_what_is_chosen_lost_least_of_what_was_tried(
+    plain: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {"ranks and bits": 3.0, "bits": 2.0}
+    monkeypatch.setattr(
+        auto,
+        "_measured",
+        lambda job, recipe, folder: losses["ranks and bits" if recipe.factorize.cut else "bits"],
+    )
+    choice = chosen(plain, "45%")
+    assert choice.recipe.factorize is not None and not choice.recipe.factorize.cut
+    assert "2.000" in choice.why and "3.000" in choice.why
+
+
+def test_a_part_of_the_whole_leaves_the_linear_maps_what_the_ends_do_not_take(plain: Made) -> None:
+    source = sources.resolve(str(plain.source), plain.folder / "cache")
+    skeleton = sources.skeleton(source)
+    weights, sites = Weights(source.folder, skeleton), find(skeleton)
+    assert linear_part(weights, sites, Keep.parse("25% of linear bytes")) == 0.25
+    assert linear_part(weights, sites, Keep.parse("100%")) == 1.0
+    part = linear_part(weights, sites, Keep.parse("50%"))
+    linear = 4 * sum(s.out_features * s.in_features for s in sites if s.block >= 0)
+    ends = sum(s.out_features * s.in_features + 8 * s.out_features for s in sites if s.block < 0)
+    others = (
+        weights.bytes()
+        - linear
+        - 4 * sum(s.out_features * s.in_features for s in sites if s.block < 0)
+    )
+    assert part * linear + ends + others == pytest.approx(0.5 * weights.bytes())
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [("25% of linear", "in bytes"), ("2%", "no model any more")]
+)
+def test_a_size_that_cannot_be_is_one_line(plain: Made, size: str, said: str) -> None:
+    with pytest.raises(SpectrimError, match=said):
+        chosen(plain, size)

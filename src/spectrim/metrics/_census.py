@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from spectrim import architectures, sites
 from spectrim.formats import FactoredLinear
+from spectrim.formats._packed import PackedMatrix
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,17 @@ def linear_maps(model: PreTrainedModel) -> list[LinearMap]:
         share = expert_share(model.config) if expert else 1.0
         found.append(LinearMap(site.name, numbers, cost, share, "block"))
     return found + list(_others(model, {site.name for site in inside}))
+
+
+def all_numbers(model: nn.Module) -> int:
+    """Return how many numbers a model has, tied ones once; a packed one counts as any other.
+
+    The steps and offsets of packed numbers are none: they are a part of how these are stored.
+    """
+    packed = [one for one in model.modules() if isinstance(one, PackedMatrix)]
+    beside = sum(one.numel() for matrix in packed for one in matrix.parameters())
+    whole = sum(one.numel() for one in model.parameters())
+    return whole - beside + sum(matrix.rows * matrix.columns for matrix in packed)
 
 
 def embedding_numbers(model: PreTrainedModel) -> int:

@@ -89,13 +89,12 @@ def decided(job: Job, options: Options, plan: Plan) -> dict[str, Decision]:
     found = {}
     for site in inner_sites(job):
         one = plan[site.name]
-        if asked:
-            if want := asked.get(site.name):
-                bits = {"bits": want.bits, "group": want.group, "symmetric": want.symmetric}
-                found[one.site] = replace(one, **bits)
-        elif one.format in FORMATS and not protected(site, options.protect):
-            bits = {"bits": options.bits, "group": options.group, "symmetric": options.symmetric}
-            found[one.site] = replace(one, **bits)
+        usual = one.format in FORMATS and not protected(site, options.protect)
+        like = asked.get(site.name) if asked else options if usual else None
+        if like is not None:
+            found[one.site] = replace(
+                one, bits=like.bits, group=like.group, symmetric=like.symmetric
+            )
     return found
 
 

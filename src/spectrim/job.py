@@ -49,6 +49,7 @@ class Job:
     to be cut by a plan that is replayed. wanted: the same with the bits and corrections that later
     stages are to give. blocks: where the blocks lie as they are now, None where the source has
     them; beside them rest.safetensors, where a stage has changed what is outside the blocks.
+    ends: by path what stands for embedding and head, where they are packed, as in config.json.
     curves and notes: what the report shows of the decisions.
     """
 
@@ -66,6 +67,7 @@ class Job:
     original: Source | None = None
     plan: Plan | None = None
     wanted: Plan | None = None
+    ends: dict[str, dict[str, Any]] = field(default_factory=dict)
     curves: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     blocks: Path | None = None

@@ -21,7 +21,8 @@ from spectrim.formats._quantized import Quantized
 from spectrim.formats._rounding import Grid, nearest
 from spectrim.options import Factorize, validate
 
-NAMES = [name for name in formats.names() if formats.constant(name, "STAGE")]
+ENDS = {"quantized_embedding", "tied_embedding", "tied_head"}
+NAMES = [name for name in formats.names() if formats.constant(name, "STAGE") and name not in ENDS]
 PACKED = [name for name in NAMES if issubclass(formats.get(name), Quantized)]
 BITS = (2, 3, 4, 8)
 GRIDS = [Grid(bits, group, even) for bits in BITS for group in (0, 32) for even in (True, False)]

@@ -83,4 +83,9 @@ def _bits(found: dict[str, Any]) -> str:
         + f". Predicted to cost {words.plain(found['predicted_loss'], 2)} nats/token"
         + (f", {unreached} maps that no token came to apart" if unreached else "")
         + "."
+        + (
+            f" Embedding and head in {found['ends']} bits, which no loss was predicted for."
+            if found.get("ends")
+            else ""
+        )
     )

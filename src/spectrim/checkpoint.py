@@ -112,6 +112,18 @@ def install(model: PreTrainedModel, sites: dict[str, dict[str, Any]]) -> None:
     for name, about in sites.items():
         replace(model, name, empty(about, model.dtype))
     link(model, {name: about["owner"] for name, about in sites.items() if "owner" in about})
+    _untie(model, {f"{name}.weight" for name in sites})
+
+
+def _untie(model: PreTrainedModel, weights: set[str]) -> None:
+    """Have transformers tie no weight of a module that was replaced, as that has none any more."""
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for attribute in ("all_tied_weights_keys", "_tied_weights_keys"):
+            known = getattr(module, attribute, None) or {}
+            left = {key: tied for key, tied in known.items() if prefix + key not in weights}
+            if len(left) < len(known):
+                setattr(module, attribute, left)
 
 
 def share(model: PreTrainedModel, blocks: dict[str, str]) -> None:

@@ -54,7 +54,7 @@ def _cells(site: dict[str, Any]) -> list[str | Text]:
         Text(site["site"]),
         site["role"],
         shape,
-        site["format"],
+        site["format"] + (f", {site['bits']} bits" if site.get("bits") else ""),
         rank,
         f"{site['stored']:,}",
         part,

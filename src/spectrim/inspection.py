@@ -30,7 +30,6 @@ def inspect(name: str, cache: Path | None = None) -> dict[str, Any]:
     for site in sites.find(empty):
         about = factored.get(site.name)
         numbers = site.out_features * site.in_features
-        form = formats.get(about["format"]) if about else None
         rank = about["rank"] if about else min(site.out_features, site.in_features)
         found.append(
             {
@@ -41,9 +40,8 @@ def inspect(name: str, cache: Path | None = None) -> dict[str, Any]:
                 "in_features": site.in_features,
                 "format": about["format"] if about else "dense",
                 "rank": rank,
-                "stored": form.numbers(site.out_features, site.in_features, rank)
-                if form
-                else numbers,
+                "bits": about.get("bits", 0) if about else 0,
+                "stored": _stored(about) if about else numbers,
                 "dense": numbers,
             }
         )
@@ -51,6 +49,13 @@ def inspect(name: str, cache: Path | None = None) -> dict[str, Any]:
         planned = _planned(source.folder)
         found = [_as_planned(one, planned) for one in found]
     return {"model": name, "sites": found}
+
+
+def _stored(about: dict[str, Any]) -> int:
+    outer, inner = about["out_features"], about["in_features"]
+    numbers: int = formats.get(about["format"]).numbers(outer, inner, about["rank"])
+    correction: int = about.get("correction", 0) * (outer + inner)
+    return numbers + correction
 
 
 def _planned(folder: Path) -> dict[str, Decision]:

@@ -50,6 +50,7 @@ class Job:
     stages are to give. blocks: where the blocks lie as they are now, None where the source has
     them; beside them rest.safetensors, where a stage has changed what is outside the blocks.
     reference: the blocks before weights were rounded or set to zero, where that has been done.
+    ends: by path what stands for embedding and head, where they are packed, as in config.json.
     curves and notes: what the report shows of the decisions.
     """
 
@@ -67,6 +68,7 @@ class Job:
     original: Source | None = None
     plan: Plan | None = None
     wanted: Plan | None = None
+    ends: dict[str, dict[str, Any]] = field(default_factory=dict)
     curves: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     blocks: Path | None = None

@@ -169,8 +169,8 @@ def write_model(job: Job, folder: Path) -> None:
     """Write config, weights and tokenizer, streaming the weights from the blocks' files."""
     assert job.plan is not None
     config = json.loads((job.source.folder / "config.json").read_text())
-    widths = stock.widths(job)
-    factored = {
+    widths = {} if job.ends else stock.widths(job)
+    factored = job.ends | {
         decision.site: {"format": decision.module, **job.empty_format(decision).shape()}
         for decision in job.plan.decisions
         if decision.replaced

@@ -30,6 +30,7 @@ WORDS = {2: 1, 3: 3, 4: 1, 8: 1}  # bits → bytes after which whole numbers beg
 KERNEL_GROUPS = (32, 64, 128, 256)
 KERNEL_ROWS = 16  # outputs come in multiples of this
 KERNEL_DTYPES = (torch.bfloat16, torch.float32)
+ALIGNED = 64  # bytes
 AT_ONCE = 1 << 20  # numbers that are written out at a time
 
 
@@ -70,6 +71,12 @@ def row_bytes(columns: int, bits: int) -> int:
 def groups_in(columns: int, group: int) -> int:
     """Return how many groups a row has; group 0 is one for the whole row."""
     return -(-columns // group) if group else 1
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Return a tensor where the int8 kernel can read it; elsewhere, as in a file, it crashes."""
+    placed = tensor.is_contiguous() and tensor.data_ptr() % ALIGNED == 0
+    return tensor if placed else tensor.clone(memory_format=torch.contiguous_format)
 
 
 class PackedMatrix(nn.Module):
@@ -195,9 +202,9 @@ class PackedMatrix(nn.Module):
         return None
 
     def _int8(self, x: Tensor) -> Tensor:
-        product: Tensor = torch._weight_int8pack_mm(
-            x, self.numbers(), self.scale[:, 0].contiguous()
-        )
+        self.packed = _aligned(self.packed)
+        scale = self.scale[:, 0].contiguous()
+        product: Tensor = torch._weight_int8pack_mm(_aligned(x), self.numbers(), scale)
         return product
 
     def _int4(self, x: Tensor) -> Tensor:

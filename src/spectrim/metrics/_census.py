@@ -11,6 +11,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from spectrim import architectures, sites
 from spectrim.formats import FactoredLinear
+from spectrim.formats._packed import PackedMatrix
+from spectrim.formats.quantized_embedding import QuantizedEmbedding
+from spectrim.formats.tied_embedding import TiedEmbedding
+
+# Tables that are looked up, and what the module that holds it has counted already.
+TABLES = (nn.Embedding, QuantizedEmbedding, TiedEmbedding, PackedMatrix)
 
 
 @dataclass(frozen=True)
@@ -49,11 +55,21 @@ def linear_maps(model: PreTrainedModel) -> list[LinearMap]:
     return found + list(_others(model, {site.name for site in inside}))
 
 
+def all_numbers(model: nn.Module) -> int:
+    """Return how many numbers a model has, tied ones once; a packed one counts as any other.
+
+    The steps and offsets of packed numbers are none: they are a part of how these are stored.
+    """
+    packed = [one for one in model.modules() if isinstance(one, PackedMatrix)]
+    beside = sum(one.numel() for matrix in packed for one in matrix.parameters())
+    whole = sum(one.numel() for one in model.parameters())
+    return whole - beside + sum(matrix.rows * matrix.columns for matrix in packed)
+
+
 def embedding_numbers(model: PreTrainedModel) -> int:
     """Return the numbers of the token embedding and the head, counted once where they are tied."""
     ends = [model.get_input_embeddings(), _head(model)]
-    weights = {id(one): one for end in ends if end is not None for one in end.parameters()}
-    return sum(weight.numel() for weight in weights.values())
+    return all_numbers(nn.ModuleList(end for end in ends if end is not None))
 
 
 def expert_share(config: PretrainedConfig) -> float:
@@ -87,10 +103,10 @@ def _others(model: PreTrainedModel, known: set[str]) -> Iterator[LinearMap]:
     head = _head(model)
     below = tuple(f"{name}." for name in known)
     for name, module in model.named_modules():
-        if name in known or name.startswith(below) or isinstance(module, nn.Embedding):
+        if name in known or name.startswith(below) or isinstance(module, TABLES):
             continue
         own = module.parameters(recurse=False)
         matrices = sum(one.numel() for one in own if one.ndim == 2)  # a router holds its own
         numbers, cost = _counts(module, matrices)
-        if numbers:
+        if numbers or cost:
             yield LinearMap(name, numbers, cost, 1.0, "head" if module is head else "other")

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from spectrim.baselines import stored_bytes
 from spectrim.errors import SpectrimError
 from spectrim.metrics import Measurement, Pair, Score
-from spectrim.metrics._census import embedding_numbers, linear_maps
+from spectrim.metrics._census import all_numbers, embedding_numbers, linear_maps
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Size:
 
     ``numbers`` are all parameters, tied ones once; ``linear_numbers`` those of the linear maps in
     the blocks, biases apart; ``embedding_numbers`` those of embedding and head.
-    ``bytes_in_memory`` are parameters and buffers, not what a forward pass needs besides.
+    A packed number is a number, its step none. ``bytes_in_memory`` are parameters and buffers, not
+    what a forward pass needs besides.
     """
 
     numbers: int
@@ -39,7 +40,7 @@ def size(model: PreTrainedModel, folder: Path | None = None) -> Size:
     """
     held = [*model.parameters(), *model.buffers()]  # both leave repeated tensors out
     return Size(
-        numbers=sum(one.numel() for one in model.parameters()),
+        numbers=all_numbers(model),
         linear_numbers=sum(one.numbers for one in linear_maps(model) if one.place == "block"),
         embedding_numbers=embedding_numbers(model),
         bytes_in_memory=sum(one.numel() * one.element_size() for one in held),

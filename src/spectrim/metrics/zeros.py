@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from spectrim import sites
 from spectrim.experts import maps
 from spectrim.formats import FactoredLinear
+from spectrim.formats._quantized import Quantized
 from spectrim.metrics import Measurement, Pair, Score
 
 STORED = "in full, like every other number; they save nothing"
@@ -47,7 +48,10 @@ def measure(pair: Pair) -> Measurement:
 
 
 def _matrices(model: PreTrainedModel) -> Iterator[Tensor]:
-    """Yield what every linear map in the blocks stores; maps of packed experts as views."""
+    """Yield what every linear map in the blocks stores; maps of packed experts as views.
+
+    Numbers in few bits are left out: their zeros are what rounding makes of small numbers.
+    """
     modules: dict[str, nn.Module] = dict(model.named_modules())
     for site in sites.find(model):
         if site.block < 0:
@@ -57,6 +61,8 @@ def _matrices(model: PreTrainedModel) -> Iterator[Tensor]:
             for index, part, linear in maps(modules[path]):
                 modules[f"{path}.{index}.{part}"] = linear
         module = modules[site.name]
+        if isinstance(module, Quantized):
+            continue
         if isinstance(module, FactoredLinear):
             yield from (one for one in module.parameters() if one is not module.bias)
         else:

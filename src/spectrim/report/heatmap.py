@@ -211,11 +211,12 @@ def _hint(block: int, role: str, group: list[dict[str, Any]]) -> str:
 
 
 def _how(decision: dict[str, Any]) -> str:
-    """Return how a map is stored: its rank, or its format where that has none."""
+    """Return how a map is stored: its rank, or its format where that has none, and its bits."""
+    bits = f", {decision['bits']} bits" if decision.get("bits") else ""
     full = min(int(decision["out_features"]), int(decision["in_features"]))
     if decision["format"] == "dense" or decision.get("rank") is None:
-        return str(decision["format"])
-    return f"rank {decision['rank']} of {full}"
+        return f"{decision['format']}{bits}"
+    return f"rank {decision['rank']} of {full}{bits}"
 
 
 def _kept(group: Sequence[Cell]) -> str:

@@ -16,7 +16,8 @@ def sentences(scores: dict[str, Any]) -> list[str]:
     said += [_allocation(found["allocation"])] if "allocation" in found else []
     said += [_unreached(found["without_tokens"])] if found.get("without_tokens") else []
     said += [_blocks(stage) for stage in found.get("dropped", [])]
-    return said + [_zeros(stage) for stage in found.get("sparsified", [])]
+    said += [_zeros(stage) for stage in found.get("sparsified", [])]
+    return said + ([_bits(found["quantized"])] if "quantized" in found else [])
 
 
 def _allocation(found: dict[str, Any]) -> str:
@@ -70,4 +71,22 @@ def _zeros(stage: dict[str, Any]) -> str:
         f"{stage['score']}) and the others set to zero, which stores as many numbers as before; "
         f"predicted to cost {words.plain(stage['predicted_loss'], 2)} nats/token."
         + (f" {left} maps that no token came to were left alone." if left else "")
+    )
+
+
+def _bits(found: dict[str, Any]) -> str:
+    each = [f"{count} in {bits} bits" for bits, count in found["bits"].items()]
+    how = {"gptq": "by GPTQ", "nearest": "to the nearest"}[found["rounding"]]
+    left, unreached = len(found["left"]), len(found["without_tokens"])
+    return (
+        f"Linear maps stored in few bits, rounded {how}: {', '.join(each)}"
+        + (f"; {left} are not" if left else "")
+        + f". Predicted to cost {words.plain(found['predicted_loss'], 2)} nats/token"
+        + (f", {unreached} maps that no token came to apart" if unreached else "")
+        + "."
+        + (
+            f" Embedding and head in {found['ends']} bits, which no loss was predicted for."
+            if found.get("ends")
+            else ""
+        )
     )

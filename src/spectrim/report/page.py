@@ -189,9 +189,10 @@ def _roles(decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _site(decision: dict[str, Any]) -> dict[str, Any]:
-    whole = decision["format"] == "dense"
+    whole, bits = decision["format"] == "dense", decision.get("bits")
     dense = int(decision["dense"])
     return decision | {
+        "format": decision["format"] + (f", {bits} bits" if bits else ""),
         "rank": "" if whole else words.whole(decision.get("rank")),
         "kept": int(decision["stored"]) / dense if dense else 1.0,
     }

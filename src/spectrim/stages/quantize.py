@@ -31,6 +31,7 @@ from spectrim.plan import Decision, Plan
 from spectrim.run import atomic_file
 from spectrim.stages._blocks import current_block, keep_block, move_to, next_step
 from spectrim.stages._curves import dense_plan, inner_sites, protected
+from spectrim.stages._ends import quantize_ends
 from spectrim.stages._few_bits import FORMATS, Rounding, matrix_of, packed
 from spectrim.statistics import Statistics, load_block
 
@@ -47,6 +48,8 @@ class Options(Part):
     rounding: "gptq" lets what is left of a row make up for each error; "nearest" does not.
     order: GPTQ rounds the inputs with the largest moment first, with steps of the matrix as it is.
     damping: part of the mean diagonal of A that GPTQ adds to it before it inverts it, from 0.
+    ends: bits of embedding and head, 8 with a step for each word or 4 with a step and an offset for
+        every 32 numbers, rounded to the nearest; 0 leaves both as they are.
     protect: regular expressions; a site keeps its numbers where one is found in its name, its
         role, or "block N".
     """
@@ -57,6 +60,7 @@ class Options(Part):
     rounding: Literal["gptq", "nearest"] = "gptq"
     order: bool = False
     damping: float = Field(default=1e-2, ge=0)
+    ends: Literal[0, 4, 8] = 0
     protect: tuple[Regex, ...] = ()
 
 
@@ -69,7 +73,7 @@ def quantize(job: Job, options: Options) -> None:
     """
     plan = job.plan or dense_plan(job)
     chosen = decided(job, options, plan)
-    refuse(plan, chosen)
+    refuse(job, options, plan, chosen)
     folder, places = next_step(job, "quantize"), job.each_block()
     losses: dict[str, float | None] = {}
     for done, place in enumerate(places, start=1):
@@ -77,7 +81,7 @@ def quantize(job: Job, options: Options) -> None:
         job.progress(done, len(places), "rounding")
     before = copy.copy(job)
     job.reference = lambda stack, index: current_block(before, (stack, index), torch.float32)
-    move_to(job, folder)
+    move_to(job, folder, quantize_ends(job, options.ends) if options.ends else None)
     decisions = tuple(chosen.get(one.site, one) for one in plan.decisions)
     job.plan = replace(plan, decisions=decisions)
     job.notes[NOTE] = note(options, job.plan, losses)
@@ -102,11 +106,11 @@ def decided(job: Job, options: Options, plan: Plan) -> dict[str, Decision]:
     return found
 
 
-def refuse(plan: Plan, chosen: dict[str, Decision]) -> None:
+def refuse(job: Job, options: Options, plan: Plan, chosen: dict[str, Decision]) -> None:
     """Raise SpectrimError for what cannot be done, before the long work."""
-    if any(one.bits for one in plan.decisions):
+    if job.ends or any(one.bits for one in plan.decisions):
         raise SpectrimError("quantize has packed the numbers already; leave out the second one")
-    if not chosen:
+    if not chosen and not options.ends:
         raise SpectrimError(
             "quantize finds no map to pack, as all are protected or in a format that it leaves "
             f"({', '.join(FORMATS)} can be packed); protect fewer, or leave it out"
@@ -177,6 +181,7 @@ def note(options: Options, plan: Plan, losses: dict[str, float | None]) -> dict[
     return {
         "bits": {str(each): bits[each] for each in sorted(bits)},
         "rounding": options.rounding,
+        "ends": options.ends,
         "left": [one.site for one in plan.decisions if not one.bits],
         "without_tokens": [site for site, loss in losses.items() if loss is None],
         "predicted_loss": sum(loss for loss in losses.values() if loss is not None),

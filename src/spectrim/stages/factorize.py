@@ -26,6 +26,7 @@ from spectrim.stages._curves import (
 )
 from spectrim.stages._cut import cut
 from spectrim.stages._decompose import centred, decompose, is_open, offers, reached, together
+from spectrim.stages._mixture import restored
 from spectrim.stages._trial import planned
 from spectrim.statistics import without_tokens
 
@@ -53,7 +54,7 @@ def factorize(job: Job, options: Factorize) -> None:
     curves = read_curves(job, options)
     refinement = options.refine
     if job.plan is None:
-        job.plan = planned(job, options, units(job, options, curves))
+        job.plan = planned(job, options, curves)
     else:
         job.plan = restated(job, options, job.plan)
         refinement = "on" if job.plan.about.get("refined", True) else "off"
@@ -135,7 +136,8 @@ def refuse_parted(job: Job, plan: Plan) -> None:
 def restated(job: Job, options: Factorize, plan: Plan) -> Plan:
     """Return a plan with what follows from its choices; it may cut any site, at any rank."""
     whole = options.model_copy(update={"protect": (), "rank_multiple": 1})
-    return plan.restated(read_curves(job, whole), partial(centred, options))
+    curves = restored(read_curves(job, whole), plan.about)
+    return plan.restated(curves, partial(centred, options))
 
 
 def note_without_tokens(job: Job) -> None:

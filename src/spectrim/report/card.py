@@ -122,7 +122,8 @@ def _made(output: Output, base: str) -> str:
     stored = [one for one in plan.get("decisions", []) if one["format"] != "dense"]
     kinds = ", ".join(f"`{kind}`" for kind in sorted({one["format"] for one in stored}))
     return (
-        f"Made from {_escape(base)} with spectrim: {_kept(output)}, method `{plan.get('method')}`, allocator "
+        f"Made from {_escape(base)} with spectrim: {_kept(output)}, "
+        f"method `{plan.get('method')}`, allocator "
         f"`{plan.get('allocator')}`, {len(stored)} of {len(plan.get('decisions', []))} linear maps "
         f"stored as {kinds or 'anything else'}. {found} "
         "`plan.json` says which map is stored how.\n"

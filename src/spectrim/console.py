@@ -19,10 +19,26 @@ FEW = 3  # blocks shown at each end
 
 
 def show_sites(found: dict[str, Any]) -> None:
-    """Print what `pipeline.inspect` found: a line for each site, and the total."""
+    """Print what `pipeline.inspect` found: totals by role, a line for each site, and the total."""
     terminal = Console()
     # Where nobody sets a width, as in a file, names are not to be broken.
-    (terminal if terminal.is_terminal else Console(width=120)).print(sites(found))
+    terminal = terminal if terminal.is_terminal else Console(width=120)
+    terminal.print(roles(found), "", sites(found))
+
+
+def roles(found: dict[str, Any]) -> Table:
+    """Return the totals of every role as a table: how many sites, how many cut, numbers, part."""
+    table = Table(title="by role", box=SIMPLE_HEAD, show_edge=False)
+    table.add_column("role", overflow="fold")
+    for name in ("sites", "cut", "numbers", "kept"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for role in dict.fromkeys(site["role"] for site in found["sites"]):
+        here = [site for site in found["sites"] if site["role"] == role]
+        cut = sum(site["format"] != "dense" for site in here)
+        stored, dense = (sum(site[key] for site in here) for key in ("stored", "dense"))
+        part = f"{stored / dense:.1%}"
+        table.add_row(Text(role), str(len(here)), str(cut), f"{stored:,}", part)
+    return table
 
 
 def sites(found: dict[str, Any]) -> Table:

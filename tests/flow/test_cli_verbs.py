@@ -170,6 +170,16 @@ def test_inspect_shows_what_is_stored_beside_the_dense_shape(monkeypatch, capsys
     assert rows["total"] == ["52", "81.2%"]
 
 
+def test_inspect_begins_with_totals_by_role(monkeypatch, capsys):
+    from spectrim import inspection
+
+    twice = {**SITES, "sites": [*SITES["sites"], SITES["sites"][0] | {"site": "b.q", "stored": 32}]}
+    monkeypatch.setattr(inspection, "inspect", lambda model, cache: twice)
+    _, out, _ = run(capsys, "inspect", "small")
+    assert "q 2 2 52 81.2%" in (said := " ".join(out.split()))
+    assert "k 1 0 32 100.0%" in said and said.index("k 1 0 32") < said.index("a.q")
+
+
 def test_inspect_shows_formats_without_a_rank(monkeypatch, capsys):
     from spectrim import inspection
 

@@ -42,7 +42,7 @@ FAMILIES = ["llama", "gemma2", "gpt2", "falcon", "mixtral", "qwen3_moe", "bart",
 def asked(made: Made, *stages: object, keep: str = "60% of linear") -> Recipe:
     changes = {
         "model": str(made.source),
-        "keep": keep,
+        "keep": keep if any("factorize" in stage for stage in stages) else None,
         "calibration.text": str(made.text),
         "calibration.tokens": TOKENS,
         "stages": list(stages),

@@ -45,7 +45,7 @@ def asked(source: Path, *stages: object, keep: str = "100% of linear") -> Recipe
     text = write_text(source.parent / "text.txt")
     changes = {
         "model": str(source),
-        "keep": keep,
+        "keep": keep if any("factorize" in stage for stage in stages) else None,
         "stages": list(stages),
         "calibration.text": str(text),
         "calibration.tokens": TOKENS,

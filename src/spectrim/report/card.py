@@ -119,15 +119,28 @@ def _made(output: Output, base: str) -> str:
     found = " ".join(map(_escape, notes.sentences(plan)))
     if "budget" not in plan:  # nothing was factored
         return f"Made from {_escape(base)} with spectrim. {found}\n"
-    budget = plan["budget"]
     stored = [one for one in plan.get("decisions", []) if one["format"] != "dense"]
     kinds = ", ".join(f"`{kind}`" for kind in sorted({one["format"] for one in stored}))
     return (
-        f"Made from {_escape(base)} with spectrim: {budget.get('keep', 1):.0%} of "
-        f"{_escape(str(budget.get('of')))} kept, method `{plan.get('method')}`, allocator "
+        f"Made from {_escape(base)} with spectrim: {_kept(output)}, "
+        f"method `{plan.get('method')}`, allocator "
         f"`{plan.get('allocator')}`, {len(stored)} of {len(plan.get('decisions', []))} linear maps "
-        f"stored as {kinds or 'anything else'}. {found} `plan.json` says which map is stored how.\n"
+        f"stored as {kinds or 'anything else'}. {found} "
+        "`plan.json` says which map is stored how.\n"
     ).replace("  ", " ")
+
+
+def _kept(output: Output) -> str:
+    """Return what part is really kept, which may be less than the budget allowed."""
+    budget = output.plan["budget"]
+    asked, of = budget.get("keep", 1), _escape(str(budget.get("of")))
+    part = None
+    if of == "linear" and budget.get("size"):  # the size is the part asked for, in numbers
+        stored = sum(one["stored"] for one in output.plan.get("decisions", []))
+        part = stored * asked / budget["size"]
+    if part is None or f"{part:.0%}" == f"{asked:.0%}":
+        return f"{asked:.0%} of {of} kept"
+    return f"{part:.0%} of {of} kept where {asked:.0%} were allowed"
 
 
 def _scores(scores: dict[str, Any]) -> str:

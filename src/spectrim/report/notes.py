@@ -6,6 +6,7 @@ from typing import Any
 
 from spectrim.report import words
 
+SCALED = "all, scaled"  # as stages/_mixture.py calls it
 NAMED = 6  # sites; of more, the rest is counted
 
 
@@ -14,6 +15,7 @@ def sentences(scores: dict[str, Any]) -> list[str]:
     found = scores.get("found") or {}
     said = [found["chosen"]] if "chosen" in found else []
     said += [_allocation(found["allocation"])] if "allocation" in found else []
+    said += [_mixture(found["mixture"])] if "mixture" in found else []
     said += [_unreached(found["without_tokens"])] if found.get("without_tokens") else []
     said += [_blocks(stage) for stage in found.get("dropped", [])]
     said += [_zeros(stage) for stage in found.get("sparsified", [])]
@@ -28,6 +30,17 @@ def _allocation(found: dict[str, Any]) -> str:
         f"The allocator {found['allocator']} {cost}; loss on the search split"
         + (", the split it chose on, " if count else " ")
         + f"{words.fixed(own)}, with the allocator global {words.fixed(other)}."
+    )
+
+
+def _mixture(found: dict[str, Any]) -> str:
+    scales = ", ".join(f"{name} {words.fixed(one)}" for name, one in found["scales"].items())
+    losses = ", ".join(f"{name} {words.fixed(one)}" for name, one in found["search_losses"].items())
+    return (
+        f"Several methods were weighed against each other by {found['evaluations']} measured "
+        f"choices; true rise of the loss over the predicted one: {scales}. Loss on the search "
+        f"split, which chose: {losses}; taken: {found['chosen']}"
+        + (", its predicted losses scaled so." if found["chosen"] == SCALED else ".")
     )
 
 

@@ -165,20 +165,35 @@ def decided(options: Factorize, bought: list[Unit], chosen: list[int]) -> tuple[
 def available(job: Job, curves: list[Curve]) -> float:
     """Return what the sites inside the blocks may take together.
 
-    A part is a part of the model as it came, whatever earlier stages have made of it.
+    Raises:
+        SpectrimError: what cannot be factored, or the smallest cuts, already exceed the budget.
     """
     fraction, unit = job.keep
-    inside = sum(float(curve.sizes[-1]) for curve in curves)
-    outside = job.weights.bytes() - inside if unit == "bytes" else 0.0
-    whole = job.whole[unit] if job.whole else inside + outside
-    budget = fraction * whole - outside
+    whole, outside = _taken(job, curves)
     least = sum(float(curve.sizes[0]) for curve in curves)
-    if budget < least:
+    if fraction * whole - outside < least:
         raise SpectrimError(
             f"cannot keep {fraction * 100:.4g}% of {unit}: what is not factored and the smallest "
             f"cuts take {(least + outside) / whole:.1%} already; keep more or protect less"
         )
-    return budget
+    return fraction * whole - outside
+
+
+def meets(job: Job, curves: list[Curve]) -> bool:
+    """Return whether the smallest cuts of these curves are within the budget."""
+    whole, outside = _taken(job, curves)
+    return sum(float(curve.sizes[0]) for curve in curves) <= job.keep[0] * whole - outside
+
+
+def _taken(job: Job, curves: list[Curve]) -> tuple[float, float]:
+    """Return what is 100% of the unit of the budget, and what of it is outside the blocks.
+
+    A part is a part of the model as it came, whatever earlier stages have made of it.
+    """
+    unit = job.keep[1]
+    inside = sum(float(curve.sizes[-1]) for curve in curves)
+    outside = job.weights.bytes() - inside if unit == "bytes" else 0.0
+    return job.whole[unit] if job.whole else inside + outside, outside
 
 
 def _decisions(options: Factorize, curve: Curve, index: int) -> list[Decision]:

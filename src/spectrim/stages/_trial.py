@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from math import inf, isfinite
 
@@ -15,24 +16,32 @@ from spectrim.architectures import Stack
 from spectrim.calibration import Tokens
 from spectrim.job import Job, key_of
 from spectrim.options import Factorize
-from spectrim.plan import Decision, Plan
+from spectrim.plan import Curve, Decision, Plan
 from spectrim.run import Record
-from spectrim.stages._allocate import Unit, allocate, decided
+from spectrim.stages._allocate import Unit, allocate, decided, units
 from spectrim.stages._cut import of_block, try_out
+from spectrim.stages._mixture import mixed, present
 
 UNREPORTED = ("global", "uniform")  # the default and its baseline, which are to cost nothing
 
 
-def planned(job: Job, options: Factorize, bought: list[Unit]) -> Plan:
+def planned(job: Job, options: Factorize, curves: list[Curve]) -> Plan:
     """Return the plan of the allocator, noting what it cost and what it gained over `global`.
 
     The gain is on the search split, which is the split that allocators which measure choose on.
+    Where several methods offer cuts, their curves are brought to one scale, which is noted as well.
 
     Raises:
         SpectrimError: what cannot be factored, or the smallest cuts, already exceed the budget.
     """
+    bought = units(job, options, curves)
     trial = Trial(job, options, bought)
-    plan = allocate(job, options, bought, trial)
+    if len(present(curves)) > 1 and not options.bits:  # whose cost no trial of cuts shows
+        plan, note = mixed(job, options, curves, trial.loss)
+        if note:
+            job.notes["mixture"] = {"evaluations": len(trial.losses), **note}
+    else:
+        plan = allocate(job, options, bought, trial)
     if options.allocator not in UNREPORTED:
         evaluations = len(trial.losses)
         size = plan.about["budget"]["size"]
@@ -76,6 +85,8 @@ class Trial:
 
         It is infinite where the model breaks down and computes none.
         """
+        # what was predicted of a cut does not change what it costs
+        decisions = tuple(replace(one, predicted_loss=0.0) for one in decisions)
         key = key_of(decisions)
         if key not in self.losses:
             if key not in self._record.values:

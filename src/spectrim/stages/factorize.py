@@ -29,6 +29,7 @@ from spectrim.stages._curves import (
 )
 from spectrim.stages._cut import cut
 from spectrim.stages._decompose import centred, decompose, is_open, offers, reached, together
+from spectrim.stages._mixture import restored
 from spectrim.stages._trial import planned
 from spectrim.statistics import without_tokens
 
@@ -49,7 +50,7 @@ def factorize(job: Job, options: Factorize) -> None:
         job.split_fused()
     if job.plan is None:  # what cannot be is said before the long work
         refuse_few_bits(job, options)
-        possible = offered(job, options, unknown_offers(job, options))
+        possible = offered(job, options, unknown_offers(job, options)) if options.cut else []
         possible += in_few_bits(job, options, possible, None)
         available(job, [unit.curve for unit in units(job, options, possible)])
     else:
@@ -57,13 +58,14 @@ def factorize(job: Job, options: Factorize) -> None:
         refuse_unfit(job, job.plan)
         refuse_unmade(job, options, job.plan)
         refuse_parted(job, job.plan)
-    decompose(job, options)
+    if options.cut:
+        decompose(job, options)
     note_without_tokens(job)
     curves = read_curves(job, options)
     refinement = options.refine
     if job.plan is None:
-        offers_all = curves + in_few_bits(job, options, curves, bit_losses(job, options))
-        job.plan = planned(job, options, units(job, options, offers_all))
+        offered_all = curves + in_few_bits(job, options, curves, bit_losses(job, options))
+        job.plan = planned(job, options, offered_all)
         if options.bits:  # which the stage quantize gives them
             job.wanted = job.plan
             job.plan = restated(job, options, job.plan.unquantised())
@@ -79,6 +81,10 @@ def factorize(job: Job, options: Factorize) -> None:
 def refuse_few_bits(job: Job, options: Factorize) -> None:
     """Raise SpectrimError where few bits are offered and cannot be bought or measured."""
     if not options.bits:
+        if not options.cut:
+            raise SpectrimError(
+                "factorize without cuts has only bits to choose; name some, such as bits: [3, 4]"
+            )
         return
     if not in_bytes(job):
         raise SpectrimError(
@@ -164,7 +170,8 @@ def refuse_parted(job: Job, plan: Plan) -> None:
 def restated(job: Job, options: Factorize, plan: Plan) -> Plan:
     """Return a plan with what follows from its choices; it may cut any site, at any rank."""
     whole = options.model_copy(update={"protect": (), "rank_multiple": 1})
-    return plan.restated(read_curves(job, whole), partial(centred, options))
+    curves = restored(read_curves(job, whole), plan.about)
+    return plan.restated(curves, partial(centred, options))
 
 
 def note_without_tokens(job: Job) -> None:
@@ -177,7 +184,7 @@ def note_without_tokens(job: Job) -> None:
 
 def read_curves(job: Job, options: Factorize) -> list[Curve]:
     """Return every curve that the methods offer, sizes in the unit of the budget."""
-    return offered(job, options, offers(job, options))
+    return offered(job, options, offers(job, options)) if options.cut else []
 
 
 def bought_units(job: Job, options: Factorize) -> list[Unit]:

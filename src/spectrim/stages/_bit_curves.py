@@ -28,6 +28,7 @@ from spectrim.run import atomic_file, locked
 from spectrim.sites import Site, bias
 from spectrim.stages._curves import dense_curve, format_of, inner_sites, left_dense, protected
 from spectrim.stages._decompose import decompositions, pieces_of, reached
+from spectrim.stages._few_bits import Roots
 from spectrim.stages.quantize import Options as Quantize
 from spectrim.stages.quantize import few_bits
 from spectrim.statistics import Statistics, load_block
@@ -94,12 +95,13 @@ def _measured(job: Job, options: Factorize, place: tuple[Stack, int]) -> Known:
     statistics = load_block(job.statistics(), *place)
     block, prefix = job.dense_block(*place).float(), f"{place[0].path}.{place[1]}."
     found: Known = {}
+    roots: Roots = {}
     for site in reached(job, *place):
         module = block.get_submodule(site.name.removeprefix(prefix))
         tried = [(left_dense(site), module), *_cuts_tried(job, options, place, site, module)]
         costs = [
-            [_cost(job, options, one, decision, statistics[site.name], bits)
-             for bits in options.bits]
+            [_cost(job, options, one, replace(decision, bits=bits, group=options.group),
+                   statistics[site.name], roots) for bits in options.bits]
             for decision, one in tried
         ]  # fmt: skip
         found[site.name] = torch.tensor(costs)
@@ -130,11 +132,10 @@ def _cost(
     module: nn.Module,
     decision: Decision,
     known: Statistics,
-    bits: int,
+    roots: Roots,
 ) -> float:
     """Return ½ tr(Δᵀ G Δ A) of rounding a matrix, or the product of two factors."""
-    wanted = replace(decision, bits=bits, group=options.group)
-    loss = few_bits(job, Quantize(group=options.group), module, wanted, known)[1]
+    loss = few_bits(job, Quantize(group=options.group), module, decision, known, roots)[1]
     return 0.0 if loss is None else loss
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -15,8 +15,11 @@ from spectrim.formats.pivoted import Pivoted
 from spectrim.methods import cholesky, damped
 from spectrim.sites import weight
 from spectrim.stages._gptq import gptq
+from spectrim.stages._sparsity import inverse_root
 
 SOLVING = 1e-4  # of the mean diagonal of A, added before a second factor is solved for
+Roots = dict[float, list[tuple[Tensor, Tensor]]]
+"""By damping: moments of inputs, and the roots of their inverses."""
 FORMATS = ("dense", "low_rank", "pivoted")  # whose numbers can be packed
 
 
@@ -25,7 +28,7 @@ class Rounding:
     """How matrices are rounded.
 
     damping: part of the mean diagonal of a moment that is added before GPTQ inverts it.
-    dtype: of steps and offsets.
+    dtype: of steps and offsets. roots: what was inverted already, for the maps of one block.
     """
 
     grid: Grid
@@ -33,6 +36,7 @@ class Rounding:
     gptq: bool
     by_size: bool
     damping: float
+    roots: Roots = field(default_factory=dict)
 
     def __call__(
         self, matrix: Float[Tensor, "rows columns"], inputs: Float[Tensor, "columns columns"]
@@ -41,7 +45,17 @@ class Rounding:
         if not self.gptq:
             return nearest(matrix, inputs.diagonal(), self.grid, self.dtype)
         moment = damped(inputs, self.damping)
-        return gptq(matrix, moment, self.grid, self.dtype, by_size=self.by_size)
+        root = None if self.by_size else self._root(inputs, moment)
+        return gptq(matrix, moment, self.grid, self.dtype, by_size=self.by_size, root=root)
+
+    def _root(self, inputs: Tensor, moment: Tensor) -> Tensor:
+        """Return the root of the inverse of a moment, kept for other maps with the same inputs."""
+        for known, root in self.roots.get(self.damping, []):
+            if known is inputs:
+                return root
+        root = inverse_root(moment).float()
+        self.roots.setdefault(self.damping, []).append((inputs, root))
+        return root
 
 
 def matrix_of(module: nn.Module) -> Float[Tensor, "out in"]:

@@ -22,6 +22,7 @@ def gptq(
     dtype: torch.dtype,
     *,
     by_size: bool = False,
+    root: Float[Tensor, "columns columns"] | None = None,
 ) -> Rounded:
     """Return a matrix rounded as GPTQ does it (2210.17323, algorithm 1), in float32.
 
@@ -31,13 +32,14 @@ def gptq(
     inputs: H, damped, so that it can be inverted. dtype: of steps and offsets.
     by_size: go from the input with the largest H_jj to that with the smallest, with groups and
         ranges of the matrix as it comes ("static groups").
+    root: U, where it is known from another matrix with the same inputs.
 
     Raises:
         ArithmeticError: H is far from positive semidefinite.
     """
     if by_size:
         return _by_size(matrix, inputs, grid, dtype)
-    root = inverse_root(inputs.double()).float()
+    root = inverse_root(inputs.double()).float() if root is None else root
     size = grid.group or matrix.shape[1]
     weights = root.diagonal().square().reciprocal()
     left = matrix.float().T.contiguous()  # [columns, rows]

@@ -32,7 +32,7 @@ from spectrim.run import atomic_file
 from spectrim.stages._blocks import current_block, keep_block, move_to, next_step
 from spectrim.stages._curves import dense_plan, inner_sites, protected
 from spectrim.stages._ends import quantize_ends
-from spectrim.stages._few_bits import FORMATS, Rounding, matrix_of, packed
+from spectrim.stages._few_bits import FORMATS, Roots, Rounding, matrix_of, packed
 from spectrim.statistics import Statistics, load_block
 
 NOTE = "quantized"  # under which the run's notes say what was done
@@ -137,12 +137,15 @@ def _block(
     if not file.exists():
         block = current_block(job, place, torch.float32)
         known = load_block(job.statistics(), *place)
-        losses = {}
+        losses: dict[str, float | None] = {}
+        roots: Roots = {}
         for site in job.block_sites(*place):
             if (one := chosen.get(site.name)) is not None:
                 path = site.name.removeprefix(f"{place[0].path}.{place[1]}.")
                 module = block.get_submodule(path)
-                made, losses[site.name] = few_bits(job, options, module, one, known[site.name])
+                made, losses[site.name] = few_bits(
+                    job, options, module, one, known[site.name], roots
+                )
                 sites.replace(block, path, made)
         with atomic_file(record) as partial:
             partial.write_text(json.dumps(losses), encoding="utf-8")
@@ -152,15 +155,24 @@ def _block(
 
 
 def few_bits(
-    job: Job, options: Options, module: nn.Module, decision: Decision, known: Statistics
+    job: Job,
+    options: Options,
+    module: nn.Module,
+    decision: Decision,
+    known: Statistics,
+    roots: Roots,
 ) -> tuple[nn.Module, float | None]:
-    """Return the packed map for a map, and the loss that is predicted, None without tokens."""
+    """Return the packed map for a map, and the loss that is predicted, None without tokens.
+
+    roots: what maps with the same inputs share, filled here; empty at first.
+    """
     rounding = Rounding(
         Grid(decision.bits, decision.group, decision.symmetric),
         job.weights.dtype(),
         gptq=options.rounding == "gptq",
         by_size=options.order,
         damping=options.damping,
+        roots=roots,
     )
     reached = known.tokens > 0 and known.input_moment is not None
     moment = known.input_moment if reached else torch.eye(decision.in_features)

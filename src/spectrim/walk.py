@@ -103,6 +103,14 @@ class BlockWalk:
             "use_cache": False,
         }
 
+    def keywords(self, start: int) -> dict[str, Any]:
+        """Return the keywords of the whole model's forward for one batch."""
+        given = self._inputs(self.architecture.stacks[0], start, None)
+        if self.is_encoder_decoder:
+            read = self._inputs(self.architecture.stacks[1], start, torch.empty(0))
+            given |= {name: value for name, value in read.items() if name != "encoder_outputs"}
+        return given
+
     def targets(self, start: int) -> Int[Tensor, "batch predicted"]:
         """Return what each position of the last stack predicts; -100 where nothing counts."""
         ids, mask = self.ids(start), self.mask(start)

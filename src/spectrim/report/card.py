@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from spectrim.licence import licence_of
 from spectrim.report import notes, points, table, tasks
 from spectrim.report.folder import Output, read
 from spectrim.report.origin import DEMO, HUB_NAME, named
@@ -80,18 +81,6 @@ def card(output: Output, *, licence: str | None = None, name: str = _SOMEWHERE) 
         tags=["spectrim", "model-compression", "low-rank-factorization"],
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{_body(output, base, name)}")
-
-
-def licence_of(base: Path | None) -> str | None:
-    """Return the licence in the metadata of a model folder's card; None where it says none."""
-    path = None if base is None else base / "README.md"
-    if path is None or not path.is_file():
-        return None
-    try:
-        found = ModelCard.load(path, ignore_metadata_errors=True).data.get("license")
-    except ValueError:  # metadata that is no mapping; the dense model's card is not ours to mend
-        return None
-    return found if isinstance(found, str) else None
 
 
 def _body(output: Output, base: str, name: str) -> str:

@@ -1,0 +1,200 @@
+"""Training that can be killed at any moment and goes on to the same bits, and stops by itself."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from spectrim.errors import SpectrimError
+from spectrim.job import Progress
+from spectrim.run import atomic_file
+from spectrim.stages._matching import rate
+
+LOST = 2.0  # nats above the first search loss: training has diverged
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long, how fast, and how often the model is judged and kept.
+
+    steps: of the optimiser. accumulation: batches of a step, on each process. every: steps between
+    two looks at the search split, at which a checkpoint is written. patience: looks without a gain
+    after which training ends.
+    """
+
+    steps: int
+    learning_rate: float
+    warmup: int
+    accumulation: int
+    every: int
+    patience: int
+    seed: int
+
+
+@dataclass
+class State:
+    """How far training has come. at: steps done; best: the search loss of the kept weights."""
+
+    at: int = 0
+    first: float = math.nan
+    best: float = math.inf
+    best_at: int = 0
+    worse: int = 0
+    stopped: str = ""
+
+
+@runtime_checkable
+class Update(Protocol):
+    """What is done with gradients."""
+
+    def begin(self, rate: float) -> None:
+        """Make ready for the backward passes of a step at this learning rate."""
+
+    def end(self) -> None:
+        """Finish the step."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return everything that decides later steps, by name."""
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what ``tensors`` gave."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model in training.
+
+    loss: of one batch, by its first sequence. judge: the loss on the search split, nats per token.
+    """
+
+    model: nn.Module
+    parameters: dict[str, nn.Parameter]
+    update: Update
+    loss: Callable[[nn.Module, int], Tensor]
+    judge: Callable[[nn.Module], float]
+    starts: list[int]
+
+
+def train(run: Run, pace: Pace, folder: Path, progress: Progress) -> State:
+    """Train until the steps are done, nothing is gained, or training diverges.
+
+    The model ends with the weights that had the lowest loss on the search split, those it came with
+    among them. folder: of the checkpoints; training goes on from one that is there.
+    """
+    accelerator = Accelerator()
+    wrapped = accelerator.prepare(run.model)
+    state = _load(run, folder)
+    if not (folder / "best.safetensors").exists():
+        state = State(first=run.judge(wrapped))
+        if not math.isfinite(state.first):
+            raise SpectrimError(
+                "the loss of the model is no number, so it cannot be healed; cut it less"
+            )
+        _judged(run, state, state.first, folder, accelerator)
+    while state.at < pace.steps and not state.stopped:
+        loss = _step(run, wrapped, pace, state.at, accelerator)
+        state.at += 1
+        if not math.isfinite(loss):
+            state.stopped = f"diverged at step {state.at}, where the loss is no number"
+        elif state.at % pace.every == 0 or state.at == pace.steps:
+            _judge(run, wrapped, pace, state, (folder, accelerator))
+        progress(state.at, pace.steps, "healing")
+    if accelerator.is_main_process and state.stopped:
+        _save(run, state, folder)
+    accelerator.wait_for_everyone()
+    kept = load_file(folder / "best.safetensors")
+    for name, parameter in run.parameters.items():
+        parameter.data.copy_(kept[name])
+    run.model.to("cpu")
+    return state
+
+
+def _step(run: Run, wrapped: nn.Module, pace: Pace, at: int, accelerator: Accelerator) -> float:
+    """Take one step and return its loss; gradients of several processes are averaged."""
+    run.update.begin(pace.learning_rate * rate(at, pace.steps, pace.warmup))
+    total, processes = 0.0, accelerator.num_processes
+    for part in range(pace.accumulation):
+        place = (at * pace.accumulation + part) * processes + accelerator.process_index
+        last = part == pace.accumulation - 1
+        with nullcontext() if last else accelerator.no_sync(wrapped):
+            loss = run.loss(wrapped, _batch(run.starts, place, pace.seed)) / pace.accumulation
+            total += float(loss.detach())
+            if not math.isfinite(total):
+                break
+            loss.backward()
+    means: Any = accelerator.reduce(torch.tensor(total, device=accelerator.device), "mean")
+    if math.isfinite(float(means)):
+        run.update.end()
+    return float(means)
+
+
+def _batch(starts: list[int], place: int, seed: int) -> int:
+    """Return the batch at a place of an endless row of shuffled passes over the text."""
+    turn, inside = divmod(place, len(starts))
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
+    return starts[int(torch.randperm(len(starts), generator=generator)[inside])]
+
+
+def _judge(
+    run: Run, wrapped: nn.Module, pace: Pace, state: State, where: tuple[Path, Accelerator]
+) -> None:
+    folder, accelerator = where
+    found = run.judge(wrapped)
+    if not math.isfinite(found) or found > state.first + LOST:
+        state.stopped = f"diverged by step {state.at}, where the search loss is {found:.3f}"
+        return
+    _judged(run, state, found, folder, accelerator)
+    if state.worse >= pace.patience:
+        state.stopped = f"stopped at step {state.at}, as nothing more was gained"
+
+
+def _judged(run: Run, state: State, found: float, folder: Path, accelerator: Accelerator) -> None:
+    """Keep what is best so far, then a checkpoint; killed between the two, both are made again."""
+    better = found < state.best
+    state.worse = 0 if better else state.worse + 1
+    if better:
+        state.best, state.best_at = found, state.at
+    if not accelerator.is_main_process:
+        return
+    if better:
+        with atomic_file(folder / "best.safetensors") as partial:
+            save_file(_values(run), partial)
+    _save(run, state, folder)
+
+
+def _values(run: Run) -> dict[str, Tensor]:
+    return {name: p.detach().cpu().contiguous() for name, p in run.parameters.items()}
+
+
+def _save(run: Run, state: State, folder: Path) -> None:
+    tensors = {f"weight {name}": value for name, value in _values(run).items()}
+    for name, value in run.update.tensors().items():
+        tensors[f"update {name}"] = value.detach().cpu().contiguous()
+    with atomic_file(folder / "checkpoint.safetensors") as partial:
+        save_file(tensors, partial, metadata={"state": json.dumps(asdict(state))})
+
+
+def _load(run: Run, folder: Path) -> State:
+    file = folder / "checkpoint.safetensors"
+    if not file.exists():
+        (folder / "best.safetensors").unlink(missing_ok=True)
+        return State()
+    held = load_file(file)
+    for name, parameter in run.parameters.items():
+        parameter.data.copy_(held[f"weight {name}"])
+    run.update.load(
+        {key.removeprefix("update "): v for key, v in held.items() if key.startswith("update ")}
+    )
+    with safe_open(file, framework="pt") as said:
+        return State(**json.loads(said.metadata()["state"]))

@@ -1,0 +1,38 @@
+"""Train the whole smaller model to say what the dense one says of every token.
+
+The dense model is asked once and its most likely tokens are kept. Everything inside the blocks is
+trained, factors and norms, and the norm behind them; embedding and head stay.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from spectrim.job import Job
+from spectrim.stages._adam import Adam
+from spectrim.stages._end_to_end import Healing, Ready, heal
+from spectrim.stages._student import trained_parts
+
+
+class Options(Healing):
+    """The stage that trains the smaller model on the dense one's distribution over next tokens.
+
+    accumulation: batches whose gradients are added up for one step.
+    """
+
+    accumulation: int = Field(default=1, ge=1)
+
+
+def distil(job: Job, options: Options) -> None:
+    """Train all factors and norms; they stay as they were where the search split does not gain.
+
+    Raises:
+        SpectrimError: the healing text is too short, or is what the result is measured on.
+    """
+
+    def ready(model: PreTrainedModel) -> Ready:
+        parameters = trained_parts(job, model)
+        return Ready(parameters, Adam(parameters))
+
+    heal(job, "distil", options, ready)

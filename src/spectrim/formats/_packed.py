@@ -9,10 +9,10 @@ j bits; bit k is bit k mod 8 of byte ⌊k / 8⌋, so that the lowest bit comes f
 two's complement of its bits. A row's last byte is filled up with zeros.
 
 Products are computed by torch's own fused kernels for processors, those that torchao calls: int4
-for up to four bits in groups, int8 for eight bits in symmetric rows. They want a layout of their
-own, made at the first product and kept beside ``packed`` in memory: four bits a number more, for
-int8 none. Everything else, and whatever needs a gradient, is multiplied some rows at a time, so
-that no dense copy is ever held.
+for numbers in groups (twice for eight bits), int8 for eight bits in symmetric rows. They want a
+layout of their own, made at the first product and kept beside ``packed`` in memory: four bits a
+number more, eight for eight, for int8 none. Everything else, and whatever needs a gradient, is
+multiplied some rows at a time, so that no dense copy is ever held.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class PackedMatrix(nn.Module):
             return None
         if x.dtype != self.scale.dtype or x.dtype not in KERNEL_DTYPES:
             return None
-        if self.bits < 8 and self.group in KERNEL_GROUPS:
+        if self.group in KERNEL_GROUPS:
             return self._int4
         rows, columns = self.rows % KERNEL_ROWS, self.columns % KERNEL_ROWS
         if self.bits == 8 and self.scale.shape[1] == 1 and self.offset is None:
@@ -210,24 +210,37 @@ class PackedMatrix(nn.Module):
     def _int4(self, x: Tensor) -> Tensor:
         """Multiply by (n + 8 - 8) scale + offset, filled up to the sizes that the kernel knows."""
         if self._layout is None or self._steps is None:
-            self._layout, self._steps = self._for_int4()
-        operations: Any = torch.ops.aten
-        full = functional.pad(x, (0, -self.columns % self.group))
-        product: Tensor = operations._weight_int4pack_mm_for_cpu(
-            full.contiguous(), self._layout, self.group, self._steps
-        )
-        return product[:, : self.rows]
+            made = [self._for_int4(*part) for part in self._nibbles()]
+            self._layout, self._steps = (torch.stack(each) for each in zip(*made, strict=True))
+        multiply: Any = torch.ops.aten._weight_int4pack_mm_for_cpu
+        full = functional.pad(x, (0, -self.columns % self.group)).contiguous()
+        parts = [
+            multiply(full, layout, self.group, steps)
+            for layout, steps in zip(self._layout, self._steps, strict=True)
+        ]
+        whole: Tensor = sum(parts[1:], parts[0])
+        return whole[:, : self.rows]
 
     @torch.no_grad()
-    def _for_int4(self) -> tuple[Tensor, Tensor]:
+    def _nibbles(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return numbers of four bits with steps and offsets, of which the matrix is the sum.
+
+        Eight bits are 16 x the upper four, with their sign, and the lower four, 0 to 15.
+        """
+        numbers, scale = self.numbers(), self.scale
+        offset = torch.zeros_like(scale) if self.offset is None else self.offset
+        if self.bits < 8:
+            return [(numbers, scale, offset)]
+        return [(numbers >> 4, 16 * scale, offset), ((numbers & 15) - 8, scale, 8 * scale)]
+
+    def _for_int4(self, numbers: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         below = -self.rows % KERNEL_ROWS
-        codes = self.numbers().to(torch.int32) + 8
+        codes = numbers.to(torch.int32) + 8
         codes = functional.pad(codes, (0, -self.columns % self.group, 0, below))
-        offset = torch.zeros_like(self.scale) if self.offset is None else self.offset
-        both = torch.stack((self.scale, offset), dim=-1)  # [rows, groups, 2]
+        both = torch.stack((scale, offset), dim=-1)  # [rows, groups, 2]
         steps = functional.pad(both, (0, 0, 0, 0, 0, below)).transpose(0, 1).contiguous()
-        operations: Any = torch.ops.aten
-        return operations._convert_weight_to_int4pack_for_cpu(codes, 1), steps
+        convert: Any = torch.ops.aten._convert_weight_to_int4pack_for_cpu
+        return convert(codes, 1), steps
 
     def _apply(self, *args: Any, **kwargs: Any) -> PackedMatrix:
         self.forget()

@@ -10,7 +10,6 @@ import torch
 
 from spectrim.allocators import Measure, allocators
 from spectrim.errors import SpectrimError
-from spectrim.formats import FactoredLinear, formats
 from spectrim.job import Job
 from spectrim.options import Factorize
 from spectrim.plan import Curve, Decision, Plan
@@ -18,8 +17,10 @@ from spectrim.stages._curves import (
     dense_curve,
     envelope,
     format_of,
+    forms_of,
     inner_sites,
     left_dense,
+    ranks_of,
     undominated,
 )
 from spectrim.stages._decompose import centred
@@ -184,11 +185,11 @@ def available(job: Job, curves: list[Curve]) -> float:
 def _decisions(options: Factorize, curve: Curve, index: int) -> list[Decision]:
     if curve.is_dense(index):
         return [left_dense(site) for site in curve.sites]
-    method, rank = curve.methods[index], int(curve.ranks[index])
+    method = curve.methods[index]
+    forms = forms_of(options, method, curve.sites)
+    ranks = ranks_of(forms, curve.sites, int(curve.ranks[index]))
     made = []
-    for place, site in enumerate(curve.sites):
-        name = format_of(options, method, site, place)
-        form: type[FactoredLinear] = formats.get(name)
+    for place, (site, form, rank) in enumerate(zip(curve.sites, forms, ranks, strict=True)):
         made.append(
             Decision(
                 site=site.name,
@@ -196,7 +197,7 @@ def _decisions(options: Factorize, curve: Curve, index: int) -> list[Decision]:
                 role=site.role,
                 out_features=site.out_features,
                 in_features=site.in_features,
-                format=name,
+                format=format_of(options, method, site, place),
                 rank=rank,
                 stored=form.numbers(site.out_features, site.in_features, rank),
                 dense=site.out_features * site.in_features,

@@ -80,11 +80,11 @@ def _connected(joint: list[Curve]) -> list[Curve]:
 
 
 def _united(members: list[Curve], alone: list[Curve]) -> Unit:
-    """Return the sites of some joint curves as a unit: each joint one, or every site alone."""
-    points = _together(alone)
-    for curve in members:
-        joined = {site.name for site in curve.sites}
-        points += _together([curve, *(one for one in alone if one.site.name not in joined)])
+    """Return the sites of some joint curves as a unit: joint ones where they fit, others alone."""
+    points: list[Point] = []
+    for joint in _disjoint(members):
+        joined = {site.name for curve in joint for site in curve.sites}
+        points += _together([*joint, *(one for one in alone if one.site.name not in joined)])
     dense = tuple((curve, len(curve.sizes) - 1) for curve in alone)
     size = sum(float(curve.sizes[-1]) for curve in alone)
     kept = undominated(point for point in points if point[0] < size)
@@ -98,6 +98,19 @@ def _united(members: list[Curve], alone: list[Curve]) -> Unit:
         torch.tensor(losses, dtype=torch.float64),
     )
     return Unit(whole, list(picks))
+
+
+def _disjoint(members: list[Curve]) -> list[list[Curve]]:
+    """Return every choice of joint curves that have no site in common, that of none first."""
+    chosen: list[list[Curve]] = [[]]
+    for curve in members:
+        names = {site.name for site in curve.sites}
+        chosen += [
+            [*some, curve]
+            for some in chosen
+            if not any(site.name in names for other in some for site in other.sites)
+        ]
+    return chosen
 
 
 def _together(parts: list[Curve]) -> list[Point]:

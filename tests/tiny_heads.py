@@ -32,4 +32,4 @@ def through_heads(
 def _on_heads(turn: Float[Tensor, "heads d d"], x: Float[Tensor, "tokens all"]) -> Tensor:
     heads = x.unflatten(1, (-1, HEAD_DIM))
     turn = turn.repeat_interleave(heads.shape[1] // len(turn), 0)
-    return torch.einsum("hij,thj->thi", turn, heads).flatten(1)
+    return torch.einsum("hij,bhj->bhi", turn, heads).flatten(1)

@@ -21,6 +21,8 @@ class Stack:
     """Entry of config.json that says how many neurons the MLP of each of its blocks has."""
     count: str = "num_hidden_layers"
     """Entry of config.json that says how many blocks it has."""
+    heads: str = "num_attention_heads"
+    """Entry of a config that says in how many heads the inputs of its `o` lie."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Architecture:
     many times as many rows of a group are of q as of k, and of v. None: it cannot be split."""
     experts: str | None = None
     """Path inside a block of the module that holds all experts, packed as `[expert, out, in]`."""
+    rotary: Callable[[Any], bool] = lambda config: True
+    """Config → whether positions, or a norm, act on single dimensions of queries and keys, so that
+    those of a head cannot be mixed."""
     shared_bias: bool = False
     """The first block of each stack computes the position bias that the others receive (T5)."""
     returns_tuple: bool = False
@@ -112,6 +117,7 @@ _FALCON = Architecture(
     embed="transformer.word_embeddings",
     head="lm_head",
     fused=_falcon_groups,
+    rotary=lambda config: not config.alibi,
     returns_tuple=True,
 )
 
@@ -126,6 +132,7 @@ _GPT2 = Architecture(
     embed="transformer.wte",
     head="lm_head",
     fused=lambda config: (1, 1),
+    rotary=lambda config: False,
 )
 
 _GPT_NEOX = Architecture(
@@ -153,12 +160,25 @@ _OPT = Architecture(
     },
     embed="model.decoder.embed_tokens",
     head="lm_head",
+    rotary=lambda config: False,
 )
 
 _BART = Architecture(
     stacks=(
-        Stack("model.encoder.layers", "encoder_", "encoder_ffn_dim", "encoder_layers"),
-        Stack("model.decoder.layers", "decoder_", "decoder_ffn_dim", "decoder_layers"),
+        Stack(
+            "model.encoder.layers",
+            "encoder_",
+            "encoder_ffn_dim",
+            "encoder_layers",
+            "encoder_attention_heads",
+        ),
+        Stack(
+            "model.decoder.layers",
+            "decoder_",
+            "decoder_ffn_dim",
+            "decoder_layers",
+            "decoder_attention_heads",
+        ),
     ),
     roles={
         "self_attn.q_proj": "q",
@@ -174,6 +194,7 @@ _BART = Architecture(
     },
     embed="model.shared",
     head="lm_head",
+    rotary=lambda config: False,
 )
 
 _T5 = Architecture(
@@ -203,6 +224,7 @@ _T5 = Architecture(
     },
     embed="shared",
     head="lm_head",
+    rotary=lambda config: False,
     shared_bias=True,
     returns_tuple=True,
 )

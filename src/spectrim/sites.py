@@ -44,6 +44,9 @@ class Site:
     after `encoder_` or `decoder_` where there are both."""
     out_features: int
     in_features: int
+    head_dim: int = 0
+    """How many outputs (q, k, v) or inputs (o) one head of attention has; 0 where there are no
+    heads, and of q and k where something acts on single dimensions, as rotary embeddings do."""
 
 
 def find(model: PreTrainedModel) -> list[Site]:
@@ -65,10 +68,17 @@ def block_sites(model: PreTrainedModel, stack_index: int, block_index: int) -> l
     architecture = of(model.config)
     stack = architecture.stacks[stack_index]
     name = f"{stack.path}.{block_index}"
+    found = list(_linear_maps(model.get_submodule(name), architecture))
+    widths = [shape(linear)[1] for _, role, linear in found if role == "o"]
+    head_dim = widths[0] // int(getattr(model.config, stack.heads)) if widths else 0
+    turned = "vo" if architecture.rotary(model.config) else "qkvo"
     return [
-        Site(f"{name}.{path}", block_index, stack.prefix + role, *shape(linear))
-        for path, role, linear in _linear_maps(model.get_submodule(name), architecture)
-    ]
+        Site(
+            f"{name}.{path}", block_index, stack.prefix + role, *shape(linear),
+            head_dim * (role.removeprefix("cross_") in list(turned)),
+        )
+        for path, role, linear in found
+    ]  # fmt: skip
 
 
 def tied(model: PreTrainedModel) -> bool:

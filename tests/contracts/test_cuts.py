@@ -16,13 +16,17 @@ from torch.nn import functional
 from spectrim.currency import currency_losses
 from spectrim.formats import FactoredLinear, filled, formats, low_rank_formats
 from spectrim.methods import Damping, Decomposition, methods
+from spectrim.sites import Site
+from spectrim.stages._curves import ranks_of
 from spectrim.statistics import Statistics
+from tiny_heads import HEAD_DIM, through_heads
 
 NONE = Damping(0.0, 0.0)
 SIZES = {"": (18, 12), "q": (16, 12), "k": (8, 12), "v": (8, 12), "o": (12, 16),
          "gate": (20, 12), "up": (20, 12), "down": (12, 20), "cross_k": (16, 12),
-         "cross_v": (16, 12), "expert0_gate_up": (20, 12), "expert1_gate_up": (20, 12),
-         "expert2_gate_up": (20, 12)}  # fmt: skip
+         "cross_v": (16, 12), "cross_q": (16, 12), "cross_o": (12, 16),
+         "expert0_gate_up": (20, 12),
+         "expert1_gate_up": (20, 12), "expert2_gate_up": (20, 12)}  # fmt: skip
 SAMPLED = 2000  # inputs: enough for what is trained on them
 
 
@@ -77,7 +81,9 @@ class Case:
         statistics = statistics or self.statistics
         single = self.roles == ("",)
         arguments = (self.maps[""], statistics[""]) if single else (self.maps, statistics)
-        found: Decomposition = function(*arguments, damping=damping)
+        known = {"head_dim": HEAD_DIM, "biases": dict.fromkeys(self.roles)}
+        further = {need: known[need] for need in methods.constant(self.method, "NEEDS") or ()}
+        found: Decomposition = function(*arguments, damping=damping, **further)
         return found
 
     def module(
@@ -254,22 +260,33 @@ def test_losses_are_the_damage_that_is_measured(case: Case) -> None:
     near = 1e-2 if formats.get(case.format).linear else 0.25  # the latter is an estimate itself
     for at in {0, len(losses) // 3, 2 * len(losses) // 3, len(losses) - 1}:
         if rank := int(found.ranks[at]):
-            measured = sum(damage(member, found, rank) for member in case.members)
+            forms = [formats.get(member.format) for member in case.members]
+            sites = tuple(Site("", 0, "", *member.shape) for member in case.members)
+            ranks = ranks_of(forms, sites, rank)
+            modules = [m.module(found, own) for m, own in zip(case.members, ranks, strict=True)]
+            measured = sum(damage(member, found, modules) for member in case.members)
             whole = float(losses.max())
             assert float(losses[at]) == pytest.approx(measured, rel=near, abs=1e-6 * whole), rank
 
 
 @torch.no_grad()
-def damage(case: Case, found: Decomposition, rank: int) -> float:
+def damage(case: Case, found: Decomposition, modules: list[FactoredLinear]) -> float:
     """Return what one map costs; that of rows which are left out is felt behind them."""
-    module = case.module(found, rank)
-    known, dense = case.statistics[case.role], case.maps[case.role].double()
+    module, before = modules[case.members.index(case)], modules[0]
+    rank, known, dense = module.rank, case.statistics[case.role], case.maps[case.role].double()
+    assert known.input_moment is not None and known.gradient_moment is not None
+    x = drawn(known.input_moment, torch.Generator().manual_seed(9))
     if case.format == "fewer_outputs":
         kept = found.pieces["up.order"][:rank]
         torch.testing.assert_close(module.dense(), dense[kept])
         return 0.0
-    assert known.input_moment is not None and known.gradient_moment is not None
-    x = drawn(known.input_moment, torch.Generator().manual_seed(9))
-    reached = x[:, found.pieces["up.order"][:rank]] if case.format == "fewer_inputs" else x
-    missed = x @ dense.T - (module(reached) - 1)  # a bias of ones
+    if case.format == "padded_outputs" and case.role.removeprefix("cross_") != "q":
+        return 0.0
+    whole = x @ dense.T
+    if case.format == "fewer_inputs":
+        x = x[:, found.pieces["up.order"][:rank]]
+    answered = module(x) - 1  # a bias of ones
+    if case.format in ("padded_outputs", "picked_inputs"):
+        answered = through_heads(module, before, case.owner.maps[case.owner.role], x)
+    missed = whole - answered
     return float(0.5 * ((missed @ known.gradient_moment.double()) * missed).sum(1).mean())

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from test_distil_blocks import CUT, asked, note
 
 from spectrim.errors import SpectrimError
 from spectrim.stages import _training
-from test_distil_blocks import CUT, asked, note
 from tiny_models import logits, tokens
 from tiny_runs import equal, family_folder, files, load, shrink, stored, write_text
 from tiny_trained import trained_folder, write_learnable

@@ -220,3 +220,22 @@ def test_the_same_seed_builds_the_same_weights_and_another_seed_others() -> None
     first, same, other = (build("bart", seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(value, same[name]) for name, value in first.items())
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_is_as_wide_as_attention_takes_it(family: str) -> None:
+    model = build_empty(family)
+    for stack_index, stack in enumerate(of(model.config).stacks):
+        for index, block in enumerate(model.get_submodule(stack.path)):
+            said = {
+                site.role.removeprefix(stack.prefix): site.head_dim
+                for site in sites.block_sites(model, stack_index, index)
+            }
+            known = {
+                getattr(part, name)
+                for part in block.modules()
+                for name in ("head_dim", "head_size", "key_value_proj_dim")
+                if hasattr(part, name)
+            }
+            assert {said[role] for role in said if role in ("v", "o", "cross_v")} == known
+            assert not any(said.get(role) for role in ("gate", "up", "down", "qkv"))

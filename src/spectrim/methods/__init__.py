@@ -11,6 +11,8 @@ beside it, which are read without importing it, say what it needs and leaves:
              such groups, a role in one of them at most; weight and statistics are then dictionaries
              by role, FORMAT one too, and a piece is "role.piece". A role with "*" for a number
              stands for all that fit it; FORMAT then is by "first" and "others"
+    NEEDS    what else it is called with: "head_dim", the dimensions of one head, by which it takes
+             only sites whose heads may be turned; "biases", by role, None where there is none
 """
 
 from __future__ import annotations
@@ -89,6 +91,17 @@ def tail_losses(values: Float[Tensor, " full"], scale: float) -> Float[Tensor, "
     squared = values.double().square().flip(0)
     tails = torch.cat((squared.new_zeros(1), squared.cumsum(0))).flip(0)
     return (scale * tails).float()
+
+
+def corner_losses(gram: Float[Tensor, "full full"]) -> Float[Tensor, " cuts"]:
+    """Return half the sum of what components of this Gram matrix cost that a cut leaves out.
+
+    Those are the lower right corners, from all of it to nothing. Where one would rise with the
+    rank, as components that are not orthogonal may make up for each other, the cuts before it are
+    said to lose as much.
+    """
+    tails = gram.double().flip(0, 1).cumsum(0).cumsum(1).diagonal()
+    return 0.5 * torch.cat((tails.new_zeros(1), tails)).cummax(0).values.flip(0)
 
 
 def damped(moment: Float[Tensor, "dim dim"], damping: float) -> Float[Tensor, "dim dim"]:

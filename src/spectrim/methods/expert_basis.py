@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.methods import Damping, Decomposition, damped
+from spectrim.methods import Damping, Decomposition, corner_losses, damped
 from spectrim.methods.shared_basis import common_basis
 from spectrim.statistics import Statistics
 
@@ -44,15 +44,15 @@ def expert_basis(
     if not found.losses.any():  # nothing reaches the loss
         return found
     right = next(piece for name, piece in found.pieces.items() if name.endswith(".right")).double()
-    losses = torch.zeros(len(found.ranks), dtype=torch.float64)
+    gram = torch.zeros(len(right), len(right), dtype=torch.float64)
     for role, one in statistics.items():
         assert one.input_moment is not None and one.gradient_moment is not None
         if one.gradient_moment.any():  # else the loss ignores this expert
             left = found.pieces[f"{role}.left"].double()
             outputs = left.T @ damped(one.gradient_moment, damping.gradient) @ left
             inputs = right @ damped(one.input_moment, damping.input) @ right.T
-            losses[:-1] += 0.5 * _tails(outputs * inputs)
-    return replace(found, losses=losses.flip(0).cummax(0).values.flip(0).float())
+            gram += outputs * inputs
+    return replace(found, losses=corner_losses(gram).float())
 
 
 def _pooled(statistics: list[Statistics]) -> Float[Tensor, "in in"]:
@@ -62,8 +62,3 @@ def _pooled(statistics: list[Statistics]) -> Float[Tensor, "in in"]:
         raise ValueError("a basis of experts needs their input moments and gradient moments")
     tokens = torch.tensor([float(one.tokens) for one in statistics])
     return torch.einsum("e,eij->ij", tokens / tokens.sum(), torch.stack(known))
-
-
-def _tails(gram: Float[Tensor, "full full"]) -> Float[Tensor, " full"]:
-    """Return the sums of the lower right corners, from all of it to the last entry."""
-    return gram.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0)

@@ -61,15 +61,28 @@ def narrowed(
     gradients = damped(known.gradient_moment, damping.gradient)
     order = ordering(maps["down"].double(), inputs, gradients)
     columns = maps["down"][:, order]
-    root = cholesky(inputs[order][:, order])
-    weighted = cholesky(gradients).T @ (columns.double() @ root)  # [out, neurons]
-    losses = tail_losses(weighted.norm(dim=0), 0.5)
+    root, losses = made_up(columns.double(), inputs[order][:, order], gradients)
     if not known.input_moment.any() or not known.gradient_moment.any():
         losses = torch.zeros_like(losses)  # nothing reaches the loss
     pieces = {"down.columns": columns, "down.root": root.float()}
     for role in maps.keys() - {"down"}:
         pieces |= {f"{role}.rows": maps[role][order], f"{role}.order": order.clone()}
     return Decomposition(torch.arange(len(losses)), losses, pieces, in_nats=True)
+
+
+def made_up(
+    columns: Float[Tensor, "out full"],
+    inputs: Float[Tensor, "full full"],
+    gradients: Float[Tensor, "out out"],
+) -> tuple[Float[Tensor, "full full"], Float[Tensor, " cuts"]]:
+    """Return the Cholesky factor of A, and what keeping the first 0 … full inputs costs.
+
+    Those kept make up for the others by least squares; all is in float64, and the losses are in
+    nats per token.
+    """
+    root = cholesky(inputs)
+    weighted = cholesky(gradients).T @ (columns @ root)  # [out, full]
+    return root, tail_losses(weighted.norm(dim=0), 0.5)
 
 
 def _by_residual(

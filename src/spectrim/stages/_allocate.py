@@ -10,7 +10,6 @@ import torch
 
 from spectrim.allocators import Measure, allocators
 from spectrim.errors import SpectrimError
-from spectrim.formats import FactoredLinear, formats
 from spectrim.job import Job
 from spectrim.options import Factorize
 from spectrim.plan import Curve, Decision, Plan
@@ -18,8 +17,10 @@ from spectrim.stages._curves import (
     dense_curve,
     envelope,
     format_of,
+    forms_of,
     inner_sites,
     left_dense,
+    ranks_of,
     undominated,
 )
 from spectrim.stages._decompose import centred
@@ -79,11 +80,11 @@ def _connected(joint: list[Curve]) -> list[Curve]:
 
 
 def _united(members: list[Curve], alone: list[Curve]) -> Unit:
-    """Return the sites of some joint curves as a unit: each joint one, or every site alone."""
-    points = _together(alone)
-    for curve in members:
-        joined = {site.name for site in curve.sites}
-        points += _together([curve, *(one for one in alone if one.site.name not in joined)])
+    """Return the sites of some joint curves as a unit: joint ones where they fit, others alone."""
+    points: list[Point] = []
+    for joint in _disjoint(members):
+        joined = {site.name for curve in joint for site in curve.sites}
+        points += _together([*joint, *(one for one in alone if one.site.name not in joined)])
     dense = tuple((curve, len(curve.sizes) - 1) for curve in alone)
     size = sum(float(curve.sizes[-1]) for curve in alone)
     kept = undominated(point for point in points if point[0] < size)
@@ -97,6 +98,19 @@ def _united(members: list[Curve], alone: list[Curve]) -> Unit:
         torch.tensor(losses, dtype=torch.float64),
     )
     return Unit(whole, list(picks))
+
+
+def _disjoint(members: list[Curve]) -> list[list[Curve]]:
+    """Return every choice of joint curves that have no site in common, that of none first."""
+    chosen: list[list[Curve]] = [[]]
+    for curve in members:
+        names = {site.name for site in curve.sites}
+        chosen += [
+            [*some, curve]
+            for some in chosen
+            if not any(site.name in names for other in some for site in other.sites)
+        ]
+    return chosen
 
 
 def _together(parts: list[Curve]) -> list[Point]:
@@ -199,16 +213,16 @@ def _taken(job: Job, curves: list[Curve]) -> tuple[float, float]:
 def _decisions(options: Factorize, curve: Curve, index: int) -> list[Decision]:
     if curve.is_dense(index):
         return [left_dense(site) for site in curve.sites]
-    method, rank = curve.methods[index], int(curve.ranks[index])
+    method = curve.methods[index]
     bits = curve.bits[index] if curve.bits else 0
     group = options.group if bits else 0
     if not method:  # the whole matrix in fewer bits
         loss = float(curve.losses[index])
         return [replace(left_dense(curve.site), predicted_loss=loss, bits=bits, group=group)]
+    forms = forms_of(options, method, curve.sites)
+    ranks = ranks_of(forms, curve.sites, int(curve.ranks[index]))
     made = []
-    for place, site in enumerate(curve.sites):
-        name = format_of(options, method, site, place)
-        form: type[FactoredLinear] = formats.get(name)
+    for place, (site, form, rank) in enumerate(zip(curve.sites, forms, ranks, strict=True)):
         made.append(
             Decision(
                 site=site.name,
@@ -216,7 +230,7 @@ def _decisions(options: Factorize, curve: Curve, index: int) -> list[Decision]:
                 role=site.role,
                 out_features=site.out_features,
                 in_features=site.in_features,
-                format=name,
+                format=format_of(options, method, site, place),
                 rank=rank,
                 stored=form.numbers(site.out_features, site.in_features, rank),
                 dense=site.out_features * site.in_features,

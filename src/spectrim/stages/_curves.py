@@ -39,6 +39,13 @@ def format_of(options: Factorize, method: str, site: Site, place: int = 0) -> st
     return str(own or options.format)
 
 
+def forms_of(
+    options: Factorize, method: str, sites: tuple[Site, ...]
+) -> list[type[FactoredLinear]]:
+    """Return the formats in which a method stores sites that it takes together."""
+    return [formats.get(format_of(options, method, one, at)) for at, one in enumerate(sites)]
+
+
 def offered(job: Job, options: Factorize, found: list[Offer]) -> list[Curve]:
     """Return one curve an offer, of those cuts that are smaller than the matrices, then these."""
     return [
@@ -86,10 +93,7 @@ def undominated(points: Iterable[tuple[float, float, T]]) -> list[tuple[float, f
 
 def _curve(job: Job, options: Factorize, offer: Offer) -> Curve:
     ranks, losses = offer.ranks, offer.losses
-    forms = [
-        formats.get(format_of(options, offer.method, site, place))
-        for place, site in enumerate(offer.sites)
-    ]
+    forms = forms_of(options, offer.method, offer.sites)
     step = options.rank_multiple if all(form.stepped for form in forms) else 1
     offers_it = (ranks > 0) & (ranks % step == 0)
     ranks, losses = ranks[offers_it], losses[offers_it]
@@ -110,8 +114,24 @@ def _curve(job: Job, options: Factorize, offer: Offer) -> Curve:
     )
 
 
+def ranks_of(forms: list[type[FactoredLinear]], sites: tuple[Site, ...], rank: int) -> list[int]:
+    """Return the rank of each of the sites that are cut together, from that of the first.
+
+    All keep the same part of the largest that each may have: where several query heads read one
+    value head, o keeps as many times more inputs than v keeps outputs.
+    """
+    largest = [
+        form.largest(site.out_features, site.in_features)
+        for form, site in zip(forms, sites, strict=True)
+    ]
+    return [rank * one // largest[0] for one in largest]
+
+
 def _size(job: Job, forms: list[type[FactoredLinear]], sites: tuple[Site, ...], rank: int) -> float:
-    shapes = [(site.out_features, site.in_features, rank) for site in sites]
+    shapes = [
+        (site.out_features, site.in_features, own)
+        for site, own in zip(sites, ranks_of(forms, sites, rank), strict=True)
+    ]
     if in_bytes(job):
         dtype = job.weights.dtype()
         return sum(form.bytes(*shape, dtype) for form, shape in zip(forms, shapes, strict=True))

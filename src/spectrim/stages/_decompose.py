@@ -20,7 +20,7 @@ from spectrim.job import Job, key_of
 from spectrim.methods import Damping, Decomposition, methods
 from spectrim.options import Factorize
 from spectrim.run import atomic_file, locked
-from spectrim.sites import Site, weight
+from spectrim.sites import Site, bias, weight
 from spectrim.stages._samples import sampled
 from spectrim.statistics import Statistics, load_block, without_tokens
 
@@ -121,6 +121,8 @@ def together(method: str, sites: list[Site]) -> list[tuple[Site, ...]]:
     groups = _groups(method)
     if not groups:
         return [(site,) for site in sites]
+    if "head_dim" in _needs(method):
+        sites = [site for site in sites if site.head_dim]
     played: dict[tuple[str, str], Site] = {}  # by prefix and role
     for site in sites:
         if (role := _played(groups, site)) is not None:
@@ -164,8 +166,8 @@ def _decompose_block(
             continue
         if centred(options, method):
             statistics = {name: _centred(one) for name, one in statistics.items()}
-        maps = {site.name: _matrix(block, site.name.removeprefix(prefix)) for site in sites}
-        decomposition = _decomposed(method, sites, maps, statistics, _damping(options))
+        parts = {site.name: block.get_submodule(site.name.removeprefix(prefix)) for site in sites}
+        decomposition = _decomposed(method, sites, parts, statistics, _damping(options))
         for part in CURVE:
             if (tensor := getattr(decomposition, part)) is not None:
                 tensors[f"{sites[0].name}.{part}"] = tensor.contiguous()
@@ -176,11 +178,12 @@ def _decompose_block(
 def _decomposed(
     method: str,
     sites: tuple[Site, ...],
-    maps: dict[str, Tensor],
+    parts: dict[str, nn.Module],
     statistics: dict[str, Statistics],
     damping: Damping,
 ) -> Decomposition:
     function: Callable[..., Decomposition] = methods.get(method)
+    maps = {name: weight(part).detach().float() for name, part in parts.items()}
     if methods.constant(method, "ROLES") is None:
         (matrix,), (known,) = maps.values(), statistics.values()
         found = function(matrix, known, damping=damping)
@@ -188,10 +191,15 @@ def _decomposed(
             return found
         return replace(found, losses=currency_losses(found, matrix, known, damping))
     roles = {site.name: role_in(method, site) for site in sites}
+    known_needs = {
+        "head_dim": sites[0].head_dim,
+        "biases": {roles[name]: bias(part) for name, part in parts.items()},
+    }
     return function(
         {roles[name]: matrix for name, matrix in maps.items()},
         {roles[name]: known for name, known in statistics.items()},
         damping=damping,
+        **{need: known_needs[need] for need in _needs(method)},
     )
 
 
@@ -206,6 +214,11 @@ def _groups(method: str) -> list[tuple[str, ...]]:
     """Return the groups of roles that a method takes together; none where it takes single maps."""
     wanted = methods.constant(method, "ROLES") or ()
     return list(wanted) if wanted and isinstance(wanted[0], tuple) else [wanted] * bool(wanted)
+
+
+def _needs(method: str) -> tuple[str, ...]:
+    """Return what a method is called with beside maps and statistics."""
+    return methods.constant(method, "NEEDS") or ()
 
 
 def _names(roles: tuple[str, ...]) -> list[str]:
@@ -241,10 +254,6 @@ def _named(method: str, sites: tuple[Site, ...], pieces: dict[str, Any]) -> dict
         role, _, part = key.partition(".")
         found[f"{names[role]}.{part}"] = piece.contiguous()
     return found
-
-
-def _matrix(block: nn.Module, path: str) -> Tensor:
-    return weight(block.get_submodule(path)).detach().float()
 
 
 def _damping(options: Factorize) -> Damping:

@@ -10,11 +10,11 @@ import torch
 from spectrim.allocators import allocators
 from spectrim.architectures import Stack
 from spectrim.errors import SpectrimError
-from spectrim.formats import low_rank_formats
+from spectrim.formats import FactoredLinear, formats, low_rank_formats
 from spectrim.job import Job
 from spectrim.methods import methods
 from spectrim.options import Factorize
-from spectrim.plan import Curve, Plan, thin
+from spectrim.plan import Curve, Decision, Plan, thin
 from spectrim.refinement import refine
 from spectrim.sites import Site
 from spectrim.stages._allocate import Unit, available, units
@@ -153,7 +153,7 @@ def refuse_parted(job: Job, plan: Plan) -> None:
         for place in job.each_block():
             for sites in together(method, taken(job, method, place)):
                 ranks = {
-                    site.name: cut[site.name].rank
+                    site.name: _part(cut[site.name])
                     for site in sites
                     if site.name in cut and cut[site.name].method == method
                 }
@@ -163,8 +163,14 @@ def refuse_parted(job: Job, plan: Plan) -> None:
                     names = ", ".join(site.name for site in sites)
                     raise SpectrimError(
                         f"{method} cuts {names} together; give all of them the same rank in the "
-                        "plan, or make all of them dense"
+                        "plan (times as many as one has more heads), or make all of them dense"
                     )
+
+
+def _part(decision: Decision) -> float:
+    """Return a rank as a part of the largest that the map may have in its format."""
+    form: type[FactoredLinear] = formats.get(decision.format)
+    return decision.rank / form.largest(decision.out_features, decision.in_features)
 
 
 def restated(job: Job, options: Factorize, plan: Plan) -> Plan:

@@ -1,4 +1,4 @@
-"""The whole smaller model trained on the dense one's answers: kept only where it gains, resumable."""
+"""The smaller model trained on the answers of the dense one: kept where it gains, resumable."""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ ALL = methods.names()
 OF_EXPERTS = [
     name for name in ALL if any("*" in str(r) for r in methods.constant(name, "ROLES") or ())
 ]
-ON_LLAMA = [name for name in ALL if name not in OF_EXPERTS]
+ON_LLAMA = [
+    name for name in ALL if name not in (*OF_EXPERTS, "query_key")
+]  # it has rotary embeddings
 OF_OTHER_RANKS = [name for name in ON_LLAMA if methods.constant(name, "FORMAT")]
 LARGEST = {"keep": "99% of linear", "allocator": "uniform"}
 ATTENTION = "model.layers.0.self_attn."

@@ -132,7 +132,8 @@ def _recipe(common: dict[str, Any], group: int, cuts: str, ends: int, heal: bool
 
 def _measured(job: Job, recipe: Recipe, folder: Path) -> float:
     """Return the loss on the search split of what a recipe makes, nats per token."""
-    tried = replace(job, work=folder, keep=(recipe.keep.fraction, recipe.keep.of))
+    keep = (recipe.keep.fraction, recipe.keep.of)
+    tried = replace(job, work=folder, keep=keep, notes=dict(job.notes), curves={})
     for stage in recipe.stages:
         stages.get(stage.name)(tried, stage.options)
     assert tried.blocks is not None

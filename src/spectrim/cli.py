@@ -86,6 +86,7 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
         "trust_remote_code": trust_remote_code or None,
     }
     asked = Recipe.build(recipe, changes)
+    asked = asked.unhealed() if no_heal else asked
     given.prove_writable(output)
     from spectrim import pipeline
     from spectrim.report import terminal

@@ -1,4 +1,4 @@
-"""The whole smaller model trained on the dense one's answers: kept only where it gains, resumable."""
+"""The whole smaller model trained on the dense one's answers: kept where it gains, resumable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from spectrim.errors import SpectrimError
 from spectrim.stages import _training
-from test_distil_blocks import CUT, asked, note
+from tiny_healing import CUT, asked, note
 from tiny_models import logits, tokens
 from tiny_runs import equal, family_folder, files, load, shrink, stored, write_text
 from tiny_trained import trained_folder, write_learnable
@@ -68,7 +68,7 @@ def test_what_is_trained_and_what_stays(source: Path, tmp_path: Path) -> None:
     assert "model.embed_tokens.weight" in same and "model.norm.weight" not in same
 
 
-@pytest.mark.parametrize("family", ["gpt2", "falcon", "mixtral", "bart", "t5", "gemma2"])
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "bart", "t5"])
 def test_every_family(family: str, tmp_path: Path) -> None:
     source = family_folder(tmp_path / "source", family, dtype=torch.bfloat16)
     write_text(tmp_path / "text.txt", words=80 * 32)

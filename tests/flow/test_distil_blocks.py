@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from spectrim.recipe import Recipe
+from tiny_healing import CUT, asked, note
 from tiny_models import logits, tokens
-from tiny_runs import equal, family_folder, files, load, plan_of, shrink, stored, write_text
+from tiny_runs import equal, family_folder, files, load, shrink, stored, write_text
 from tiny_trained import trained_folder, write_learnable
-
-CUT: dict[str, Any] = {"factorize": {"refine": "off", "method": "whitened_svd"}}
-
-
-def asked(source: Path, *stages: object, keep: str = "50% of linear") -> Recipe:
-    """Return a recipe of these stages on the text beside a model."""
-    changes = {
-        "model": str(source),
-        "keep": keep,
-        "stages": list(stages),
-        "calibration.text": str(source.parent / "text.txt"),
-        "calibration.tokens": "48x32",
-    }
-    return Recipe.build(None, changes)
-
-
-def note(folder: Path) -> dict[str, Any]:
-    """Return what the last stage that heals noted."""
-    found: dict[str, Any] = plan_of(folder).about["found"]["healed"][-1]
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ def sentences(scores: dict[str, Any]) -> list[str]:
     said = [_allocation(found["allocation"])] if "allocation" in found else []
     said += [_unreached(found["without_tokens"])] if found.get("without_tokens") else []
     said += [_blocks(stage) for stage in found.get("dropped", [])]
-    return said + [_zeros(stage) for stage in found.get("sparsified", [])]
+    said += [_zeros(stage) for stage in found.get("sparsified", [])]
+    return said + [_healed(stage) for stage in found.get("healed", [])]
 
 
 def _allocation(found: dict[str, Any]) -> str:
@@ -69,4 +70,26 @@ def _zeros(stage: dict[str, Any]) -> str:
         f"{stage['score']}) and the others set to zero, which stores as many numbers as before; "
         f"predicted to cost {words.plain(stage['predicted_loss'], 2)} nats/token."
         + (f" {left} maps that no token came to were left alone." if left else "")
+    )
+
+
+def _healed(stage: dict[str, Any]) -> str:
+    loss, stopped = stage["search_loss"], stage.get("stopped")
+    each = f" for each of {stage['windows']} windows" if "windows" in stage else ""
+    steps = f"{stage['steps']} steps{each}"
+    licence = f" (licence of the dense model: {stage['licence']})" if stage["licence"] else ""
+    memory = stage.get("bytes")
+    return (
+        f"Healed by {stage['stage']}, {steps}, on {stage['tokens']} tokens of {stage['text']}"
+        f"{licence}: loss on the search split, the split it was judged on, "
+        f"{words.fixed(loss['before'])} before, {words.fixed(loss['after'])} after"
+        + ("" if stage["used"] else ", so the model was kept as it was")
+        + (f"; {stopped}" if stopped else "")
+        + (
+            f"; {memory / 2**20:.0f} MiB of weights and optimiser, AdamW's would be "
+            f"{stage['bytes_of_adamw'] / 2**20:.0f}"
+            if memory
+            else ""
+        )
+        + "."
     )

@@ -38,6 +38,11 @@ def factorize(job: Job, options: Factorize) -> None:
     Raises:
         SpectrimError: the budget cannot be met, or the plan does not fit the model.
     """
+    if job.blocks is not None:
+        raise SpectrimError(
+            "factorize needs the maps as they came, and an earlier stage has changed them; put it "
+            "first"
+        )
     if options.split_fused:
         job.split_fused()
     if job.plan is None:  # what cannot be is said before the long work

@@ -143,7 +143,7 @@ def merge(model: PreTrainedModel) -> None:
     ]
     for name, layer in outermost:
         within: Any = layer
-        while isinstance(within, BaseTunerLayer):  # each factor of a map has a layer of its own
+        while hasattr(within, "base_layer"):  # each factor of a map has a layer of its own
             within.merge()
             within = within.base_layer
         model.set_submodule(name, within)

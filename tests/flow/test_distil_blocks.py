@@ -29,7 +29,9 @@ def test_the_loss_on_text_set_aside_falls(
     how = {"inputs": inputs, "window": window, "metric": metric, "learning_rate": 1e-4}
     small = shrink(asked(source, CUT, {"distil_blocks": how}), tmp_path / "small")
     loss = note(small)["search_loss"]
-    assert note(small)["used"] and loss["after"] < loss["before"]
+    # what the dense model delivers is not what a block behind cut ones will read
+    assert note(small)["used"] or inputs == "dense"
+    assert (loss["after"] < loss["before"]) == note(small)["used"]
     assert note(small)["windows"] == {1: 3, 2: 2}[window]
 
 

@@ -38,7 +38,7 @@ def factorize(job: Job, options: Factorize) -> None:
     Raises:
         SpectrimError: the budget cannot be met, or the plan does not fit the model.
     """
-    if job.blocks is not None:
+    if job.blocks is not None or "healed" in job.notes:
         raise SpectrimError(
             "factorize needs the maps as they came, and an earlier stage has changed them; put it "
             "first"

@@ -6,6 +6,7 @@ An addition is to a dense map's matrix, or to each factor that a map is stored a
 from __future__ import annotations
 
 import re
+import warnings
 from importlib.util import find_spec
 from typing import Any
 
@@ -77,7 +78,9 @@ def adapted(job: Job, model: PreTrainedModel, options: Options) -> Ready:
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     try:
-        inject_adapter_in_model(config, model, NAME)
+        with warnings.catch_warnings():  # that GPT-2 stores its matrices turned, which it sees to
+            warnings.filterwarnings("ignore", "fan_in_fan_out")
+            inject_adapter_in_model(config, model, NAME)
     finally:
         torch.random.set_rng_state(state)
     found = {name: p for name, p in model.named_parameters() if "lora_" in name}

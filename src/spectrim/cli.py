@@ -93,6 +93,7 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
                                   "protect": protect or None})  # fmt: skip
     asked = Recipe.build(recipe, changes)
     budget = None if size is None else Keep.parse(size)
+    asked = asked.unhealed() if no_heal else asked
     given.prove_writable(output)
     from spectrim import auto, pipeline, sources
     from spectrim.report import terminal

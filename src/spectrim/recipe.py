@@ -23,6 +23,7 @@ from spectrim.errors import SpectrimError, did_you_mean
 from spectrim.options import Factorize, Part, validate
 from spectrim.registry import Registry
 
+HEALING = ("distil", "distil_blocks", "lora", "low_memory")  # the stages that train
 _STAGES = Registry("stage", "spectrim.stages")
 # The stages that are not spelled out below bring their own checked options: a class `Options`.
 _OPTIONS = Registry("stage", "spectrim.stages", attribute=lambda _: "Options")
@@ -197,6 +198,16 @@ class Recipe(Part):
         """The options of the stage that factors maps; None where the recipe has no such stage."""
         found = [stage.options for stage in self.stages if stage.name == "factorize"]
         return found[-1] if found else None
+
+    def unhealed(self) -> Recipe:
+        """Return the recipe without the stages that train.
+
+        SpectrimError where no other stage is left.
+        """
+        left = [stage for stage in self.stages if stage.name not in HEALING]
+        if not left:
+            raise SpectrimError("every stage of the recipe heals; leave out --no-heal")
+        return self.model_copy(update={"stages": left})
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Recipe:

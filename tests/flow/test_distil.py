@@ -16,6 +16,7 @@ from test_distil_blocks import CUT, asked, note
 
 from spectrim.errors import SpectrimError
 from spectrim.stages import _training
+from tiny_healing import CUT, asked, note
 from tiny_models import logits, tokens
 from tiny_runs import equal, family_folder, files, load, shrink, stored, write_text
 from tiny_trained import trained_folder, write_learnable
@@ -64,11 +65,11 @@ def test_what_is_trained_and_what_stays(source: Path, tmp_path: Path) -> None:
     }
     same = {name for name in before if torch.equal(before[name], after[name])}
     outside = {name for name in before if ".layers." not in name}
-    assert same - {n for n in same if n.endswith("permutation")} <= outside - {"model.norm.weight"}
+    assert same - {n for n in same if n.endswith(".order")} <= outside - {"model.norm.weight"}
     assert "model.embed_tokens.weight" in same and "model.norm.weight" not in same
 
 
-@pytest.mark.parametrize("family", ["gpt2", "falcon", "mixtral", "bart", "t5", "gemma2"])
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "bart", "t5"])
 def test_every_family(family: str, tmp_path: Path) -> None:
     source = family_folder(tmp_path / "source", family, dtype=torch.bfloat16)
     write_text(tmp_path / "text.txt", words=80 * 32)

@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from spectrim.recipe import Recipe
+from tiny_healing import CUT, asked, note
 from tiny_models import logits, tokens
-from tiny_runs import equal, family_folder, files, load, plan_of, shrink, stored, write_text
+from tiny_runs import equal, family_folder, files, load, shrink, stored, write_text
 from tiny_trained import trained_folder, write_learnable
-
-CUT: dict[str, Any] = {"factorize": {"refine": "off", "method": "whitened_svd"}}
-
-
-def asked(source: Path, *stages: object, keep: str = "50% of linear") -> Recipe:
-    """Return a recipe of these stages on the text beside a model."""
-    changes = {
-        "model": str(source),
-        "keep": keep,
-        "stages": list(stages),
-        "calibration.text": str(source.parent / "text.txt"),
-        "calibration.tokens": "48x32",
-    }
-    return Recipe.build(None, changes)
-
-
-def note(folder: Path) -> dict[str, Any]:
-    """Return what the last stage that heals noted."""
-    found: dict[str, Any] = plan_of(folder).about["found"]["healed"][-1]
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +26,17 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_loss_on_text_set_aside_falls(
     inputs: str, window: int, metric: str, source: Path, tmp_path: Path
 ) -> None:
-    how = {"inputs": inputs, "window": window, "metric": metric, "learning_rate": 5e-4}
+    how = {"inputs": inputs, "window": window, "metric": metric, "learning_rate": 1e-4}
     small = shrink(asked(source, CUT, {"distil_blocks": how}), tmp_path / "small")
     loss = note(small)["search_loss"]
-    assert note(small)["used"] and loss["after"] < loss["before"]
+    # what the dense model delivers is not what a block behind cut ones will read
+    assert note(small)["used"] or inputs == "dense"
+    assert (loss["after"] < loss["before"]) == note(small)["used"]
     assert note(small)["windows"] == {1: 3, 2: 2}[window]
 
 
 def test_sizes_names_and_types_stay(source: Path, tmp_path: Path) -> None:
-    stage = {"distil_blocks": {"learning_rate": 3e-3, "steps": 20}}
+    stage = {"distil_blocks": {"steps": 20}}
     cut = shrink(asked(source, CUT), tmp_path / "cut")
     healed = shrink(asked(source, CUT, stage), tmp_path / "healed")
     one, other = stored(cut), stored(healed)
@@ -91,7 +72,7 @@ def test_a_dense_model_has_nothing_to_learn_from_itself(source: Path, tmp_path: 
 
 
 def test_zeros_stay_zeros(source: Path, tmp_path: Path) -> None:
-    stages = ({"sparsify": {"pattern": "1:4"}}, {"distil_blocks": {"learning_rate": 3e-3}})
+    stages = ({"sparsify": {"pattern": "1:4"}}, {"distil_blocks": {"steps": 50}})
     sparse = shrink(asked(source, stages[0]), tmp_path / "sparse")
     healed = shrink(asked(source, *stages), tmp_path / "healed")
     assert note(healed)["used"]

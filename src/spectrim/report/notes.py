@@ -19,7 +19,8 @@ def sentences(scores: dict[str, Any]) -> list[str]:
     said += [_unreached(found["without_tokens"])] if found.get("without_tokens") else []
     said += [_blocks(stage) for stage in found.get("dropped", [])]
     said += [_zeros(stage) for stage in found.get("sparsified", [])]
-    return said + ([_bits(found["quantized"])] if "quantized" in found else [])
+    said += ([_bits(found["quantized"])] if "quantized" in found else [])
+    return said + [_healed(stage) for stage in found.get("healed", [])]
 
 
 def _allocation(found: dict[str, Any]) -> str:
@@ -102,4 +103,25 @@ def _bits(found: dict[str, Any]) -> str:
             if found.get("ends")
             else ""
         )
+
+
+def _healed(stage: dict[str, Any]) -> str:
+    loss, stopped = stage["search_loss"], stage.get("stopped")
+    each = f" for each of {stage['windows']} windows" if "windows" in stage else ""
+    steps = f"{stage['steps']} steps{each}"
+    licence = f" (licence of the dense model: {stage['licence']})" if stage["licence"] else ""
+    memory = stage.get("bytes")
+    return (
+        f"Healed by {stage['stage']}, {steps}, on {stage['tokens']} tokens of {stage['text']}"
+        f"{licence}: loss on the search split, the split it was judged on, "
+        f"{words.fixed(loss['before'])} before, {words.fixed(loss['after'])} after"
+        + ("" if stage["used"] else ", so the model was kept as it was")
+        + (f"; {stopped}" if stopped else "")
+        + (
+            f"; {memory / 2**20:.0f} MiB of weights and optimiser, AdamW's would be "
+            f"{stage['bytes_of_adamw'] / 2**20:.0f}"
+            if memory
+            else ""
+        )
+        + "."
     )

@@ -42,9 +42,10 @@ def factorize(job: Job, options: Factorize) -> None:
     Raises:
         SpectrimError: the budget cannot be met, or the plan does not fit the model.
     """
-    if "quantized" in job.notes:
+    if job.blocks is not None or "healed" in job.notes:
         raise SpectrimError(
-            "factorize cuts weights that are not in few bits yet; put quantize behind it"
+            "factorize needs the maps as they came, and an earlier stage has changed them; put it "
+            "first"
         )
     if options.split_fused:
         job.split_fused()

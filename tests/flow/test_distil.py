@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_distil_blocks import CUT, asked, note
 
 from spectrim.errors import SpectrimError
 from spectrim.stages import _training

@@ -19,7 +19,8 @@ def sentences(scores: dict[str, Any]) -> list[str]:
     said += [_unreached(found["without_tokens"])] if found.get("without_tokens") else []
     said += [_blocks(stage) for stage in found.get("dropped", [])]
     said += [_zeros(stage) for stage in found.get("sparsified", [])]
-    said += ([_bits(found["quantized"])] if "quantized" in found else [])
+    said += [_bits(found["quantized"])] if "quantized" in found else []
+    said += [_compensated(found["compensated"])] if "compensated" in found else []
     return said + [_healed(stage) for stage in found.get("healed", [])]
 
 
@@ -103,6 +104,7 @@ def _bits(found: dict[str, Any]) -> str:
             if found.get("ends")
             else ""
         )
+    )
 
 
 def _healed(stage: dict[str, Any]) -> str:
@@ -124,4 +126,12 @@ def _healed(stage: dict[str, Any]) -> str:
             else ""
         )
         + "."
+    )
+
+
+def _compensated(found: dict[str, Any]) -> str:
+    return (
+        f"Factors of rank {found['rank']} beside {found['sites']} linear maps make up for what was "
+        f"rounded or set to zero: predicted to cost {words.plain(found['predicted_before'], 2)} "
+        f"nats/token without them, {words.plain(found['predicted_after'], 2)} with them."
     )

@@ -6,7 +6,6 @@ An addition is to a dense map's matrix, or to each factor that a map is stored a
 from __future__ import annotations
 
 import re
-import warnings
 from importlib.util import find_spec
 from typing import Any
 
@@ -65,6 +64,7 @@ def adapted(job: Job, model: PreTrainedModel, options: Options) -> Ready:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    turned = straighten(model)
     maps, factors = targets(job, model, options.targets)
     if not maps and not factors:
         raise SpectrimError("no matrix is targeted by lora; take other targets, such as 'down'")
@@ -78,15 +78,13 @@ def adapted(job: Job, model: PreTrainedModel, options: Options) -> Ready:
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     try:
-        with warnings.catch_warnings():  # that GPT-2 stores its matrices turned, which it sees to
-            warnings.filterwarnings("ignore", "fan_in_fan_out")
-            inject_adapter_in_model(config, model, NAME)
+        inject_adapter_in_model(config, model, NAME)
     finally:
         torch.random.set_rng_state(state)
     found = {name: p for name, p in model.named_parameters() if "lora_" in name}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in found)
-    return Ready(found, Adam(found), lambda: merge(model))
+    return Ready(found, Adam(found), lambda: merge(model, turned))
 
 
 def targets(
@@ -104,7 +102,7 @@ def targets(
     for stack in job.architecture.stacks:
         for path, module in model.get_submodule(stack.path).named_modules():
             name = f"{stack.path}.{path}"
-            if isinstance(module, nn.Linear | Conv1D) and _is_wanted(name, wanted):
+            if isinstance(module, nn.Linear) and _is_wanted(name, wanted):
                 maps.append(name)
             elif isinstance(module, FactoredLinear) and not _shares(module):
                 _refuse_integers(name, module)
@@ -134,7 +132,21 @@ def _refuse_integers(name: str, module: nn.Module) -> None:
         )
 
 
-def merge(model: PreTrainedModel) -> None:
+def straighten(model: PreTrainedModel) -> dict[str, Conv1D]:
+    """Put a linear map in the place of each Conv1D of GPT-2 and return these by name.
+
+    Conv1D holds its matrix turned, for which peft wants a setting that it takes for nothing else.
+    """
+    found = {name: one for name, one in model.named_modules() if isinstance(one, Conv1D)}
+    for name, turned in found.items():
+        linear = nn.Linear(turned.nx, turned.nf, device="meta")
+        linear.weight = nn.Parameter(turned.weight.detach().T.contiguous(), False)
+        linear.bias = turned.bias
+        model.set_submodule(name, linear)
+    return found
+
+
+def merge(model: PreTrainedModel, turned: dict[str, Conv1D]) -> None:
     """Add what was trained to the matrices and put every map back in its place."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -150,3 +162,7 @@ def merge(model: PreTrainedModel) -> None:
             within.merge()
             within = within.base_layer
         model.set_submodule(name, within)
+    for name, original in turned.items():
+        straight: Any = model.get_submodule(name)
+        original.weight.data.copy_(straight.weight.detach().T)
+        model.set_submodule(name, original)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from spectrim import auto, pipeline, sources
+from spectrim import auto, pipeline, searching, sources
 from spectrim.auto import Choice, linear_part
 from spectrim.errors import SpectrimError
 from spectrim.metrics.size import bytes_on_disk
 from spectrim.recipe import Calibration, Keep
 from spectrim.sites import find
 from spectrim.weights import Weights, quiet
-from tiny_runs import TOKENS, Made, from_pretrained, make
+from tiny_runs import TOKENS, Made, from_pretrained, make, plan_of
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +91,31 @@ def test_a_part_of_the_whole_leaves_the_linear_maps_what_the_ends_do_not_take(pl
 def test_a_size_that_cannot_be_is_one_line(plain: Made, size: str, said: str) -> None:
     with pytest.raises(SpectrimError, match=said):
         chosen(plain, size)
+
+
+def test_a_front_is_gone_on_with_and_ends_in_one_page(plain: Made) -> None:
+    front = plain.folder / "front"
+
+    def searched(minutes: float | None) -> searching.Front:
+        with quiet():
+            return searching.search(
+                str(plain.source), [Keep.parse("60%"), Keep.parse("45%")], front,
+                calibration=Calibration(text=str(plain.text), tokens=TOKENS), seed=0,
+                minutes=minutes, cache=plain.folder / "cache",
+                progress=lambda done, total, what: None,
+            )  # fmt: skip
+
+    first = searched(1e-9)
+    assert not first.made and [str(size) for size in first.left] == ["60% of bytes", "45% of bytes"]
+    found = searched(None)
+    assert [folder.name for folder in found.made] == ["60_of_bytes", "45_of_bytes"]
+    sizes = [bytes_on_disk(folder) / bytes_on_disk(plain.source) for folder in found.made]
+    assert 0.45 < sizes[0] <= 0.6 and sizes[1] <= 0.45
+    for folder in found.made:
+        said = plan_of(folder).about["found"]
+        assert said["chosen"].count(". ") == 2 and said["healed"][0]["stage"] == "distil"
+    page = (front / "report.html").read_text(encoding="utf-8")
+    assert all(folder.name in page for folder in found.made)
+    before = {folder: (folder / "model.safetensors").stat().st_mtime_ns for folder in found.made}
+    assert searched(None).made == found.made  # nothing is made twice
+    assert {f: (f / "model.safetensors").stat().st_mtime_ns for f in before} == before

@@ -5,6 +5,7 @@
 The dense model is that of benchmarks/rotated.py, on which int4 costs something. Every row of ROWS
 makes a model folder of it and is measured like the others: loss on text like WikiText-2 and on text
 unlike it, tasks of lm-eval, and the bytes that its file holds. All rows calibrate on the same text.
+The quick way to a part of it: --rows "ours, not healed 20%,int3" --limit 40 --windows 6.
 What is made and what is measured is kept by all that decides it, so that an interrupted run
 continues, and a changed row is measured anew.
 """
@@ -12,17 +13,76 @@ continues, and a changed row is measured anew.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from front_bench import Row, opened, run
+from front_bench import HEALING, Row, opened, run
 from front_table import results
 from measuring import arguments, read_arguments
 
 from spectrim.errors import SpectrimError
 
+SIZES = (0.5, 0.4, 0.25, 0.2, 0.15, 0.1, 0.07)  # parts of the bf16 bytes of the linear maps
+ENDS = {"ends": 8}  # embedding and head alike in every row
+HEAL: dict[str, dict[str, Any]] = {
+    "distil": {"text": HEALING, "tokens": "400x512", "steps": 100, "batch": 4}
+}
+FACTORS = {"format": "low_rank", "refine": "off"}
+SVD_LLM = {"factorize": {"method": "whitened_svd", "allocator": "uniform", **FACTORS}}
+TRAINS = {
+    "factorize": {
+        "method": "tensor_train", "allocator": "uniform", "refine": "off",
+        "protect": ["block [0-3]$"],
+    }
+}  # fmt: skip
+INT4 = 4.5 / 16  # of bf16: four bits, and a step and an offset for every 64 numbers
+
+
+def _rounded(bits: int, rounding: str) -> dict[str, Any]:
+    """Return the dense model in so many bits, and nothing else."""
+    return {"keep": None, "stages": [{"quantize": {"bits": bits, "rounding": rounding, **ENDS}}]}
+
+
+def _whole(*stages: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe whose stages say themselves how much stays."""
+    return {"keep": None, "stages": list(stages)}
+
+
+def _in_bytes(size: float, *stages: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe for a part of the linear maps' bytes."""
+    return {"keep": f"{100 * size:g}% of linear bytes", "stages": list(stages)}
+
+
+def _of_numbers(part: float, *stages: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe for a part of the linear maps' numbers."""
+    return {"keep": f"{100 * part:g}% of linear", "stages": list(stages)}
+
+
+BITS = {"factorize": {**FACTORS, "bits": [2, 3, 4, 8]}}
 ROWS: tuple[Row, ...] = (
     Row("dense bf16", None, 1.0),
-    Row("factorize alone", {"stages": [{"factorize": {}}]}, 0.8),
-)
+    Row("int8 nearest", _rounded(8, "nearest"), 0.53),
+    *(
+        Row(f"int{bits} {rounding}", _rounded(bits, rounding), (bits + 0.5) / 16)
+        for bits in (4, 3, 2)
+        for rounding in ("nearest", "gptq")
+    ),
+    *(
+        Row("SVD-LLM + GPTQ int4", _of_numbers(size / INT4, SVD_LLM, {"quantize": ENDS}), size)
+        for size in SIZES
+        if size < INT4
+    ),
+    Row(
+        "five stages (Franken-LLaMA)",
+        _whole({"drop_blocks": {"drop": 3}}, {"sparsify": {"pattern": "4:8"}}, HEAL,
+               {"quantize": {"bits": 4, **ENDS}}, {"compensate": {"rank": 32, "metric": "inputs"}}),
+        0.28,
+    ),
+    *(Row("CompactifAI", _of_numbers(size, TRAINS, HEAL), size) for size in (0.5, 0.4)),
+    *(Row("ours, not healed", _in_bytes(size, BITS, {"quantize": ENDS}), size) for size in SIZES),
+    *(Row("ours", _in_bytes(size, BITS, {"quantize": ENDS}, HEAL), size) for size in SIZES),
+    Row("control: dense, healed alike",
+        _whole({"distil": {**HEAL["distil"], "next_token": 1.0}}), 1.0),
+)  # fmt: skip
 
 
 def main() -> None:
@@ -32,7 +92,7 @@ def main() -> None:
     parser.add_argument(
         "--rows", default="", help="parts of labels with sizes ('dense,int4 25%%'); all"
     )
-    parser.add_argument("--calibration", default="default", help="WikiText-2, default, or a file")
+    parser.add_argument("--calibration", default="mixed", help="mixed, WikiText-2 or a file")
     parser.add_argument("--tokens", default="48x1024", help="of the calibration text")
     parser.add_argument("--windows", type=int, default=16, help="of a text at most, 2 or more")
     parser.add_argument("--length", type=int, default=1024, help="tokens of a window")

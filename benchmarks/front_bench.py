@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from measuring import keep_row, known_rows, texts_of, two_halves
+from mixed_text import mixed
 from rotated import write_demo
 from transformers import PreTrainedModel
 
@@ -29,6 +31,7 @@ from spectrim.run import atomic_folder
 from spectrim.sources import Source
 from spectrim.tensor_files import stored
 
+HEALING = "the healing text"  # in a row's recipe: the file of it
 TASKS = ("arc_easy", "winogrande", "copa")
 
 How = dict[str, Any] | Callable[[Source, Path, float], None] | None
@@ -53,12 +56,14 @@ class Bench:
     """What all rows have in common.
 
     texts: what losses are measured on. calibration: that entry of every recipe.
+    healing: the text that stages of a row train on.
     limit: items of each task, None for all. data: folder of the tasks' files.
     """
 
     source: Source
     texts: dict[str, Tokens]
     calibration: dict[str, str]
+    healing: Path
     limit: int | None
     data: Path
     output: Path
@@ -77,7 +82,9 @@ class Bench:
         assert isinstance(row.how, dict)
         keep = f"{100 * row.size:g}% of linear"
         both = {"keep": keep, "calibration": self.calibration, **row.how}
-        return {key: value for key, value in both.items() if value is not None}
+        found = {key: value for key, value in both.items() if value is not None}
+        said = json.dumps(found).replace(json.dumps(HEALING), json.dumps(str(self.healing)))
+        return dict(json.loads(said))
 
     def made_key(self, row: Row) -> str:
         """Return a name for all that decides what a row's model is."""
@@ -105,11 +112,13 @@ def opened(asked: argparse.Namespace) -> Bench:
         write_demo(folder, asked.cache, asked.data)
     source = sources.resolve(str(folder), asked.cache)
     first, second = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
-    text = str(first) if asked.calibration == "WikiText-2" else asked.calibration
+    own, healing = mixed(asked.data, first, asked.output)
+    text = {"WikiText-2": str(first), "mixed": str(own)}.get(asked.calibration, asked.calibration)
     return Bench(
         source,
         texts_of(source, second, asked.data, asked.windows, asked.length),
         {"text": text, "tokens": asked.tokens},
+        healing,
         asked.limit or None,
         asked.data,
         asked.output,

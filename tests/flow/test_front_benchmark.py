@@ -46,7 +46,9 @@ def frame(modules, tmp_path, monkeypatch) -> tuple[ModuleType, Any]:
     calibration = {"text": str(write_text(tmp_path / "text.txt")), "tokens": "12x32"}
     output = tmp_path / "run"
     output.mkdir()
-    return module, module.Bench(source, texts, calibration, 2, tmp_path, output, tmp_path / "cache")
+    return module, module.Bench(
+        source, texts, calibration, tmp_path / "text.txt", 2, tmp_path, output, tmp_path / "cache"
+    )
 
 
 def rows_of(module: ModuleType) -> tuple[Any, Any]:

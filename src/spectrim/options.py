@@ -168,19 +168,3 @@ class Factorize(Part):
     def methods(self) -> tuple[str, ...]:
         """The names of all methods."""
         return tuple(self.method.split(","))
-
-    @model_validator(mode="after")
-    def _format_of_use(self) -> Factorize:
-        # a recipe that was written out names the default, whoever asked for it
-        if self.format != type(self).model_fields["format"].default:
-            self.refuse_unused_format()
-        return self
-
-    def refuse_unused_format(self) -> None:
-        """Raise SpectrimError where every method has a format of its own."""
-        if all(_METHODS.constant(method, "FORMAT") for method in self.methods):
-            raise SpectrimError(
-                f"format '{self.format}' is of no use to {self.method}, which brings its own; "
-                "leave the format out, or name a method that makes two factors, such as "
-                "loss_aware_svd"
-            )

@@ -260,8 +260,6 @@ def _refuse_unused(made: Recipe, changes: Mapping[str, object]) -> None:
             "keep is what the stage factorize spends, and the recipe has none; leave out keep, "
             "or add the stage"
         )
-    if changes.get("factorize.format") is not None and made.factorize is not None:
-        made.factorize.refuse_unused_format()
 
 
 def _change(data: dict[str, Any], key: str, value: object) -> None:

@@ -58,9 +58,14 @@ def test_keep_without_its_unit_says_how_to_write_it(text):
 
 
 def test_keep_of_something_else_suggests_the_nearest():
-    expected = "cannot keep a part of 'lineer'; did you mean 'linear'? (linear, linear bytes, bytes)"
+    expected = (
+        "cannot keep a part of 'lineer'; did you mean 'linear'? (linear, linear bytes, bytes)"
+    )
     assert message(Keep.parse, "80% of lineer") == expected
-    assert message(Keep.parse, "80% of x") == "cannot keep a part of 'x'; (linear, linear bytes, bytes)"
+    assert (
+        message(Keep.parse, "80% of x")
+        == "cannot keep a part of 'x'; (linear, linear bytes, bytes)"
+    )
 
 
 @given(some.integers(1, 10**8), some.sampled_from(["linear", "bytes"]))

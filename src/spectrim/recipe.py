@@ -227,9 +227,7 @@ class Recipe(Part):
         for key, value in changes.items():
             if value is not None:
                 _change(data, key, value)
-        made = validate(cls, data, "the recipe")
-        _refuse_unused(made, changes)
-        return made
+        return validate(cls, data, "the recipe")
 
     def to_yaml(self) -> str:
         """Return the recipe as text that `from_yaml` reads back as the same recipe."""
@@ -251,15 +249,6 @@ def _read(path: Path) -> dict[str, Any]:
     except SpectrimError as error:
         raise SpectrimError(f"{path}: {error}") from error
     return data
-
-
-def _refuse_unused(made: Recipe, changes: Mapping[str, object]) -> None:
-    """Raise SpectrimError for a change that is asked for and that no stage would make use of."""
-    if changes.get("keep") is not None and made.factorize is None:
-        raise SpectrimError(
-            "keep is what the stage factorize spends, and the recipe has none; leave out keep, "
-            "or add the stage"
-        )
 
 
 def _change(data: dict[str, Any], key: str, value: object) -> None:

@@ -206,7 +206,7 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 WRONG = [
     ([QUANTIZE, QUANTIZE], {}, "quantize has packed the numbers already; leave out"),
-    ([QUANTIZE, CUT], {}, "factorize cuts weights that are not in few bits yet; put quantize"),
+    ([QUANTIZE, CUT], {}, "factorize needs the maps as they came, and an earlier stage"),
     ([QUANTIZE, {"sparsify": {}}], {}, "sparsify needs dense weights, and an earlier stage"),
     ([{"quantize": {"protect": ["."]}}], {}, "quantize finds no map to pack, as all are prot"),
     (

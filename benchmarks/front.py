@@ -5,7 +5,7 @@
 The dense model is that of benchmarks/rotated.py, on which int4 costs something. Every row of ROWS
 makes a model folder of it and is measured like the others: loss on text like WikiText-2 and on text
 unlike it, tasks of lm-eval, and the bytes that its file holds. All rows calibrate on the same text.
-The quick way to a part of it: --rows "ours, not healed 20%,int3" --limit 40 --windows 6.
+The quick way to a part of it: --rows "dense bf16,ours unhealed 20%,int3" --limit 40 --windows 6.
 What is made and what is measured is kept by all that decides it, so that an interrupted run
 continues, and a changed row is measured anew.
 """
@@ -78,7 +78,7 @@ ROWS: tuple[Row, ...] = (
         0.28,
     ),
     *(Row("CompactifAI", _of_numbers(size, TRAINS, HEAL), size) for size in (0.5, 0.4)),
-    *(Row("ours, not healed", _in_bytes(size, BITS, {"quantize": ENDS}), size) for size in SIZES),
+    *(Row("ours unhealed", _in_bytes(size, BITS, {"quantize": ENDS}), size) for size in SIZES),
     *(Row("ours", _in_bytes(size, BITS, {"quantize": ENDS}, HEAL), size) for size in SIZES),
     Row("control: dense, healed alike",
         _whole({"distil": {**HEAL["distil"], "next_token": 1.0}}), 1.0),

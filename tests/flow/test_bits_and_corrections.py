@@ -11,7 +11,18 @@ import torch
 from spectrim.errors import SpectrimError
 from spectrim.recipe import Recipe
 from tiny_models import logits, tokens
-from tiny_runs import TOKENS, Made, equal, from_pretrained, make, plan_of, shrink, stored
+from tiny_runs import (
+    TOKENS,
+    Made,
+    equal,
+    family_folder,
+    from_pretrained,
+    make,
+    plan_of,
+    shrink,
+    stored,
+    write_text,
+)
 
 BITS = {"format": "low_rank", "refine": "off", "bits": [2, 4, 8], "group": 32, "rank_multiple": 1}
 
@@ -126,3 +137,14 @@ def test_both_sides_save_more_loss_than_the_inputs_alone(plain: Made) -> None:
         small = shrink(asked(plain, "100%", *stages), plain.folder / f"metric-{metric}")
         found[metric] = plan_of(small).about["found"]["compensated"]["predicted_after"]
     assert found["loss"] < found["inputs"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "falcon", "mixtral", "bart", "t5", "opt"])
+def test_every_family_has_ranks_and_bits_chosen_and_mended(family: str, tmp_path: Path) -> None:
+    source = family_folder(tmp_path / "source", family)
+    made = Made(family, source, write_text(tmp_path / "text.txt"), tmp_path / "small")
+    stages = {"factorize": BITS}, {"quantize": {}}, {"compensate": {"rank": 2}}
+    small = shrink(asked(made, "35% of linear bytes", *stages), made.small)
+    found = plan_of(small).about["found"]["compensated"]
+    assert found["predicted_after"] <= found["predicted_before"]
+    assert torch.isfinite(logits(from_pretrained(made, small), tokens())).all()

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import optuna
 
 from spectrim import sources
 from spectrim.errors import SpectrimError
 from spectrim.job import Job, Progress, key_of
 from spectrim.pipeline import open_job
-from spectrim.recipe import Calibration, Keep, Recipe
+from spectrim.recipe import Keep, Recipe
 from spectrim.refinement import search_loss
 from spectrim.run import Record, locked
 from spectrim.sites import Site, find
@@ -42,36 +41,37 @@ class Choice(NamedTuple):
 
 
 def choose(
-    model: str,
-    size: Keep,
-    *,
-    calibration: Calibration,
-    seed: int,
-    cache: Path,
-    progress: Progress,
-    heal: bool = True,
+    asked: Recipe, size: Keep, *, cache: Path, progress: Progress, heal: bool = True
 ) -> Choice:
     """Return the recipe for a model at a size; what was tried is kept, so that it is tried once.
 
-    size: part of the bytes of the whole model, or of its linear maps. heal: train afterwards. The
-    same seed gives the same recipe.
+    asked: says model, calibration, seed and whether remote code is trusted; its stages do not
+    count. size: part of the bytes of the whole model, or of its linear maps. heal: train
+    afterwards. The same seed gives the same recipe.
 
     Raises:
         SpectrimError: the size is one of numbers, or leaves too little for the linear maps.
     """
-    source = sources.resolve(model, cache)
+    import optuna
+
+    source = sources.resolve(asked.model, cache, trust_remote_code=asked.trust_remote_code)
     skeleton = sources.skeleton(source)
     part = linear_part(Weights(source.folder, skeleton), find(skeleton), size)
     common: dict[str, Any] = {
-        "model": model,
-        "calibration": calibration.model_dump(),
-        "seed": seed,
+        "model": asked.model,
+        "calibration": asked.calibration.model_dump(),
+        "seed": asked.seed,
+        "trust_remote_code": asked.trust_remote_code,
         "keep": str(Keep(fraction=part, of="linear bytes")),
     }
     job = open_job(_recipe(common, GROUPS[0], CUTS[0], 0, False), source, cache, progress)
-    key = key_of("auto", 1, job.statistics_key, job.splits.search.digest(), common["keep"], seed)
+    key = key_of(
+        "auto", 1, job.statistics_key, job.splits.search.digest(), common["keep"], asked.seed
+    )
     folder = cache / "auto" / key
     record = Record(folder.with_suffix(".jsonl"))
+
+    refused: list[SpectrimError] = []
 
     def tried(trial: optuna.Trial) -> float:
         group = int(trial.suggest_categorical("group", GROUPS))
@@ -80,15 +80,25 @@ def choose(
         if name not in record.values:
             # the ends cost every choice the same
             made = _recipe(common, group, cuts, 0, False)
-            record.add(name, {"loss": _measured(job, made, folder)})
+            try:
+                record.add(name, {"loss": _measured(job, made, folder)})
+            except SpectrimError as error:  # too small for it; another way may reach the size
+                refused.append(error)
+                record.add(name, {"loss": inf})
         return record.values[name]["loss"]
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=asked.seed))
     for cuts in CUTS:
         study.enqueue_trial({"group": GROUPS[0], "cuts": cuts})
     with locked(folder):
         study.optimize(tried, n_trials=TRIALS)
+    if study.best_value == inf:
+        raise (
+            refused[-1]
+            if refused
+            else SpectrimError(f"no way that was tried reaches {size}; ask for more")
+        )
     best = study.best_params
     recipe = _recipe(common, best["group"], best["cuts"], ENDS, heal)
     return Choice(recipe, _why(part, record, f"{best['cuts']} in groups of {best['group']}", heal))
@@ -109,7 +119,7 @@ def linear_part(weights: Weights, sites: list[Site], size: Keep) -> float:
     part = size.fraction
     if size.of == "bytes":
         ends = sum(s.out_features * s.in_features for s in sites if s.block < 0)
-        steps = sum(2 * width * s.out_features for s in sites if s.block < 0)
+        steps = sum(width * s.out_features for s in sites if s.block < 0)
         others = weights.bytes() - linear - width * ends
         part = (size.fraction * weights.bytes() - others - ends * ENDS / 8 - steps) / linear
     if part < LEAST:
@@ -144,11 +154,13 @@ def _measured(job: Job, recipe: Recipe, folder: Path) -> float:
 
 def _why(part: float, record: Record, best: str, heal: bool) -> str:
     losses = {name: values["loss"] for name, values in record.values.items()}
-    others = ", ".join(f"{loss:.3f} {name}" for name, loss in losses.items() if name != best)
+    tried = {name: loss for name, loss in losses.items() if loss < inf}
+    others = ", ".join(f"{loss:.3f} {name}" for name, loss in tried.items() if name != best)
     return (
         f"Embedding and head go to {ENDS} bits, which leaves {part:.1%} of their bytes for the "
         f"linear maps of the blocks. Of what was tried there, choosing {best} lost least on the "
-        f"search split: {losses[best]:.3f} nats per token against {others}. "
+        f"search split: {losses[best]:.3f} nats per token"
+        + (f" against {others}. " if others else "; no other way gets so small. ")
         + (
             "It is then healed by distillation from the dense model, which keeps its best state."
             if heal

@@ -73,7 +73,8 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
     if plan is not None:
         said = {"keep": keep, "method": method, "allocator": allocator, "format": format}
         said |= {"calibration": calibration, "tokens": tokens, "refine": refine}
-        given.refuse_beside_plan(plan, {**said, "protect": protect, "seed": seed})
+        given.refuse_beside_plan(plan, {**said, "protect": protect, "seed": seed,
+                                        "no-heal": no_heal or None})  # fmt: skip
     changes = {
         "model": model,
         "keep": keep,
@@ -103,8 +104,8 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
     with shown() as progress:
         if budget is not None:
             asked, why = auto.choose(
-                asked.model, budget, calibration=asked.calibration, seed=asked.seed,
-                cache=cache or sources.default_cache(), progress=progress, heal=not no_heal,
+                asked, budget, cache=cache or sources.default_cache(),
+                progress=progress, heal=not no_heal,
             )  # fmt: skip
         pipeline.shrink(asked, output, cache=cache, plan=plan, evaluate=evaluate,
                         predictions=predictions, why=why, progress=progress)  # fmt: skip
@@ -132,10 +133,11 @@ def search(
 
     Example: spectrim search demo --sizes 60%,40%,25%,15%,10% --minutes 120 -o front/
     """
-    from spectrim.recipe import Calibration, Keep
+    from spectrim.recipe import Keep, Recipe
 
     wanted = [Keep.parse(size) for size in sizes.split(",")]
-    read = Calibration.parse(calibration, tokens)
+    changes = {"calibration.text": calibration, "calibration.tokens": tokens, "seed": seed}
+    asked = Recipe.build(None, {"model": model, **changes})
     if minutes is not None and minutes <= 0:
         raise SpectrimError(f"--minutes {minutes:g} leaves no time; give more than 0")
     given.prove_writable(output)
@@ -144,7 +146,7 @@ def search(
 
     with shown() as progress:
         front = searching.search(
-            model, wanted, output, calibration=read, seed=seed, minutes=minutes,
+            asked, wanted, output, minutes=minutes,
             cache=cache or sources.default_cache(), progress=progress,
         )  # fmt: skip
     for size in front.left:

@@ -47,8 +47,9 @@ class Job:
     keep: (fraction, unit) as in recipe.Keep. whole: what the model as it came has of both, where a
     stage has changed it since, and original that model. plan: how every site is stored now, or is
     to be cut by a plan that is replayed. wanted: the same with the bits and corrections that later
-    stages are to give. blocks: where the blocks lie as they are now, None where the source has
-    them; beside them rest.safetensors, where a stage has changed what is outside the blocks.
+    stages are to give, where that is decided. blocks: where the blocks lie as they are now, None
+    where the source has them; beside them rest.safetensors, where a stage has changed what is
+    outside the blocks.
     reference: the blocks before weights were rounded or set to zero, where that has been done.
     ends: by path what stands for embedding and head, where they are packed, as in config.json.
     curves and notes: what the report shows of the decisions.
@@ -96,12 +97,14 @@ class Job:
         self.architecture = architectures.of(self.model.config)
         self.weights = Weights(folder, self.model)
         self.sites = find(self.model)
+        self.reference = None  # of blocks that may be others now
         self.__dict__.pop("statistics_key", None)
         load_rest(self.model, self.rest(), self.compute_dtype)
 
     def split_fused(self) -> None:
         """Take every fused map of q, k and v as three sites from now on."""
         split_fused(self.model)
+        self.reference = None  # whose maps are not split
         self.sites = find(self.model)
         self.__dict__.pop("statistics_key", None)
 

@@ -78,6 +78,8 @@ def shrink(
         job.notes["chosen"] = why
     if predictions and recipe.factorize is None:
         raise SpectrimError("predictions are of the stage factorize; leave out --predictions")
+    if predictions and recipe.factorize is not None and recipe.factorize.bits:
+        raise SpectrimError("predictions are of cuts, not of bits; leave out --predictions")
     if predictions and len(job.architecture.stacks) > 1:
         raise SpectrimError("predictions do not cover encoder-decoders; leave out --predictions")
     job.plan, job.wanted = (replayed.unquantised(), replayed) if replayed else (None, None)
@@ -130,6 +132,11 @@ def refuse(source: Source, output: Path) -> None:
 def refuse_uncarried(plan: Plan, recipe: Recipe) -> None:
     """Raise SpectrimError for a plan with cuts or bits where no stage of the recipe makes any."""
     cut = [one.site for one in plan.decisions if one.format != "dense"]
+    corrected = any(one.correction for one in plan.decisions)
+    if corrected and "compensate" not in [stage.name for stage in recipe.stages]:
+        raise SpectrimError(
+            "the plan corrects maps, but the recipe has no stage compensate; add it to the recipe"
+        )
     if cut and recipe.factorize is None:
         raise SpectrimError(
             f"the plan cuts {cut[0]}, but the recipe has no stage factorize, which carries plans "

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spectrim import auto, pipeline
+from spectrim.errors import SpectrimError
 from spectrim.job import Progress
-from spectrim.recipe import Calibration, Keep
+from spectrim.recipe import Keep, Recipe
 from spectrim.report.page import write_page
 
 
@@ -22,38 +23,53 @@ class Front:
 
 
 def search(
-    model: str,
+    asked: Recipe,
     sizes: Sequence[Keep],
     output: Path,
     *,
-    calibration: Calibration,
-    seed: int,
     minutes: float | None,
     cache: Path,
     progress: Progress,
 ) -> Front:
     """Make the best model of each size, a folder each in ``output``, and one page about them all.
 
-    What is there is kept: the same call goes on with the sizes that are left.
+    What is there is kept: the same call goes on with the sizes that are left. Where one cannot be
+    met, the page is about those that are made.
+    asked: says model, calibration and seed; its stages do not count.
     minutes: no size is begun after so many; None for no limit.
 
     Raises:
-        SpectrimError: a size cannot be met, or anything that ``pipeline.shrink`` refuses.
+        SpectrimError: a size cannot be met, what is there was made of something else, or anything
+            that ``pipeline.shrink`` refuses.
     """
     began = time.monotonic()
     made: list[Path] = []
     left: list[Keep] = []
-    for size in sizes:
-        folder = output / f"{100 * size.fraction:g}_of_{size.of.replace(' ', '_')}"
-        if not (folder / "scores.json").is_file():
-            if minutes is not None and time.monotonic() - began > 60 * minutes:
+    try:
+        for size in sizes:
+            folder = output / f"{100 * size.fraction:g}_of_{size.of.replace(' ', '_')}"
+            if (folder / "scores.json").is_file():
+                _refuse_other(folder, asked)
+            elif minutes is not None and time.monotonic() - began > 60 * minutes:
                 left.append(size)
                 continue
-            choice = auto.choose(
-                model, size, calibration=calibration, seed=seed, cache=cache, progress=progress
-            )
-            pipeline.shrink(choice.recipe, folder, cache=cache, why=choice.why, progress=progress)
-        made.append(folder)
-    if made:
-        write_page(made[0], output / "report.html", made[1:])
+            else:
+                choice = auto.choose(asked, size, cache=cache, progress=progress)
+                pipeline.shrink(
+                    choice.recipe, folder, cache=cache, why=choice.why, progress=progress
+                )
+            made.append(folder)
+    finally:
+        if made:
+            write_page(made[0], output / "report.html", made[1:])
     return Front(made, left)
+
+
+def _refuse_other(folder: Path, asked: Recipe) -> None:
+    """Raise SpectrimError where a folder holds what was made of another model, text or seed."""
+    made = Recipe.from_yaml(folder / "recipe.yaml")
+    for what in ("model", "calibration", "seed"):
+        if getattr(made, what) != getattr(asked, what):
+            raise SpectrimError(
+                f"{folder} was made with another {what}; name another output, or remove it"
+            )

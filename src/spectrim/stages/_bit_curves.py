@@ -86,7 +86,7 @@ def bit_losses(job: Job, options: Factorize) -> Known:
 def _folder(job: Job, options: Factorize) -> Path:
     key = key_of(
         "bits", 1, job.statistics_key, options.bits, options.group, options.method,
-        options.format, options.cut, options.damp_input, options.damp_gradient,
+        options.format, options.cut, options.centre, options.damp_input, options.damp_gradient,
     )  # fmt: skip
     return job.cache / "decompositions" / key
 

@@ -39,13 +39,20 @@ class Rounding:
     roots: Roots = field(default_factory=dict)
 
     def __call__(
-        self, matrix: Float[Tensor, "rows columns"], inputs: Float[Tensor, "columns columns"]
+        self,
+        matrix: Float[Tensor, "rows columns"],
+        inputs: Float[Tensor, "columns columns"],
+        *,
+        shared: bool = True,
     ) -> Rounded:
-        """Return a matrix rounded with the second moment of its inputs in view."""
+        """Return a matrix rounded with the second moment of its inputs in view.
+
+        shared: whether other matrices have these very inputs.
+        """
         if not self.gptq:
             return nearest(matrix, inputs.diagonal(), self.grid, self.dtype)
         moment = damped(inputs, self.damping)
-        root = None if self.by_size else self._root(inputs, moment)
+        root = self._root(inputs, moment) if shared and not self.by_size else None
         return gptq(matrix, moment, self.grid, self.dtype, by_size=self.by_size, root=root)
 
     def _root(self, inputs: Tensor, moment: Tensor) -> Tensor:
@@ -72,13 +79,12 @@ def packed(
     Raises:
         TypeError: the map's numbers cannot be packed.
     """
-    inputs = damped(moment, SOLVING)
     if isinstance(module, LowRank):
         factors = (module.first, module.second)
-        return _factors(("first", "second"), factors, inputs, rounding)
+        return _factors(("first", "second"), factors, moment, rounding)
     if isinstance(module, Pivoted):
         found = _factors(
-            ("rows", "coefficients"), (module.rows, module.coefficients), inputs, rounding
+            ("rows", "coefficients"), (module.rows, module.coefficients), moment, rounding
         )
         return {**found, "order": module.order}
     if isinstance(module, FactoredLinear):
@@ -89,7 +95,7 @@ def packed(
 def _factors(
     names: tuple[str, str],
     factors: tuple[Float[Tensor, "rank in"], Float[Tensor, "some rank"]],
-    inputs: Float[Tensor, "in in"],
+    moment: Float[Tensor, "in in"],
     rounding: Rounding,
 ) -> dict[str, Tensor]:
     """Return the pieces of both factors, the second solved anew for what the first one delivers.
@@ -97,9 +103,9 @@ def _factors(
     Rounded apart from each other, the errors of the first pass through the second unmended.
     """
     first, second = (factor.double() for factor in factors)
-    rounded = rounding(first, inputs)
+    rounded = rounding(first, moment)
     delivered = rounded.written_out(rounding.grid.group).double()
-    across = delivered @ inputs  # [rank, in]
+    across = delivered @ damped(moment, SOLVING)  # [rank, in]
     own = across @ delivered.T
     solved = torch.cholesky_solve(across @ (second @ first).T, cholesky(own)).T
-    return {**rounded.pieces(names[0]), **rounding(solved, own).pieces(names[1])}
+    return {**rounded.pieces(names[0]), **rounding(solved, own, shared=False).pieces(names[1])}

@@ -42,7 +42,7 @@ def planned(job: Job, options: Factorize, curves: list[Curve]) -> Plan:
             job.notes["mixture"] = {"evaluations": len(trial.losses), **note}
     else:
         plan = allocate(job, options, bought, trial)
-    if options.allocator not in UNREPORTED:
+    if options.allocator not in UNREPORTED and not options.bits:
         evaluations = len(trial.losses)
         size = plan.about["budget"]["size"]
         choice = allocators.get("global")([unit.curve for unit in bought], size)

@@ -38,8 +38,8 @@ class Options(Part):
     rank: of the product, from 1; its numbers are kept in the checkpoint's dtype.
     metric: "loss" finds the factors that save the most loss, inputs and gradients weighed; "inputs"
         those that save the most error of the outputs (EoRA).
-    rounds: with more than 1, what the factors leave is rounded anew and the factors are found
-        again, so many times in all (LQER, CALDERA); the best of them stays.
+    rounds: with more than 1, what the factors leave is rounded anew, by GPTQ, and the factors are
+        found again, so many times in all (LQER, CALDERA); the best of them stays.
     """
 
     rank: int = Field(default=16, ge=1)
@@ -72,14 +72,18 @@ def compensate(job: Job, options: Options) -> None:
             decision, path = job.plan[site.name], site.name.removeprefix(prefix)
             if decision.format != "dense" or decision.correction:
                 continue
+            here = options.model_copy(update={"rank": _rank(job, decision, options)})
+            wanted = matrix_of(dense.get_submodule(path)).float()
             found = _corrected(
-                block.get_submodule(path), matrix_of(dense.get_submodule(path)).float(),
-                known[site.name], options,
-            )  # fmt: skip
+                block.get_submodule(path), wanted, known[site.name], (here, job.weights.dtype())
+            )
             if found is not None:
                 module, costs = found
                 replace(block, path, module)
-                made[site.name] = changed(decision, correction=_rank(decision, options))
+                added = here.rank * (decision.out_features + decision.in_features)
+                made[site.name] = changed(
+                    decision, correction=here.rank, stored=decision.stored + added
+                )
                 before, after = before + costs[0], after + costs[1]
         if not job.block_file(folder, *place).exists():
             keep_block(job, folder, place, block)
@@ -102,17 +106,26 @@ def compensate(job: Job, options: Options) -> None:
     }
 
 
-def _rank(decision: Decision, options: Options) -> int:
-    return min(options.rank, decision.out_features, decision.in_features)
+def _rank(job: Job, decision: Decision, options: Options) -> int:
+    """Return the rank of a site's correction, as a plan that is replayed has it, if any does."""
+    wanted = job.wanted.decisions if job.wanted else ()
+    replayed = {one.site: one.correction for one in wanted if one.correction}
+    rank = replayed.get(decision.site, options.rank)
+    return min(rank, decision.out_features, decision.in_features)
 
 
 def _corrected(
-    module: nn.Module, wanted: Float[Tensor, "out in"], known: Statistics, options: Options
+    module: nn.Module,
+    wanted: Float[Tensor, "out in"],
+    known: Statistics,
+    how: tuple[Options, torch.dtype],
 ) -> tuple[nn.Module, tuple[float, float]] | None:
     """Return the map with its correction and its predicted loss before and after; None where exact.
 
-    wanted: the matrix before it was rounded or set to zero.
+    wanted: the matrix before it was rounded or set to zero. how: the options, and the dtype of
+    steps and offsets.
     """
+    options, dtype = how
     held = matrix_of(module).float()
     if known.input_moment is None or known.gradient_moment is None or torch.equal(held, wanted):
         return None
@@ -120,7 +133,7 @@ def _corrected(
     best = _Tried(module, *_factors(wanted - held, known, options))
     after = expected_loss(wanted, held + best.left @ best.right, known, Damping())
     for _ in range(1, options.rounds if isinstance(module, QuantizedDense) else 1):
-        again = _rounded_again(best.module, wanted - best.left @ best.right, known)
+        again = _rounded_again(best.module, wanted - best.left @ best.right, known, dtype)
         held = matrix_of(again).float()
         tried = _Tried(again, *_factors(wanted - held, known, options))
         cost = expected_loss(wanted, held + tried.left @ tried.right, known, Damping())
@@ -155,11 +168,11 @@ def _factors(
 
 
 def _rounded_again(
-    module: nn.Module, matrix: Float[Tensor, "out in"], known: Statistics
+    module: nn.Module, matrix: Float[Tensor, "out in"], known: Statistics, dtype: torch.dtype
 ) -> QuantizedDense:
-    """Return the map holding another matrix, rounded as its own was."""
+    """Return the map holding another matrix on a grid like its own, rounded by GPTQ."""
     assert isinstance(module, QuantizedDense) and known.input_moment is not None
-    rounding = Rounding(module.grid, torch.bfloat16, gptq=True, by_size=False, damping=GPTQ_DAMPING)
+    rounding = Rounding(module.grid, dtype, gptq=True, by_size=False, damping=GPTQ_DAMPING)
     again = copy.deepcopy(module)
     with torch.no_grad():
         again.take(rounding(matrix, known.input_moment).pieces("quantized"))

@@ -93,12 +93,13 @@ def decided(job: Job, options: Options, plan: Plan) -> dict[str, Decision]:
     Raises:
         SpectrimError: a plan that says how sites are packed does so for one that cannot be.
     """
-    asked = {one.site: one for one in job.wanted.decisions if one.bits} if job.wanted else {}
+    wanted = job.wanted  # which rules, also where it gives a site no bits
+    asked = {one.site: one for one in wanted.decisions if one.bits} if wanted else {}
     found = {}
     for site in inner_sites(job):
         one = plan[site.name]
         usual = one.format in FORMATS and not protected(site, options.protect)
-        like = asked.get(site.name) if asked else options if usual else None
+        like = asked.get(site.name) if wanted else options if usual else None
         if like is not None:
             found[one.site] = replace(
                 one, bits=like.bits, group=like.group, symmetric=like.symmetric
@@ -110,7 +111,7 @@ def refuse(job: Job, options: Options, plan: Plan, chosen: dict[str, Decision]) 
     """Raise SpectrimError for what cannot be done, before the long work."""
     if job.ends or any(one.bits for one in plan.decisions):
         raise SpectrimError("quantize has packed the numbers already; leave out the second one")
-    if not chosen and not options.ends:
+    if not chosen and not options.ends and job.wanted is None:
         raise SpectrimError(
             "quantize finds no map to pack, as all are protected or in a format that it leaves "
             f"({', '.join(FORMATS)} can be packed); protect fewer, or leave it out"

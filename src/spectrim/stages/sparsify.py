@@ -74,9 +74,10 @@ def sparsify(job: Job, options: Options) -> None:
     """
     refuse(job, options)
     config: dict[str, Any] = {}
-    job.reference = job.walk(job.splits.search).block
+    before = job.walk(job.splits.search).block
     key = ("sparsify", options.model_dump(mode="json"), job.statistics_key)
     remake(job, key, config, _blocks(job, options, config))
+    job.reference = before
     said = json.loads((job.source.folder / "config.json").read_text(encoding="utf-8"))
     job.notes[NOTE] = [*job.notes.get(NOTE, []), said[NOTE]]
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,9 +21,13 @@ from transformers import (
 
 import spectrim
 from spectrim import pipeline, sources
-from spectrim.plan import Decision, Plan
+from spectrim.job import Job
+from spectrim.options import Factorize
+from spectrim.plan import Curve, Decision, Plan
 from spectrim.recipe import Recipe
 from spectrim.sources import Source
+from spectrim.stages import _trial
+from spectrim.stages._allocate import allocate, units
 from spectrim.weights import quiet
 from tiny_folders import tiny_folder
 from tiny_models import VOCABULARY, logits, tokens
@@ -65,6 +72,18 @@ def shrink(asked: Recipe, output: Path, plan: Path | None = None) -> Path:
         return pipeline.shrink(
             asked, output, cache=output.parent / "cache", plan=plan, evaluate=False
         )
+
+
+@contextmanager
+def envelope_kept() -> Iterator[None]:
+    """Take the plan of several methods' lower envelope, whatever their true losses say of it."""
+
+    def kept(job: Job, options: Factorize, curves: list[Curve], _: object) -> tuple[Plan, dict]:
+        return allocate(job, options, units(job, options, curves)), {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_trial, "mixed", kept)
+        yield
 
 
 def load(folder: Path) -> PreTrainedModel:

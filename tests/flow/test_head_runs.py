@@ -15,6 +15,7 @@ from spectrim.plan import Decision, Plan
 from tiny_models import assert_generates_alike, logits, tokens
 from tiny_runs import (
     Made,
+    envelope_kept,
     equal,
     family_folder,
     from_pretrained,
@@ -52,7 +53,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(request.param)
     source = family_folder(folder / "source", request.param)
     plain = Made(request.param, source, write_text(folder / "text.txt"), folder / "small")
-    shrink(asked(plain), plain.small)
+    with envelope_kept():
+        shrink(asked(plain), plain.small)
     return plain
 
 

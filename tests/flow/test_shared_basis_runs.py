@@ -20,6 +20,7 @@ from spectrim.report.page import page
 from tiny_models import assert_generates_alike, logits, tokens
 from tiny_runs import (
     Made,
+    envelope_kept,
     equal,
     family_folder,
     from_pretrained,
@@ -201,6 +202,9 @@ def test_beside_single_cuts_the_prediction_is_no_worse(tmp_path: Path) -> None:
     losses = []
     for method in ("loss_aware_svd", f"loss_aware_svd,{AWARE}"):
         (tmp_path / method).mkdir()
-        made = run("llama_biased", tmp_path / method, method, "50% of linear", format="low_rank")
+        with envelope_kept():
+            made = run(
+                "llama_biased", tmp_path / method, method, "50% of linear", format="low_rank"
+            )
         losses.append(plan_of(made.small).predicted_loss)
     assert losses[1] <= losses[0] * 1.0001

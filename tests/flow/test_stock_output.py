@@ -24,6 +24,7 @@ from spectrim.weights import quiet
 from tiny_models import assert_generates_alike, logits, tokens
 from tiny_runs import (
     Made,
+    envelope_kept,
     equal,
     family_folder,
     files,
@@ -229,7 +230,8 @@ def test_inspecting_a_stock_model_says_what_its_maps_were(uniform: dict[str, Mad
 
 def test_beside_another_method_and_refined(tmp_path: Path) -> None:
     options = {"method": "loss_aware_svd,neuron_selection", "refine": "on", "centre": True}
-    made = made_at(tmp_path, "llama", "small", "60% of linear", **options)
+    with envelope_kept():
+        made = made_at(tmp_path, "llama", "small", "60% of linear", **options)
     formats = {one.format for one in made.factored()}
     assert {"fewer_outputs", "fewer_inputs", "pivoted"} == formats
     model = from_pretrained(made, made.small)

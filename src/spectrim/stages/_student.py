@@ -111,11 +111,12 @@ class Reader:
 
     def logits(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
         """Return the logits in float32; two families do something behind their head."""
-        logits: Tensor = self.head(hidden.to(next(self.head.parameters()).dtype)).float()
+        head = self.head.to(hidden.device)  # out of the model, so accelerate has not moved it
+        logits: Tensor = head(hidden.to(next(head.parameters()).dtype)).float()
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         added = getattr(self.model, "final_logits_bias", None)
         logits = logits if cap is None else cap * torch.tanh(logits / cap)
-        return logits if added is None else logits + added.float()
+        return logits if added is None else logits + added.to(logits)
 
     def close(self) -> None:
         """Give the model its head back."""

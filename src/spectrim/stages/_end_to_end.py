@@ -59,7 +59,8 @@ class Healing(Part):
     tokens: how much of it, such as 200x512; none takes all of the calibration's text.
     steps: of the optimiser. warmup: of these, in which the learning rate rises; after them it falls
         along half a cosine.
-    learning_rate: the highest.
+    learning_rate: the highest. Every weight moves by about this much in a step, and of pivoted rows
+        ten times more than 3e-5 ruins a model at once.
     batch: sequences in one pass; 0 takes as many as make 1024 tokens.
     divergence: from the dense model's distribution: "forward" KL, "reverse" KL or "js".
     temperature: of both distributions.
@@ -75,7 +76,7 @@ class Healing(Part):
     tokens: Annotated[str, AfterValidator(_size)] | None = None
     steps: int = Field(default=200, ge=1)
     warmup: int = Field(default=10, ge=0)
-    learning_rate: float = Field(default=3e-4, gt=0)
+    learning_rate: float = Field(default=3e-5, gt=0)
     batch: int = Field(default=0, ge=0)
     divergence: Literal["forward", "reverse", "js"] = "forward"
     temperature: float = Field(default=1.0, gt=0)

@@ -31,12 +31,14 @@ class Options(Healing):
     rank: of the additions. alpha: they are multiplied by alpha / rank.
     targets: regular expressions; a matrix or factor is trained where one is found in its name.
     accumulation: batches whose gradients are added up for one step.
+    learning_rate: the highest; of the additions, which begin at zero.
     """
 
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
     targets: tuple[Regex, ...] = (".",)
     accumulation: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=3e-4, gt=0)
 
 
 def lora(job: Job, options: Options) -> None:

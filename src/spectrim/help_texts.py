@@ -11,15 +11,15 @@ HELP = {
     "one.",
     "output": "Folder to write: the smaller model, its recipe, plan and scores.",
     "keep": "The part that stays: '80% of linear' (numbers of the linear maps inside the blocks) "
-    "or '60%' (bytes of the whole model).",
+    "or '60%' (bytes of the whole model), or '25% of linear bytes' (bytes of those maps).",
     "size": "A size to reach, and nothing else to ask: '25%' (bytes of the whole model) or '25% of "
     "linear bytes'. Ranks, bits and healing are chosen by what they cost.",
     "searched": "Hub name, model folder, GGUF file, or 'demo'.",
     "front": "Folder to write: one smaller model for each size, and a page about all of them.",
     "front-sizes": "Sizes as for 'shrink --size', separated by commas.",
     "minutes": "Begin no further size after so many minutes.",
-    "calibration": "Text to read: a .txt or .jsonl file, a data set's name, or 'default' for the "
-    "built-in mix. The closer to later use, the better.",
+    "calibration": "Text to read: a .txt or .jsonl file, a hub data set as name:config:split, or "
+    "'default' for the built-in mix. The closer to later use, the better.",
     "tokens": "How much to read: sequences x tokens in each, such as 128x2048.",
     "method": "How maps are decomposed; several, separated by commas, give each map what "
     "is best for it. See 'spectrim list methods'.",

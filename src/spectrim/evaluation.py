@@ -16,7 +16,8 @@ from spectrim.comparison import compare_folders, second_text
 from spectrim.errors import SpectrimError
 from spectrim.job import Progress
 from spectrim.metrics import Evaluation, check_tasks
-from spectrim.recipe import Calibration, Recipe, parse_tokens
+from spectrim.options import parse_tokens
+from spectrim.recipe import Calibration, Recipe
 from spectrim.run import atomic_file
 from spectrim.sources import Source
 

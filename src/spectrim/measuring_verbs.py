@@ -49,7 +49,7 @@ def evaluate(
 
     spectrim evaluate small/ --suite full --tasks arc_easy,boolq,winogrande --limit 200
     """
-    from spectrim.recipe import parse_tokens
+    from spectrim.options import parse_tokens
 
     parse_tokens(tokens)
     folder_of_data = given.data_folder(data)

@@ -125,6 +125,26 @@ def _any_product(name: str) -> str:
     return name
 
 
+def parse_tokens(text: str) -> tuple[int, int]:
+    """Return (sequences, tokens in each) of "48x1024".
+
+    SpectrimError where it is not of that form, has no sequence, or sequences of under 2 tokens.
+    """
+    found = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text)
+    sequences, length = (int(found[1]), int(found[2])) if found else (0, 0)
+    if sequences < 1 or length < 2:
+        raise SpectrimError(
+            f"'{text}' is no amount of tokens; write sequences x tokens in each, such as 48x1024"
+        )
+    return sequences, length
+
+
+def _tokens(text: str) -> str:
+    parse_tokens(text)
+    return text
+
+
+Amount = Annotated[str, AfterValidator(_tokens)]
 Regex = Annotated[str, AfterValidator(_regex)]
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 

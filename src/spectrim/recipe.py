@@ -14,41 +14,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, model_serializer, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from spectrim.errors import SpectrimError, did_you_mean
-from spectrim.options import Factorize, Part, validate
+from spectrim.options import Amount, Factorize, Part, parse_tokens, validate
 from spectrim.registry import Registry
 
 HEALING = ("distil", "distil_blocks", "lora", "low_memory")  # the stages that train
 _STAGES = Registry("stage", "spectrim.stages")
 # The stages that are not spelled out below bring their own checked options: a class `Options`.
 _OPTIONS = Registry("stage", "spectrim.stages", attribute=lambda _: "Options")
-
-
-def parse_tokens(text: str) -> tuple[int, int]:
-    """Return (sequences, tokens in each) of "48x1024".
-
-    SpectrimError where it is not of that form, has no sequence, or sequences of under 2 tokens.
-    """
-    found = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text)
-    sequences, length = (int(found[1]), int(found[2])) if found else (0, 0)
-    if sequences < 1 or length < 2:
-        raise SpectrimError(
-            f"'{text}' is no amount of tokens; write sequences x tokens in each, such as 48x1024"
-        )
-    return sequences, length
-
-
-def _tokens(text: str) -> str:
-    parse_tokens(text)
-    return text
-
-
-Tokens = Annotated[str, AfterValidator(_tokens)]
 
 
 class Keep(Part):
@@ -110,7 +88,7 @@ class Calibration(Part):
     """
 
     text: str = "default"
-    tokens: Tokens = "48x1024"
+    tokens: Amount = "48x1024"
 
     @classmethod
     def parse(cls, text: str = "default", tokens: str = "48x1024") -> Calibration:

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from spectrim.errors import SpectrimError
-from spectrim.recipe import Calibration, Factorize, Keep, Recipe, Stage, parse_tokens
+from spectrim.options import parse_tokens
+from spectrim.recipe import Calibration, Factorize, Keep, Recipe, Stage
 from spectrim.registry import Registry
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,7 +16,7 @@ from spectrim import default_text, sources, text
 from spectrim.calibration import Tokens, refuse_overlap
 from spectrim.errors import SpectrimError
 from spectrim.job import BATCH, Job, key_of
-from spectrim.options import Part
+from spectrim.options import Amount, Part, parse_tokens
 from spectrim.run import atomic_file
 from spectrim.stages._blocks import next_step
 from spectrim.stages._healed import begin, take, text_name
@@ -28,27 +28,6 @@ from spectrim.walk import BlockWalk
 
 SEED = 1_001  # of sampled text: other than any that calibration is likely to be drawn with
 SAMPLED = "sampled"  # the name of the text that the dense model writes itself
-
-
-def _size(said: str) -> str:
-    parse_size(said)
-    return said
-
-
-def parse_size(said: str) -> tuple[int, int]:
-    """Return (sequences, tokens in each) of "200x512".
-
-    Raises:
-        SpectrimError: it is not of that form, or holds under one sequence of two tokens.
-    """
-    parts = said.lower().split("x")
-    if len(parts) == 2 and all(part.strip().isdigit() for part in parts):
-        sequences, length = (int(part) for part in parts)
-        if sequences >= 1 and length >= 2:
-            return sequences, length
-    raise SpectrimError(
-        f"'{said}' is no amount of tokens; write sequences x tokens in each, such as 200x512"
-    )
 
 
 class Healing(Part):
@@ -73,7 +52,7 @@ class Healing(Part):
     """
 
     text: str | None = None
-    tokens: Annotated[str, AfterValidator(_size)] | None = None
+    tokens: Amount | None = None
     steps: int = Field(default=200, ge=1)
     warmup: int = Field(default=10, ge=0)
     learning_rate: float = Field(default=3e-5, gt=0)
@@ -173,7 +152,7 @@ def healing_text(job: Job, options: Healing) -> Tokens:
         SpectrimError: there are too few, or they hold passages of the search or the report split.
     """
     calibration = job.splits.calibration
-    size = parse_size(options.tokens) if options.tokens else tuple(calibration.ids.shape)
+    size = parse_tokens(options.tokens) if options.tokens else tuple(calibration.ids.shape)
     if options.text is None:
         if options.tokens is not None and size[1] != calibration.ids.shape[1]:
             raise SpectrimError(

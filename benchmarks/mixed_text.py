@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
+
+from spectrim.default_text import HUB_MIX
 
 PIECE = 3000  # characters, some 700 tokens
 MEASURED = 60_000  # characters at the beginning of C4 and code that are left for measuring
@@ -22,6 +25,30 @@ def mixed(data: Path, first_half: Path, output: Path) -> tuple[Path, Path]:
 
     data: the folder of texts. first_half: of WikiText-2's validation text.
     """
+    parts = _drawn(data, first_half, SHARES, (CALIBRATION, HEALING))
+    paths = output / "calibration.jsonl", output / "healing.jsonl"
+    for path, pieces in zip(paths, parts, strict=True):
+        _write(path, pieces)
+    return paths
+
+
+def with_a_network(data: Path, first_half: Path, output: Path) -> Path:
+    """Write network.jsonl, local text of the kinds and shares of the default text with a network.
+
+    That text is made of hub data sets (default_text.HUB_MIX); of the same kinds are WikiText-2, C4,
+    code and technical prose here.
+    """
+    kinds = ("wiki", "c4", "code", "technical")
+    shares = {kind: share for kind, (_, share) in zip(kinds, HUB_MIX, strict=True)}
+    (pieces,) = _drawn(data, first_half, shares, (CALIBRATION,))
+    _write(path := output / "network.jsonl", pieces)
+    return path
+
+
+def _drawn(
+    data: Path, first_half: Path, shares: Mapping[str, float], counts: tuple[int, ...]
+) -> list[list[str]]:
+    """Return as many texts as counts are given, of so many pieces each, none in two of them."""
     folder = data / "lm/exllamav2_cal"
     texts = {
         "wiki": first_half.read_text(encoding="utf-8"),
@@ -31,17 +58,21 @@ def mixed(data: Path, first_half: Path, output: Path) -> tuple[Path, Path]:
         "stories": (folder / "tiny.utf8").read_text(encoding="utf-8"),
     }
     drawn = random.Random(0)
-    parts: tuple[list[str], list[str]] = ([], [])
-    for kind, text in texts.items():
+    parts: list[list[str]] = [[] for _ in counts]
+    for kind, share in shares.items():
+        text = texts[kind]
         pieces = [text[at : at + PIECE] for at in range(0, len(text) - PIECE + 1, PIECE)]
         drawn.shuffle(pieces)
-        share = SHARES[kind] / sum(SHARES.values())
-        first = round(share * CALIBRATION)
-        parts[0].extend(pieces[:first])
-        parts[1].extend(pieces[first : first + round(share * HEALING)])
-    paths = output / "calibration.jsonl", output / "healing.jsonl"
-    for path, pieces in zip(paths, parts, strict=True):
-        drawn.shuffle(pieces)
-        lines = "".join(json.dumps({"text": piece}) + "\n" for piece in pieces)
-        path.write_text(lines, encoding="utf-8")
-    return paths
+        begin = 0
+        for part, count in zip(parts, counts, strict=True):
+            end = begin + round(share / sum(shares.values()) * count)
+            part.extend(pieces[begin:end])
+            begin = end
+    for part in parts:
+        drawn.shuffle(part)
+    return parts
+
+
+def _write(path: Path, pieces: list[str]) -> None:
+    lines = "".join(json.dumps({"text": piece}) + "\n" for piece in pieces)
+    path.write_text(lines, encoding="utf-8")

@@ -4,7 +4,8 @@
 
 Calibrates on the first half of WikiText-2 validation, measures on windows of its second half and on
 texts unlike it, without healing, in the checkpoint's bf16; then once more with the default
-calibration text. Every row is kept in the run folder, so that an interrupted run continues.
+calibration text as it is without a network, and with local text of the kinds and shares that it has
+with one. Every row is kept in the run folder, so that an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from measuring import (
     two_halves,
     windows_of,
 )
+from mixed_text import with_a_network
 
 from spectrim.calibration import Tokens
 from spectrim.errors import SpectrimError
@@ -50,12 +52,16 @@ def main() -> None:
     """Measure all rows, resuming, and write results.json and results.md."""
     parser = arguments(__doc__)
     parser.add_argument("--keeps", default="0.9,0.8,0.6")
-    parser.add_argument("--calibrations", default="WikiText-2,default")
+    parser.add_argument("--calibrations", default="WikiText-2,network,default")
     asked = read_arguments(parser)
     halves = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
     keeps = [float(keep) for keep in asked.keeps.split(",")]
     for name in asked.calibrations.split(","):
-        calibration = str(halves[0]) if name == "WikiText-2" else name
+        calibration = {
+            "WikiText-2": lambda: str(halves[0]),
+            "network": lambda: str(with_a_network(asked.data, halves[0], asked.output)),
+            "default": lambda: "default",
+        }[name]()
         job = open_demo(calibration, asked.cache, asked.output)
         texts = windows_of(job, halves[1], asked.data)
         _measure_all(job, name, texts, keeps, asked.output)
@@ -69,7 +75,7 @@ def _measure_all(
     keep_row(output, calibration, "dense", 1.0, lambda: losses_of(walks, None, job))
     rows = (
         ROWS
-        if calibration != "default"
+        if calibration == "WikiText-2"
         else {"the default (refinement where it helps)": {"refine": "auto"}}
     )
     for keep in keeps:

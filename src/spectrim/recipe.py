@@ -22,8 +22,8 @@ from pydantic import Field, model_serializer, model_validator
 from spectrim.errors import SpectrimError, did_you_mean
 from spectrim.options import Amount, Factorize, Part, parse_tokens, validate
 from spectrim.registry import Registry
+from spectrim.stage_order import HEALING, refuse_order
 
-HEALING = ("distil", "distil_blocks", "lora", "low_memory")  # the stages that train
 _STAGES = Registry("stage", "spectrim.stages")
 # The stages that are not spelled out below bring their own checked options: a class `Options`.
 _OPTIONS = Registry("stage", "spectrim.stages", attribute=lambda _: "Options")
@@ -160,15 +160,8 @@ class Recipe(Part):
     trust_remote_code: bool = False
 
     @model_validator(mode="after")
-    def _bits_are_given(self) -> Recipe:
-        names = [stage.name for stage in self.stages]
-        for at, stage in enumerate(self.stages):
-            chosen = stage.name == "factorize" and stage.options.bits
-            if chosen and "quantize" not in names[at:]:
-                raise SpectrimError(
-                    "factorize chooses bits, which the stage quantize gives; add the stage "
-                    "quantize behind it, or leave out bits"
-                )
+    def _in_order(self) -> Recipe:
+        refuse_order([(stage.name, stage.options) for stage in self.stages])
         return self
 
     @property

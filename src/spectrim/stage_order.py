@@ -29,9 +29,7 @@ def refuse_order(stages: Sequence[tuple[str, Any]]) -> None:
         if name == "quantize" and name in before:
             raise SpectrimError("quantize packs the numbers only once; leave out the second one")
         if name == "lora" and "sparsify" in before:
-            raise SpectrimError(
-                "lora would fill the zeros that sparsify made; take distil instead"
-            )
+            raise SpectrimError("lora would fill the zeros that sparsify made; take distil instead")
         if name == "factorize" and options.bits:
             _refuse_bits([one for one in stages[at:] if one[0] == "quantize"])
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spectrim.job import Job, load_rest
+from spectrim.stages._balanced import balance, pivot
 from spectrim.stages._blocks import current_block, keep_block
 from spectrim.stages._healed import trained
 from spectrim.stages._repeats import repeats
@@ -22,12 +23,15 @@ Loss = Callable[[Tensor, slice], Tensor]  # (hidden states of some tokens, which
 
 
 def student(job: Job) -> PreTrainedModel:
-    """Return the whole model as it is now, its blocks in float32; repeated blocks share theirs."""
+    """Return the whole model as it is now, to be trained.
+
+    Its blocks are in float32, pivoted maps balanced; repeated blocks share their parameters.
+    """
     model: PreTrainedModel = copy.deepcopy(job.model)
     load_rest(model, job.rest(), job.compute_dtype)
     for place in job.each_block():
         blocks: Any = model.get_submodule(place[0].path)
-        blocks[place[1]] = current_block(job, place, torch.float32)
+        blocks[place[1]] = balance(current_block(job, place, torch.float32))
     for name, twin in repeats(job).items():
         _share(model.get_submodule(twin), model.get_submodule(name))
     model.eval().requires_grad_(False)
@@ -73,7 +77,8 @@ def write(job: Job, folder: Path, model: PreTrainedModel) -> dict[str, Tensor]:
     }
     for place in job.each_block():
         if not job.block_file(folder, *place).exists():
-            keep_block(job, folder, place, model.get_submodule(f"{place[0].path}.{place[1]}"))
+            block = model.get_submodule(f"{place[0].path}.{place[1]}")
+            keep_block(job, folder, place, pivot(block))
     return {**rest, **changed}
 
 

@@ -1,0 +1,153 @@
+"""What healing wins back at 60 % of the linear numbers, in how many minutes: one run, one table.
+
+    python benchmarks/heal.py -o run/ [--chains "end to end,control"]
+
+The demo model off its grid (rotated.py), calibrated and healed on disjoint mixed text
+(mixed_text.py), measured after every stage on text like WikiText-2 and on text unlike it. The
+control heals the dense model with the same text and steps, so that learning the measured text's
+kind is not called recovery. Every chain of stages is kept, so that an interrupted run continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from measuring import (
+    arguments,
+    excess_of,
+    how_measured,
+    keep_row,
+    known_rows,
+    losses_of,
+    read_arguments,
+    texts_of,
+    two_halves,
+)
+from mixed_text import mixed
+from rotated import write_demo
+
+from spectrim import sources, text
+from spectrim.calibration import Tokens, refuse_overlap
+from spectrim.errors import SpectrimError
+from spectrim.job import Job
+from spectrim.pipeline import open_job
+from spectrim.recipe import Recipe
+from spectrim.report.progress import shown
+from spectrim.stages import stages
+
+PLAYS = "lm/tinyshakespeare/input.txt"  # like nothing in the mix, as the novel
+LENGTH = 512  # tokens of a window
+KEEP = "60% of linear"
+CUT: dict[str, Any] = {
+    "factorize": {"method": "loss_aware_svd,loss_aware_neuron_selection", "refine": "off"}
+}
+
+
+def main() -> None:
+    """Run all chains, resuming, and write results.md."""
+    parser = arguments(__doc__)
+    parser.add_argument("--model", type=Path, help="the dense model; by default output/rotated")
+    parser.add_argument("--chains", default="", help="parts of labels; all")
+    asked = read_arguments(parser)
+    folder = asked.model or asked.output / "rotated"
+    if asked.model is None:
+        write_demo(folder, asked.cache, asked.data)
+    first, second = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
+    calibration, healing = mixed(asked.data, first, asked.output)
+    parts = asked.chains.split(",")
+    for label, chain in chains(str(healing)).items():
+        if not any(part in label for part in parts):
+            continue
+        recipe = Recipe.model_validate(
+            {
+                "model": str(folder), "keep": KEEP, "stages": chain,
+                "calibration": {"text": str(calibration), "tokens": "48x1024"},
+            }
+        )  # fmt: skip
+        keep_row(
+            asked.output, "mixed", label, 0.6,
+            lambda recipe=recipe, label=label: healed(asked, recipe, second, label),  # type: ignore[misc]
+        )  # fmt: skip
+    _write(asked.output)
+
+
+def chains(healing: str) -> dict[str, list[dict[str, Any]]]:
+    """Return the stages of every chain by its label, all on the same healing text."""
+    distil = {"text": healing, "tokens": "400x512", "steps": 200, "batch": 4}
+    return {
+        "end to end": [CUT, {"distil": distil}],
+        "block by block, then end to end": [CUT, {"distil_blocks": {}}, {"distil": distil}],
+        "control: dense, healed alike": [{"distil": {**distil, "next_token": 1.0}}],
+    }
+
+
+def healed(asked: argparse.Namespace, recipe: Recipe, second: Path, label: str) -> dict[str, Any]:
+    """Return losses by text after every stage, with the minutes that each stage took."""
+    source = sources.resolve(recipe.model, asked.cache)
+    with shown() as progress:
+        job = open_job(recipe, source, asked.cache, progress)
+        job.work = asked.output / "work" / label.replace(" ", "_").replace(":", "")
+        walks = {name: job.walk(windows) for name, windows in _windows(job, second, asked).items()}
+        found = [{"after": "dense", "minutes": 0.0, **losses_of(walks, None, job)}]
+        for stage in recipe.stages:
+            began = time.perf_counter()
+            stages.get(stage.name)(job, stage.options)
+            minutes = (time.perf_counter() - began) / 60
+            said = {"after": stage.name, "minutes": minutes, **losses_of(walks, job.blocks, job)}
+            found.append(said)
+            print(label, stage.name, {name: said[name]["loss"] for name in walks}, flush=True)
+    return {"stages": found, "notes": job.notes.get("healed", [])}
+
+
+def _windows(job: Job, second: Path, asked: argparse.Namespace) -> dict[str, Tokens]:
+    texts = texts_of(job.source, second, asked.data, 8, LENGTH)
+    plays = text.read(str(asked.data / PLAYS), sources.tokenizer(job.source), LENGTH, at_most=6)
+    texts["plays"] = Tokens.full(plays.ids[:6])
+    for name, windows in texts.items():
+        refuse_overlap(job.splits.calibration, windows, f"calibration and {name}")
+    return texts
+
+
+def _write(output: Path) -> None:
+    """Write results.md: excess over the dense model, and the part of the cut's that is closed."""
+    rows = known_rows(output)
+    texts = [name for name in next(iter(rows.values()))["stages"][0] if name not in _ABOUT]
+    lines = [
+        "| stages | minutes | " + " | ".join(texts) + " | closed, " + " / ".join(texts) + " |",
+        "|---|---|" + "---|" * len(texts) + "---|",
+    ]
+    for row in rows.values():
+        dense, cut, *_ = row["stages"]
+        for at, found in enumerate(row["stages"][1:], start=1):
+            done = " + ".join(one["after"] for one in row["stages"][1 : at + 1])
+            cells = [excess_of(found[name], dense[name]) for name in texts]
+            closed = ""
+            if at > 1:
+                parts = [
+                    (cut[name]["loss"] - found[name]["loss"])
+                    / (cut[name]["loss"] - dense[name]["loss"])
+                    for name in texts
+                ]
+                closed = " / ".join(f"{100 * part:.0f} %" for part in parts)
+            name = row["label"] if row["label"].startswith("control") else done
+            lines.append(
+                f"| {name} | {found['minutes']:.1f} | " + " | ".join(cells) + f" | {closed} |"
+            )
+    about = how_measured(
+        {row["commit"] for row in rows.values()}, "8 of WikiText-2, 6 of each other text", LENGTH
+    )
+    (output / "results.md").write_text("\n".join(lines) + "\n\n" + about + "\n")
+    print((output / "results.md").read_text())
+
+
+_ABOUT = ("after", "minutes")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SpectrimError as error:
+        raise SystemExit(str(error)) from error

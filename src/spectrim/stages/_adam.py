@@ -8,21 +8,28 @@ from torch import Tensor, nn
 from spectrim.stages._matching import BETAS
 
 CLIPPED = 1.0  # norm of all gradients together
+LEAST = 1e-3  # of a size that rates are parts of, so that zeros move too
 
 
 class Adam:
-    """AdamW without decay, gradients clipped."""
+    """AdamW without decay, gradients clipped.
 
-    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+    relative: the rate is a part of each parameter's size (root mean square) when training begins,
+        so that gains of norms and factors move alike in proportion (Adafactor, 1804.04235).
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], *, relative: bool = False) -> None:
         self.parameters = parameters
+        self.sizes = [_size(one) if relative else 1.0 for one in parameters.values()]
         self.optimiser = torch.optim.AdamW(
-            parameters.values(), betas=BETAS, weight_decay=0.0, fused=True
-        )
+            [{"params": [one]} for one in parameters.values()],
+            betas=BETAS, weight_decay=0.0, fused=True,
+        )  # fmt: skip
 
     def begin(self, rate: float) -> None:
         """Forget the gradients of the step before."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        for group, size in zip(self.optimiser.param_groups, self.sizes, strict=True):
+            group["lr"] = rate * size
         self.optimiser.zero_grad()
 
     def end(self) -> None:
@@ -44,3 +51,8 @@ class Adam:
             name, _, part = key.rpartition(" ")
             parameter = self.parameters[name]
             self.optimiser.state[parameter][part] = value.to(parameter.device)
+
+
+@torch.no_grad()
+def _size(parameter: nn.Parameter) -> float:
+    return max(LEAST, float(parameter.float().square().mean().sqrt()))

@@ -38,8 +38,8 @@ class Healing(Part):
     tokens: how much of it, such as 200x512; none takes all of the calibration's text.
     steps: of the optimiser. warmup: of these, in which the learning rate rises; after them it falls
         along half a cosine.
-    learning_rate: the highest. Every weight moves by about this much in a step, and of pivoted rows
-        ten times more than 3e-5 ruins a model at once.
+    learning_rate: the highest. Every weight moves by about this much in a step; ten times more than
+        3e-5 ruins a model at once.
     batch: sequences in one pass; 0 takes as many as make 1024 tokens.
     divergence: from the dense model's distribution: "forward" KL, "reverse" KL or "js".
     temperature: of both distributions.

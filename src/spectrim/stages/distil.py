@@ -19,8 +19,11 @@ class Options(Healing):
     """The stage that trains the smaller model on the dense one's distribution over next tokens.
 
     accumulation: batches whose gradients are added up for one step.
+    learning_rate: the highest; the part of its own size (root mean square, when training begins)
+        by which a number moves in a step.
     """
 
+    learning_rate: float = Field(default=1e-3, gt=0)
     accumulation: int = Field(default=1, ge=1)
 
 
@@ -33,6 +36,6 @@ def distil(job: Job, options: Options) -> None:
 
     def ready(model: PreTrainedModel) -> Ready:
         parameters = trained_parts(job, model)
-        return Ready(parameters, Adam(parameters))
+        return Ready(parameters, Adam(parameters, relative=True))
 
     heal(job, "distil", options, ready)

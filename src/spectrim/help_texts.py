@@ -24,7 +24,8 @@ HELP = {
     "method": "How maps are decomposed; several, separated by commas, give each map what "
     "is best for it. See 'spectrim list methods'.",
     "allocator": "How the budget is shared among the maps; see 'spectrim list allocators'.",
-    "format": "What is stored for a map; see 'spectrim list formats'.",
+    "format": "What is stored of a matrix that is cut: pivoted or low_rank. The other formats of "
+    "'spectrim list formats' come with their methods.",
     "refine": "Solve the factors again on what the smaller model really delivers; auto keeps that "
     "where it helps on text set aside.",
     "protect": "Leave sites dense whose name, role or 'block N' this regular expression finds, "
@@ -45,7 +46,7 @@ HELP = {
     "cumulative": "Also cut one block more at a time, from the first to the last and back.",
     "metric": "What is measured: the increase of the loss or of the perplexity, or the divergence "
     "from the dense model. Other metrics need whole models: 'spectrim shrink', then 'evaluate'.",
-    "sequences": "How many sequences of the search split to measure on.",
+    "sequences": "How many sequences to measure on, of the part of the text set aside for choices.",
     "measured": "Folder or name of the model to measure.",
     "text": "Held-out text: a .txt or .jsonl file, a data set's name, or 'default'. May be "
     "repeated; the first one makes the headline.",

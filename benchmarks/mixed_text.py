@@ -1,4 +1,4 @@
-"""A calibration and a healing text of five kinds, no piece in both nor in what is measured.
+"""Calibration and healing text of several kinds, no piece in two of them nor in what is measured.
 
 Pieces of 3000 characters of WikiText-2's first half, C4, code, technical prose and stories, in the
 shares of methods that calibrate on a mixture; of C4 and code only what lies behind the windows that
@@ -17,6 +17,12 @@ from spectrim.default_text import HUB_MIX
 PIECE = 3000  # characters, some 700 tokens
 MEASURED = 60_000  # characters at the beginning of C4 and code that are left for measuring
 SHARES = {"wiki": 14, "c4": 14, "code": 7, "technical": 7, "stories": 6}
+LIKE = {  # what is of the kind of each data set of the default text
+    "Salesforce/wikitext": "wiki",
+    "allenai/c4": "c4",
+    "codeparrot/codeparrot-clean-valid": "code",
+    "ccdv/arxiv-summarization": "technical",
+}
 CALIBRATION, HEALING = 105, 300  # pieces
 
 
@@ -38,8 +44,7 @@ def with_a_network(data: Path, first_half: Path, output: Path) -> Path:
     That text is made of hub data sets (default_text.HUB_MIX); of the same kinds are WikiText-2, C4,
     code and technical prose here.
     """
-    kinds = ("wiki", "c4", "code", "technical")
-    shares = {kind: share for kind, (_, share) in zip(kinds, HUB_MIX, strict=True)}
+    shares = {LIKE[name.partition(":")[0]]: share for name, share in HUB_MIX}
     (pieces,) = _drawn(data, first_half, shares, (CALIBRATION,))
     _write(path := output / "network.jsonl", pieces)
     return path

@@ -135,7 +135,7 @@ def _recipe(common: dict[str, Any], group: int, cuts: str, ends: int, heal: bool
                  "cut": cuts == CUTS[0]}  # fmt: skip
     made: list[dict[str, Any]] = [
         {"factorize": factorize},
-        {"quantize": {"group": group, "ends": ends}},
+        {"quantize": {"ends": ends}},
     ]
     return Recipe.model_validate({**common, "stages": made + [{"distil": {}}] * heal})
 

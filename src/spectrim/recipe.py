@@ -167,8 +167,7 @@ class Recipe(Part):
     @property
     def factorize(self) -> Factorize | None:
         """The options of the stage that factors maps; None where the recipe has no such stage."""
-        found = [stage.options for stage in self.stages if stage.name == "factorize"]
-        return found[-1] if found else None
+        return next((one.options for one in self.stages if one.name == "factorize"), None)
 
     def unhealed(self) -> Recipe:
         """Return the recipe without the stages that train.

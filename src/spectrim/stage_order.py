@@ -1,6 +1,6 @@
 """Which stage may stand behind which, so that a recipe is refused before the long work.
 
-The stages ask again what they find; here the order alone is read.
+The stages say the same of a model that they find otherwise than they need it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,21 @@ from typing import Any
 from spectrim.errors import SpectrimError
 
 HEALING = ("distil", "distil_blocks", "lora", "low_memory")  # the stages that train
-_MATRICES = ("drop_blocks", "sparsify", "factorize")  # the stages that take maps as they came
+LATE = {  # stages that need whole matrices, which only some leave
+    "drop_blocks": "drop_blocks takes a model with whole maps; write it before factorize",
+    "sparsify": "sparsify needs dense weights, and an earlier stage has cut them; put it first",
+    "factorize": "factorize needs the maps as they came, and an earlier stage has changed them; "
+    "put it first",
+}
+PACKED = "quantize has packed the numbers already; leave out the second one"
+NOTHING_MISSING = (
+    "compensate makes up for quantize or sparsify; put one of these before it in the recipe"
+)
+FILLED = "lora would fill the zeros that sparsify made; take distil instead"
+WHOLE_NUMBERS = (
+    "stored as whole numbers, to which lora cannot be merged; put lora before that stage, or take "
+    "distil, which trains the steps"
+)
 _GIVEN = ("bits", "group", "symmetric", "protect")  # of quantize, where factorize chooses
 
 
@@ -20,53 +34,69 @@ def refuse_order(stages: Sequence[tuple[str, Any]]) -> None:
 
     stages: name and checked options of each, in order.
     """
-    names = [name for name, _ in stages]
     for at, (name, options) in enumerate(stages):
-        before = names[:at]
-        _refuse_late(name, before)
+        before = stages[:at]
+        names = [one for one, _ in before]
+        if name in LATE and any(one not in ("drop_blocks", "sparsify") for one in names):
+            raise SpectrimError(LATE[name])
+        if name == "quantize":
+            _refuse_packing(names)
         if name == "compensate":
             _refuse_nothing_missing(before)
-        if name == "quantize" and name in before:
-            raise SpectrimError("quantize packs the numbers only once; leave out the second one")
-        if name == "lora" and "sparsify" in before:
-            raise SpectrimError("lora would fill the zeros that sparsify made; take distil instead")
+        if name == "lora":
+            _refuse_merging(before)
         if name == "factorize" and options.bits:
-            _refuse_bits([one for one in stages[at:] if one[0] == "quantize"])
+            _refuse_bits(options, [made for one, made in stages[at:] if one == "quantize"])
 
 
-def _refuse_late(name: str, before: list[str]) -> None:
-    changing = [one for one in before if one not in ("drop_blocks", "sparsify")]
-    if name in _MATRICES and changing:
+def _refuse_packing(before: list[str]) -> None:
+    if "quantize" in before:
+        raise SpectrimError(PACKED)
+    if "compensate" in before:
         raise SpectrimError(
-            f"{name} needs dense weights as they came, and {changing[0]} changes them; put it "
-            f"in front of {changing[0]}"
+            "quantize cannot pack what compensate has added to; put it in front of compensate"
         )
 
 
-def _refuse_nothing_missing(before: list[str]) -> None:
-    losing = [at for at, one in enumerate(before) if one in ("quantize", "sparsify")]
-    if not losing:
-        raise SpectrimError(
-            "compensate makes up for quantize or sparsify; put one of these before it in the recipe"
-        )
-    healed = [one for one in before[losing[-1] :] if one in HEALING]
+def _refuse_nothing_missing(before: Sequence[tuple[str, Any]]) -> None:
+    missing, healed = False, ""
+    for name, options in before:
+        if name == "compensate":
+            raise SpectrimError("compensate makes up for all at once; leave out the second one")
+        if name in ("quantize", "sparsify"):
+            missing, healed = True, ""
+        elif name == "drop_blocks" or (name == "factorize" and options.split_fused):
+            missing = False  # other blocks, to which nothing can be compared
+        elif name in HEALING:
+            healed = name
+    if not missing:
+        raise SpectrimError(NOTHING_MISSING)
     if healed:
         raise SpectrimError(
-            f"compensate would undo what {healed[0]} has trained; put it in front of {healed[0]}"
+            f"compensate would undo what {healed} has trained; put it in front of {healed}"
         )
 
 
-def _refuse_bits(quantize: list[tuple[str, Any]]) -> None:
+def _refuse_merging(before: Sequence[tuple[str, Any]]) -> None:
+    for name, options in before:
+        if name == "sparsify":
+            raise SpectrimError(FILLED)
+        if name == "quantize" and not options.protect:
+            raise SpectrimError(f"behind quantize all maps are {WHOLE_NUMBERS}")
+
+
+def _refuse_bits(factorize: Any, quantize: list[Any]) -> None:
     if not quantize:
         raise SpectrimError(
             "factorize chooses bits, which the stage quantize gives; add the stage quantize "
             "behind it, or leave out bits"
         )
-    ((_, options), *_) = quantize
-    usual = type(options)()
-    said = [key for key in _GIVEN if getattr(options, key) != getattr(usual, key)]
-    if said:
-        raise SpectrimError(
-            f"factorize chooses the bits of every map, so {said[0]} of quantize would say nothing; "
-            f"leave out {said[0]}, or the bits of factorize"
-        )
+    usual = type(quantize[0])()
+    for key in _GIVEN:
+        said, alike = getattr(quantize[0], key), [getattr(usual, key)]
+        alike += [factorize.group] if key == "group" else []
+        if said not in alike:
+            raise SpectrimError(
+                f"factorize chooses the bits of every map, so {key} of quantize would say nothing; "
+                f"leave out {key}, or the bits of factorize"
+            )

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from spectrim.stages._matching import BETAS
 
 CLIPPED = 1.0  # norm of all gradients together
-LEAST = 1e-3  # of a size that rates are parts of, so that zeros move too
+LEAST = 1e-2  # of a size that rates are parts of, so that zeros move too
 
 
 class Adam:
     """AdamW without decay, gradients clipped.
 
-    relative: the rate is a part of each parameter's size (root mean square) when training begins,
-        so that gains of norms and factors move alike in proportion (Adafactor, 1804.04235).
+    relative: the rate is a part of each parameter's size, its root mean square when training begins
+        (Adafactor, 1804.04235, takes the present one), so that norms and factors move alike.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], *, relative: bool = False) -> None:

@@ -1,8 +1,8 @@
 """Pivoted maps as two balanced factors while they are trained.
 
-Pivot rows and coefficients differ in size by orders of magnitude, and a coefficient moves many rows
-at once, so that steps which two balanced factors stand ruin them. The matrix is the same, and its
-pivots are chosen anew when training is over.
+A pivot row moves all rows that are made of it, so steps that balanced factors tolerate ruin it. The
+matrix is the same, and its pivots are chosen anew when training is over. Pivoted maps that are
+packed in a few bits stay as they are: their whole numbers are not trained.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def balance(block: nn.Module) -> nn.Module:
     """Put two factors in the place of every pivoted map in a block, and return the block."""
     for name, module in _named(block, Pivoted):
         made = Balanced(module.in_features, module.out_features, module.rank, bias=False)
-        made.fill(module.left().float(), module.right().float())
+        made.fill(module.left().double(), module.right().double())
         _put(block, name, made, module)
     return block
 
@@ -33,7 +33,7 @@ def pivot(block: nn.Module) -> nn.Module:
     """Put a pivoted map in the place of every pair of factors that ``balance`` made."""
     for name, module in _named(block, Balanced):
         made = Pivoted(module.in_features, module.out_features, module.rank, bias=False)
-        made.fill(module.left(), module.right())
+        made.fill(module.left().double(), module.right().double())
         _put(block, name, made, module)
     return block
 

@@ -38,8 +38,7 @@ class Healing(Part):
     tokens: how much of it, such as 200x512; none takes all of the calibration's text.
     steps: of the optimiser. warmup: of these, in which the learning rate rises; after them it falls
         along half a cosine.
-    learning_rate: the highest. Every weight moves by about this much in a step; ten times more than
-        3e-5 ruins a model at once.
+    learning_rate: the highest.
     batch: sequences in one pass; 0 takes as many as make 1024 tokens.
     divergence: from the dense model's distribution: "forward" KL, "reverse" KL or "js".
     temperature: of both distributions.
@@ -55,7 +54,7 @@ class Healing(Part):
     tokens: Amount | None = None
     steps: int = Field(default=200, ge=1)
     warmup: int = Field(default=10, ge=0)
-    learning_rate: float = Field(default=3e-5, gt=0)
+    learning_rate: float = Field(gt=0)
     batch: int = Field(default=0, ge=0)
     divergence: Literal["forward", "reverse", "js"] = "forward"
     temperature: float = Field(default=1.0, gt=0)
@@ -86,17 +85,20 @@ def heal(
     options: Healing,
     ready: Callable[[PreTrainedModel], Ready],
     note: Callable[[], dict[str, Any]] = dict,
+    *,
+    balanced: bool = True,
 ) -> None:
     """Train the whole model as a stage wants it and keep it where the search split gains.
 
     ready: names the parameters and the optimiser. note: what the stage adds to its own note.
+    balanced: train pivoted maps as two balanced factors.
     """
     begin(job)
     tokens = healing_text(job, options)
     walk = _walk(job, tokens, options)
     teacher = ask(job, walk, options.top_k, options.temperature, options.hidden > 0)
     folder = next_step(job, name)
-    model = student(job)
+    model = student(job, balanced=balanced)
     made = ready(model)
     reader = Reader(model)
     weights = Weights(options.divergence, options.temperature, options.hidden, options.next_token)
@@ -107,8 +109,11 @@ def heal(
     state = train(run, _pace(job, options), folder / "training", job.progress)
     reader.close()
     made.finish()
-    rest = write(job, folder, model)
-    take(job, folder, {**_note(job, name, options, tokens, state), **note()}, rest)
+    said = {**_note(job, name, options, tokens, state), **note()}
+    if state.best_at:
+        take(job, folder, said, write(job, folder, model))
+    else:
+        take(job, None, said)
 
 
 def _judge(reader: Reader, walk: BlockWalk, run: nn.Module) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectrim.calibration import Tokens
 from spectrim.job import Job, load_rest
 from spectrim.licence import licence_of
 from spectrim.stages._blocks import current_block, move_to
@@ -65,31 +66,34 @@ def half(dtype: torch.dtype, device: str = "cpu") -> AbstractContextManager[None
     return context
 
 
-def walk_now(job: Job) -> BlockWalk:
-    """Return a walk of the search split with all outside the blocks as it is now."""
+def walk_now(job: Job, tokens: Tokens) -> BlockWalk:
+    """Return a walk of a text with all outside the blocks as it is now."""
     model = copy.deepcopy(job.model)
     load_rest(model, job.rest(), job.compute_dtype)
-    known = job.walk(job.splits.search)
+    known = job.walk(tokens)
     return BlockWalk(model, job.architecture, job.weights, known.tokens, known.batch)
 
 
 def search_loss(job: Job) -> float:
     """Return the loss of the model as it is now on the search split, nats per token."""
-    walk = walk_now(job)
+    walk = walk_now(job, job.splits.search)
     losses = walk.sweep(lambda stack, index: current_block(job, (stack, index), walk.dtype))
     return float(losses.double().mean())
 
 
 def take(
-    job: Job, folder: Path, note: dict[str, Any], rest: dict[str, Tensor] | None = None
+    job: Job, folder: Path | None, note: dict[str, Any], rest: dict[str, Tensor] | None = None
 ) -> None:
     """Go on with healed blocks if they lower the loss on the search split, and note both losses.
 
-    note: what the stage says of itself; rest: all outside the blocks, where that was trained too.
+    folder: of the blocks; None where training has found nothing better. note: what the stage says
+    of itself; rest: all outside the blocks, where that was trained too.
     """
-    before, known = job.blocks, search_loss(job)
-    move_to(job, folder, rest)
-    after = search_loss(job)
+    before = job.blocks
+    known = after = search_loss(job)
+    if folder is not None:
+        move_to(job, folder, rest)
+        after = search_loss(job)
     used = after < known
     if not used:  # NaN is no gain either
         job.blocks = before

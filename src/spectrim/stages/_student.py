@@ -22,16 +22,17 @@ from spectrim.walk import HEAD_CHUNK, BlockWalk
 Loss = Callable[[Tensor, slice], Tensor]  # (hidden states of some tokens, which) → their loss
 
 
-def student(job: Job) -> PreTrainedModel:
+def student(job: Job, *, balanced: bool = True) -> PreTrainedModel:
     """Return the whole model as it is now, to be trained.
 
-    Its blocks are in float32, pivoted maps balanced; repeated blocks share their parameters.
+    Its blocks are in float32, pivoted maps balanced if wanted; repeated blocks share parameters.
     """
     model: PreTrainedModel = copy.deepcopy(job.model)
     load_rest(model, job.rest(), job.compute_dtype)
     for place in job.each_block():
         blocks: Any = model.get_submodule(place[0].path)
-        blocks[place[1]] = balance(current_block(job, place, torch.float32))
+        block = current_block(job, place, torch.float32)
+        blocks[place[1]] = balance(block) if balanced else block
     for name, twin in repeats(job).items():
         _share(model.get_submodule(twin), model.get_submodule(name))
     model.eval().requires_grad_(False)

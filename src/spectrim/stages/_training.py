@@ -21,6 +21,7 @@ from spectrim.job import Progress
 from spectrim.run import atomic_file
 from spectrim.stages._matching import rate
 
+VERSION = "2"  # of what is trained and how; a checkpoint of another one is of no use
 LOST = 2.0  # nats above the first search loss: training has diverged
 
 
@@ -182,12 +183,15 @@ def _save(run: Run, state: State, folder: Path) -> None:
     for name, value in run.update.tensors().items():
         tensors[f"update {name}"] = value.detach().cpu().contiguous()
     with atomic_file(folder / "checkpoint.safetensors") as partial:
-        save_file(tensors, partial, metadata={"state": json.dumps(asdict(state))})
+        save_file(
+            tensors, partial, metadata={"state": json.dumps(asdict(state)), "version": VERSION}
+        )
 
 
 def _load(run: Run, folder: Path) -> State:
     file = folder / "checkpoint.safetensors"
-    if not file.exists():
+    about = _about(file)
+    if about.get("version") != VERSION:
         (folder / "best.safetensors").unlink(missing_ok=True)
         return State()
     held = load_file(file)
@@ -196,5 +200,12 @@ def _load(run: Run, folder: Path) -> State:
     run.update.load(
         {key.removeprefix("update "): v for key, v in held.items() if key.startswith("update ")}
     )
-    with safe_open(file, framework="pt") as said:
-        return State(**json.loads(said.metadata()["state"]))
+    return State(**json.loads(about["state"]))
+
+
+def _about(file: Path) -> dict[str, str]:
+    """Return what a checkpoint says of itself, nothing where there is none."""
+    if not file.exists():
+        return {}
+    with safe_open(file, framework="pt") as held:
+        return dict(held.metadata())

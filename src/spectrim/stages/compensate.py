@@ -23,6 +23,7 @@ from spectrim.methods.loss_aware_svd import two_sided_svd
 from spectrim.options import Part
 from spectrim.plan import Decision
 from spectrim.sites import bias, replace, weight
+from spectrim.stage_order import NOTHING_MISSING
 from spectrim.stages._blocks import current_block, keep_block, move_to, next_step
 from spectrim.stages._curves import dense_plan
 from spectrim.stages._few_bits import Rounding, matrix_of
@@ -57,9 +58,7 @@ def compensate(job: Job, options: Options) -> None:
         SpectrimError: no stage before has rounded a whole matrix or set weights to zero.
     """
     if job.reference is None:
-        raise SpectrimError(
-            "compensate makes up for quantize or sparsify; put one of these before it in the recipe"
-        )
+        raise SpectrimError(NOTHING_MISSING)
     job.plan = job.plan or dense_plan(job)
     folder, places = next_step(job, "compensated"), job.each_block()
     made: dict[str, Decision] = {}

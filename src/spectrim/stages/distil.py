@@ -19,8 +19,8 @@ class Options(Healing):
     """The stage that trains the smaller model on the dense one's distribution over next tokens.
 
     accumulation: batches whose gradients are added up for one step.
-    learning_rate: the highest; the part of its own size (root mean square, when training begins)
-        by which a number moves in a step.
+    learning_rate: the highest; a number moves in a step by about this part of the root mean square
+        of its matrix or vector.
     """
 
     learning_rate: float = Field(default=1e-3, gt=0)

@@ -194,7 +194,9 @@ def _train(
     inputs = {"propagated": [small], "dense": [dense], "both": [small, dense]}[options.inputs]
     pace = Pace(options.steps, options.learning_rate)
     learnt = nn.ModuleList(block for block, is_own in zip(blocks, own, strict=True) if is_own)
-    match(trained(job, learnt), Goal(inputs, small, target, metric), pace, walk)
+    known, reached = match(trained(job, learnt), Goal(inputs, small, target, metric), pace, walk)
+    if not reached < known:  # pivots chosen anew would round anew
+        blocks = [current_block(job, place, torch.float32) for place in places]
     for place, block, is_own in zip(places, blocks, own, strict=True):
         if not is_own:
             path, _, index = twins[f"{place[0].path}.{place[1]}"].rpartition(".")

@@ -11,6 +11,7 @@ from spectrim.architectures import Stack
 from spectrim.errors import SpectrimError
 from spectrim.job import Job
 from spectrim.options import Part
+from spectrim.stage_order import LATE
 from spectrim.stages._importance import importance, search_loss
 from spectrim.stages._order import Ordered, length, ordered
 from spectrim.stages._remake import remake
@@ -81,7 +82,7 @@ def drop_blocks(job: Job, options: Options) -> None:
         SpectrimError: there are too few blocks, no such block, or an earlier stage cut the maps.
     """
     if job.blocks is not None:
-        raise SpectrimError("drop_blocks takes a model with whole maps; write it before factorize")
+        raise SpectrimError(LATE["drop_blocks"])
     stack = _stack(job, options)
     whole = ordered(job, stack, tuple(range(length(job.model, stack))))
     rounds: list[dict[str, Any]] = []

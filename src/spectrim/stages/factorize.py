@@ -17,6 +17,7 @@ from spectrim.options import Factorize
 from spectrim.plan import Curve, Decision, Plan, thin
 from spectrim.refinement import refine
 from spectrim.sites import Site
+from spectrim.stage_order import LATE
 from spectrim.stages._allocate import Unit, available, units
 from spectrim.stages._bit_curves import bit_losses, in_few_bits
 from spectrim.stages._curves import (
@@ -43,10 +44,7 @@ def factorize(job: Job, options: Factorize) -> None:
         SpectrimError: the budget cannot be met, or the plan does not fit the model.
     """
     if job.blocks is not None or "healed" in job.notes:
-        raise SpectrimError(
-            "factorize needs the maps as they came, and an earlier stage has changed them; put it "
-            "first"
-        )
+        raise SpectrimError(LATE["factorize"])
     if options.split_fused:
         job.split_fused()
     if job.plan is None:  # what cannot be is said before the long work

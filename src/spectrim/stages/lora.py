@@ -19,6 +19,7 @@ from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear
 from spectrim.job import Job
 from spectrim.options import Regex
+from spectrim.stage_order import FILLED, WHOLE_NUMBERS
 from spectrim.stages._adam import Adam
 from spectrim.stages._end_to_end import Healing, Ready, heal
 
@@ -50,12 +51,14 @@ def lora(job: Job, options: Options) -> None:
     if find_spec("peft") is None:
         raise SpectrimError("lora needs peft; install it with pip install 'spectrim[heal]'")
     if "sparsified" in job.notes:
-        raise SpectrimError("lora would fill the zeros that sparsify made; take distil instead")
+        raise SpectrimError(FILLED)
 
     def ready(model: PreTrainedModel) -> Ready:
         return adapted(job, model, options)
 
-    heal(job, "lora", options, ready, lambda: {"rank": options.rank})
+    # Additions mean nothing without the very factors that they are added to, which are read from
+    # files, where balanced ones would be computed anew.
+    heal(job, "lora", options, ready, lambda: {"rank": options.rank}, balanced=False)
 
 
 def adapted(job: Job, model: PreTrainedModel, options: Options) -> Ready:
@@ -128,10 +131,7 @@ def _matrices(name: str, module: FactoredLinear) -> list[str]:
 def _refuse_integers(name: str, module: nn.Module) -> None:
     whole = [t for t in module.buffers() if t.dtype in (torch.int8, torch.uint8, torch.int32)]
     if any(tensor.dim() > 1 for tensor in whole):
-        raise SpectrimError(
-            f"{name} is stored as whole numbers, to which lora cannot be merged; put lora before "
-            "that stage, or take distil, which trains the steps"
-        )
+        raise SpectrimError(f"{name} is {WHOLE_NUMBERS}")
 
 
 def straighten(model: PreTrainedModel) -> dict[str, Conv1D]:

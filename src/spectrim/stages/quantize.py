@@ -29,6 +29,7 @@ from spectrim.methods import Damping
 from spectrim.options import Part, Regex
 from spectrim.plan import Decision, Plan
 from spectrim.run import atomic_file
+from spectrim.stage_order import PACKED
 from spectrim.stages._blocks import current_block, keep_block, move_to, next_step
 from spectrim.stages._curves import dense_plan, inner_sites, protected
 from spectrim.stages._ends import quantize_ends
@@ -110,7 +111,7 @@ def decided(job: Job, options: Options, plan: Plan) -> dict[str, Decision]:
 def refuse(job: Job, options: Options, plan: Plan, chosen: dict[str, Decision]) -> None:
     """Raise SpectrimError for what cannot be done, before the long work."""
     if job.ends or any(one.bits for one in plan.decisions):
-        raise SpectrimError("quantize has packed the numbers already; leave out the second one")
+        raise SpectrimError(PACKED)
     if not chosen and not options.ends and job.wanted is None:
         raise SpectrimError(
             "quantize finds no map to pack, as all are protected or in a format that it leaves "

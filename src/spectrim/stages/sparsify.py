@@ -24,6 +24,7 @@ from spectrim.job import Job
 from spectrim.methods import Damping, damped
 from spectrim.options import Part, Regex
 from spectrim.sites import Site, weight
+from spectrim.stage_order import LATE
 from spectrim.stages._curves import protected
 from spectrim.stages._remake import remake
 from spectrim.stages._sparsity import Pattern, magnitude, mask, solved, wanda
@@ -85,9 +86,7 @@ def sparsify(job: Job, options: Options) -> None:
 def refuse(job: Job, options: Options) -> None:
     """Raise SpectrimError for what cannot be done, before the long work."""
     if job.blocks is not None:
-        raise SpectrimError(
-            "sparsify needs dense weights, and an earlier stage has cut them; put it first"
-        )
+        raise SpectrimError(LATE["sparsify"])
     if options.update and options.score == "magnitude":
         raise SpectrimError(
             "with update, sparsify drops what SparseGPT's update can best make up for, not the "

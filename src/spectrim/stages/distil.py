@@ -23,7 +23,7 @@ class Options(Healing):
         of its matrix or vector.
     """
 
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0)
     accumulation: int = Field(default=1, ge=1)
 
 

@@ -81,7 +81,7 @@ def main() -> None:
 
 def chains(healing: str) -> dict[str, list[dict[str, Any]]]:
     """Return the stages of every chain by its label, all on the same healing text."""
-    distil = {"text": healing, "tokens": "400x512", "steps": 200, "batch": 4}
+    distil = {"text": healing, "tokens": "400x512", "steps": 100, "batch": 4}
     return {
         "end to end": [CUT, {"distil": distil}],
         "block by block first": [CUT, {"distil_blocks": {}}, {"distil": distil}],

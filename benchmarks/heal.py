@@ -46,6 +46,7 @@ from spectrim.stages._healed import walk_now
 PLAYS = "lm/tinyshakespeare/input.txt"  # like nothing in the mix, as the novel
 LENGTH = 512  # tokens of a window
 KEEP = "60% of linear"
+ABOUT = ("after", "minutes")  # of a stage, beside its losses by text
 CUT: dict[str, Any] = {
     "factorize": {"method": "loss_aware_svd,loss_aware_neuron_selection", "refine": "off"}
 }
@@ -133,7 +134,7 @@ def _windows(job: Job, second: Path, asked: argparse.Namespace, healing: Path) -
 def _write(output: Path) -> None:
     """Write results.md: excess over the dense model, and the part of the cut's that is closed."""
     rows = known_rows(output)
-    texts = [name for name in next(iter(rows.values()))["stages"][0] if name not in _ABOUT]
+    texts = [name for name in next(iter(rows.values()))["stages"][0] if name not in ABOUT]
     lines = [
         "| stages | minutes | " + " | ".join(texts) + " | closed, " + " / ".join(texts) + " |",
         "|---|---|" + "---|" * len(texts) + "---|",
@@ -160,9 +161,6 @@ def _write(output: Path) -> None:
     )
     (output / "results.md").write_text("\n".join(lines) + "\n\n" + about + "\n")
     print((output / "results.md").read_text())
-
-
-_ABOUT = ("after", "minutes")
 
 
 if __name__ == "__main__":

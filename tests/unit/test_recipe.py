@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from spectrim.errors import SpectrimError
-from spectrim.options import parse_tokens
 from spectrim.recipe import Calibration, Factorize, Keep, Recipe, Stage
 from spectrim.registry import Registry
 
@@ -75,19 +74,7 @@ def test_keep_survives_being_written(millionths, of):
     assert Keep.parse(str(keep)) == keep
 
 
-# tokens and calibration
-
-
-def test_tokens_are_sequences_times_length():
-    assert parse_tokens("48x1024") == (48, 1024)
-    assert parse_tokens(" 1 X 2 ") == (1, 2)
-
-
-@pytest.mark.parametrize("text", ["48", "0x1024", "48x1", "48x1024x2", "-1x8", "many"])
-def test_tokens_that_cannot_be_say_how_to_write_them(text):
-    expected = f"'{text}' is no amount of tokens; write sequences x tokens in each, such as 48x1024"
-    assert message(parse_tokens, text) == expected
-    assert message(Calibration.parse, "a.txt", text) == expected
+# calibration
 
 
 def test_calibration_tells_its_amounts():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from spectrim.formats import TwoFactors
 from spectrim.formats.low_rank import LowRank
 from spectrim.formats.pivoted import Pivoted
 
@@ -18,31 +19,23 @@ class Balanced(LowRank):
     """A pivoted map in training, as second @ first."""
 
 
-@torch.no_grad()
 def balance(block: nn.Module) -> nn.Module:
     """Put two factors in the place of every pivoted map in a block, and return the block."""
-    for name, module in _named(block, Pivoted):
-        made = Balanced(module.in_features, module.out_features, module.rank, bias=False)
-        made.fill(module.left().double(), module.right().double())
-        _put(block, name, made, module)
-    return block
+    return _as(block, Pivoted, Balanced)
+
+
+def pivot(block: nn.Module) -> nn.Module:
+    """Put a pivoted map in the place of every pair of factors that ``balance`` made."""
+    return _as(block, Balanced, Pivoted)
 
 
 @torch.no_grad()
-def pivot(block: nn.Module) -> nn.Module:
-    """Put a pivoted map in the place of every pair of factors that ``balance`` made."""
-    for name, module in _named(block, Balanced):
-        made = Pivoted(module.in_features, module.out_features, module.rank, bias=False)
-        made.fill(module.left().double(), module.right().double())
-        _put(block, name, made, module)
+def _as(block: nn.Module, kind: type[TwoFactors], other: type[TwoFactors]) -> nn.Module:
+    """Hold what is of just this kind, without what inherits from it, in the other."""
+    for name, module in list(block.named_modules()):
+        if isinstance(module, kind) and type(module) is kind:
+            made = other(module.in_features, module.out_features, module.rank, bias=False)
+            made.fill(module.left().double(), module.right().double())
+            made.bias = module.bias
+            block.set_submodule(name, made.train(module.training))
     return block
-
-
-def _named(block: nn.Module, kind: type[nn.Module]) -> list[tuple[str, Pivoted | LowRank]]:
-    """Return the maps that are of just this kind, without what inherits from it."""
-    return [(name, m) for name, m in block.named_modules() if type(m) is kind]  # type: ignore[misc]
-
-
-def _put(block: nn.Module, name: str, made: Pivoted | LowRank, was: Pivoted | LowRank) -> None:
-    made.bias = was.bias
-    block.set_submodule(name, made.train(was.training))

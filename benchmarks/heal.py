@@ -57,15 +57,16 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", type=Path, help="the dense model; by default output/rotated")
     parser.add_argument("--chains", default="", help="labels; all")
-    parser.add_argument("--sequences", type=int, default=400, help="of 512 tokens, read once")
+    parser.add_argument("--sequences", type=int, default=400, help="of 512 tokens")
+    parser.add_argument("--passes", type=int, default=2, help="over these")
     asked = read_arguments(parser)
     folder = asked.model or asked.output / "rotated"
     if asked.model is None:
         write_demo(folder, asked.cache, asked.data)
     first, second = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
     calibration, healing = mixed(asked.data, first, asked.output)
-    wanted = asked.chains.split(",") if asked.chains else list(chains("", 4))
-    for label, chain in chains(str(healing), asked.sequences).items():
+    wanted = asked.chains.split(",") if asked.chains else list(chains("", 4, 1))
+    for label, chain in chains(str(healing), asked.sequences, asked.passes).items():
         if label not in wanted:
             continue
         recipe = Recipe.model_validate(
@@ -75,17 +76,16 @@ def main() -> None:
             }
         )  # fmt: skip
         keep_row(
-            asked.output, f"{asked.sequences}x512", label, 0.6,
+            asked.output, f"{asked.passes} x {asked.sequences}x512", label, 0.6,
             lambda recipe=recipe: healed(asked, recipe, second, healing),  # type: ignore[misc]
         )  # fmt: skip
     _write(asked.output)
 
 
-def chains(healing: str, sequences: int) -> dict[str, list[dict[str, Any]]]:
+def chains(healing: str, sequences: int, passes: int) -> dict[str, list[dict[str, Any]]]:
     """Return the stages of every chain by its label, all on the same healing text."""
-    distil = {
-        "text": healing, "tokens": f"{sequences}x512", "steps": sequences // 4, "batch": 4,
-    }  # fmt: skip
+    steps = passes * sequences // 4
+    distil = {"text": healing, "tokens": f"{sequences}x512", "steps": steps, "batch": 4}
     return {
         "end to end": [CUT, {"distil": distil}],
         "block by block first": [CUT, {"distil_blocks": {}}, {"distil": distil}],

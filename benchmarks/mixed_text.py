@@ -25,6 +25,7 @@ LIKE = {  # what is of the kind of each data set of the default text
     "ccdv/arxiv-summarization": "technical",
 }
 CALIBRATION, HEALING = 105, 460  # pieces
+RUN = 100  # characters: a piece that has so many in a row from an earlier text is left out
 
 
 def mixed(data: Path, first_half: Path, output: Path) -> tuple[Path, Path]:
@@ -54,7 +55,10 @@ def with_a_network(data: Path, first_half: Path, output: Path) -> Path:
 def _drawn(
     data: Path, first_half: Path, shares: Mapping[str, float], counts: tuple[int, ...]
 ) -> list[list[str]]:
-    """Return as many texts as counts are given, of so many pieces each, none in two of them."""
+    """Return as many texts as counts are given, of so many pieces each, none in two of them.
+
+    Licences and tables come more than once, so pieces that repeat an earlier text are left out.
+    """
     folder = data / "lm/exllamav2_cal"
     texts = {
         "wiki": first_half.read_text(encoding="utf-8"),
@@ -77,7 +81,16 @@ def _drawn(
             begin = end
     for part in parts:
         drawn.shuffle(part)
-    return parts
+    return [_unlike(part, "\n".join(sum(parts[:at], []))) for at, part in enumerate(parts)]
+
+
+def _unlike(pieces: list[str], earlier: str) -> list[str]:
+    """Return the pieces of which no run of characters stands in an earlier text."""
+    return [
+        piece
+        for piece in pieces
+        if not any(piece[at : at + RUN] in earlier for at in range(0, len(piece) - RUN + 1, 10))
+    ]
 
 
 def _write(path: Path, pieces: list[str]) -> None:

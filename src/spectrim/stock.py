@@ -48,6 +48,7 @@ def plain(job: Job, part: Path) -> Path:
     for one in job.plan.decisions:
         if one.format in NARROW and f"{one.site}.{NARROW[one.format]}" in tensors:
             matrix = tensors.pop(f"{one.site}.{NARROW[one.format]}")
+            tensors.pop(f"{one.site}.places", None)
             turned = isinstance(job.model.get_submodule(one.site), Conv1D)
             tensors[f"{one.site}.weight"] = matrix.T.contiguous() if turned else matrix
     target = job.work / "stock" / part.name

@@ -56,6 +56,7 @@ def made(
     module = module.to(dtype)
     pieces: dict[str, Tensor] = {"order": drawn(OUT).argsort(), "matrix": drawn(OUT, IN, seed=9)}
     pieces |= {"first": drawn(3, IN, seed=1), "second": drawn(OUT, 3, seed=2)}
+    pieces |= {"places": drawn(IN, seed=3).argsort()[:rank]}
     if isinstance(module, Quantized):
         for at, (part, shape) in enumerate(module.matrices(OUT, IN, rank).items()):
             found = nearest(drawn(*shape, seed=at), torch.ones(shape[1]), module.grid, dtype)
@@ -63,18 +64,20 @@ def made(
     with torch.no_grad():
         module.take(pieces)
         if module.bias is not None:
-            module.bias.copy_(drawn(OUT, seed=5))
+            module.bias.copy_(drawn(*module.bias.shape, seed=5))
     return module
 
 
-def inputs(dtype: torch.dtype = torch.float32) -> Tensor:
-    return drawn(2, 3, IN, seed=4).to(dtype)
+def inputs(module: FactoredLinear) -> Tensor:
+    return drawn(2, 3, module.dense().shape[1], seed=4)
 
 
 def test_which_formats_there_are() -> None:
     assert NAMES == [
         "corrected_dense",
         "quantized_dense",
+        "quantized_fewer_inputs",
+        "quantized_fewer_outputs",
         "quantized_low_rank",
         "quantized_pivoted",
     ]
@@ -122,18 +125,20 @@ def test_save_load_is_bit_equal(name: str, keywords: dict[str, Any], tmp_path: P
     empty.load_state_dict(load_file(tmp_path / "m.safetensors"), assign=True)
     assert empty.shape() == module.shape()
     with torch.no_grad():
-        assert torch.equal(empty(inputs()), module(inputs()))
-        assert torch.equal(module(inputs()), module(inputs()))
+        x = inputs(module)
+        assert torch.equal(empty(x), module(x))
+        assert torch.equal(module(x), module(x))
 
 
 @EACH
 def test_forward_equals_dense(name: str, keywords: dict[str, Any]) -> None:
     module = made(name, keywords)
     assert module.bias is not None
-    expected = inputs() @ module.dense().T + module.bias
-    torch.testing.assert_close(module(inputs()), expected, rtol=1e-4, atol=1e-3)
+    x = inputs(module)
+    expected = x @ module.dense().T + module.bias
+    torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-3)
     with torch.no_grad():
-        torch.testing.assert_close(module(inputs()), expected, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-3)
     assert module.weight.is_floating_point()
 
 
@@ -158,7 +163,7 @@ def test_bytes_and_numbers_are_what_the_file_holds(
 @EACH
 def test_gradients_reach_every_parameter_and_the_input(name: str, keywords: dict[str, Any]) -> None:
     one, other = made(name, keywords), made(name, keywords)
-    x, y = inputs().requires_grad_(), inputs().requires_grad_()
+    x, y = inputs(one).requires_grad_(), inputs(one).requires_grad_()
     one(x).square().sum().backward()
     assert other.bias is not None
     (y @ other.dense().T + other.bias).square().sum().backward()

@@ -74,6 +74,38 @@ def test_a_plan_with_bits_is_replayed_bit_for_bit(plain: Made) -> None:
     assert plan_of(small) == plan_of(again)
 
 
+NARROWER = {"factorize": {**BITS, "method": "loss_aware_svd,loss_aware_neuron_selection"}}
+
+
+def test_narrower_maps_are_chosen_in_few_bits_and_cost_what_is_said(plain: Made) -> None:
+    folder = plain.folder / "narrower"
+    small = shrink(asked(plain, "20% of linear bytes", NARROWER, {"quantize": {}}), folder)
+    plan = plan_of(small)
+    narrow = [one for one in plan.decisions if one.format.startswith("fewer_")]
+    assert {one.module for one in narrow} == {"quantized_fewer_outputs", "quantized_fewer_inputs"}
+    assert plan.about["budget"]["size"] >= linear_bytes(small)
+    note = plan.about["found"]["quantized"]
+    assert 0 < note["predicted_loss"] and not note["without_tokens"]
+    model = from_pretrained(plain, small)
+    assert torch.isfinite(logits(model, tokens())).all()
+    again = shrink(
+        asked(plain, "20% of linear bytes", NARROWER, {"quantize": {}}),
+        plain.folder / "narrower-replayed", plan=small / "plan.json",
+    )  # fmt: skip
+    assert equal(stored(small), stored(again))
+
+
+def test_gptq_of_a_narrower_map_beats_the_nearest_by_its_own_measure(plain: Made) -> None:
+    narrow = {"factorize": {"method": "loss_aware_neuron_selection", "refine": "off"}}
+    lost = {}
+    for rounding in ("gptq", "nearest"):
+        few = {"quantize": {"bits": 3, "group": 32, "rounding": rounding}}
+        small = shrink(asked(plain, "80% of linear", narrow, few), plain.folder / rounding)
+        assert "quantized_fewer_inputs" in {one.module for one in plan_of(small).decisions}
+        lost[rounding] = plan_of(small).about["found"]["quantized"]["predicted_loss"]
+    assert 0 < lost["gptq"] < lost["nearest"]
+
+
 def test_bits_alone_keep_every_rank(plain: Made) -> None:
     small = shrink(
         asked(

@@ -64,7 +64,7 @@ def narrowed(
     root, losses = made_up(columns.double(), inputs[order][:, order], gradients)
     if not known.input_moment.any() or not known.gradient_moment.any():
         losses = torch.zeros_like(losses)  # nothing reaches the loss
-    pieces = {"down.columns": columns, "down.root": root.float()}
+    pieces = {"down.columns": columns, "down.root": root.float(), "down.order": order}
     for role in maps.keys() - {"down"}:
         pieces |= {f"{role}.rows": maps[role][order], f"{role}.order": order.clone()}
     return Decomposition(torch.arange(len(losses)), losses, pieces, in_nats=True)

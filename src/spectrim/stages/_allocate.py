@@ -57,6 +57,7 @@ def units(job: Job, options: Factorize, curves: list[Curve]) -> list[Unit]:
     }
     made: list[Unit] = []
     left = dict(single)
+    joint = _enveloped(joint)
     while joint:
         members = _connected(joint)
         joint = [curve for curve in joint if not any(curve is one for one in members)]
@@ -65,6 +66,14 @@ def units(job: Job, options: Factorize, curves: list[Curve]) -> list[Unit]:
     made += [Unit(curve) for curve in left.values()]
     order = {site.name: place for place, site in enumerate(inner_sites(job))}
     return sorted(made, key=lambda unit: order[unit.curve.site.name])
+
+
+def _enveloped(joint: list[Curve]) -> list[Curve]:
+    """Return joint curves with those of the same sites, as in other bits, made one."""
+    by_sites: dict[tuple[str, ...], list[Curve]] = {}
+    for curve in joint:
+        by_sites.setdefault(tuple(site.name for site in curve.sites), []).append(curve)
+    return [one for curves in by_sites.values() if (one := envelope(curves)) is not None]
 
 
 def _connected(joint: list[Curve]) -> list[Curve]:

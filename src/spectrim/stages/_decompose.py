@@ -42,7 +42,7 @@ class Offer:
 def decompositions(job: Job, options: Factorize, method: str) -> Path:
     """Return the folder of the cache that holds what a method makes of the model."""
     key = key_of(
-        "decompositions", 4, job.statistics_key, method,
+        "decompositions", 5, job.statistics_key, method,
         options.damp_input, options.damp_gradient, centred(options, method),
     )  # fmt: skip
     return job.cache / "decompositions" / key

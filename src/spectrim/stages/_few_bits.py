@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spectrim.formats import FactoredLinear
 from spectrim.formats._rounding import Grid, Rounded, nearest
+from spectrim.formats.fewer_inputs import FewerInputs
+from spectrim.formats.fewer_outputs import FewerOutputs
 from spectrim.formats.low_rank import LowRank
+from spectrim.formats.picked_inputs import PickedInputs
 from spectrim.formats.pivoted import Pivoted
 from spectrim.methods import cholesky, damped
 from spectrim.sites import weight
 from spectrim.stages._gptq import gptq
 from spectrim.stages._sparsity import inverse_root
+from spectrim.statistics import Statistics
 
 SOLVING = 1e-4  # of the mean diagonal of A, added before a second factor is solved for
 Roots = dict[float, list[tuple[Tensor, Tensor]]]
 """By damping: moments of inputs, and the roots of their inverses."""
-FORMATS = ("dense", "low_rank", "pivoted")  # whose numbers can be packed
+FORMATS = ("dense", "low_rank", "pivoted", "fewer_outputs", "fewer_inputs")  # whose numbers can be packed
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,33 @@ def matrix_of(module: nn.Module) -> Float[Tensor, "out in"]:
     return found.detach()
 
 
+def narrowed(
+    known: Statistics, module: nn.Module, outputs: Int[Tensor, " rank"] | None
+) -> Statistics:
+    """Return the moments of what a map reads and delivers, where it has fewer inputs or outputs.
+
+    known: those of the dense map. outputs: the places of what a map of fewer outputs delivers.
+    """
+    inputs, gradients = known.input_moment, known.gradient_moment
+    if isinstance(module, FewerInputs) and inputs is not None:
+        places, mean = module.places.long(), known.input_mean
+        return replace(
+            known,
+            input_mean=None if mean is None else mean[places],
+            input_moment=inputs[places][:, places],
+            samples=None,
+        )
+    if isinstance(module, FewerOutputs) and gradients is not None:
+        assert outputs is not None
+        places = outputs.long()
+        return replace(known, gradient_moment=gradients[places][:, places])
+    return known
+
+
 def packed(
     module: nn.Module, moment: Float[Tensor, "in in"], rounding: Rounding
 ) -> dict[str, Tensor]:
-    """Return what the quantised format takes of a map; moment: A, of the inputs.
+    """Return what the quantised format takes of a map; moment: A, of the inputs that it reads.
 
     Raises:
         TypeError: the map's numbers cannot be packed.
@@ -87,6 +114,11 @@ def packed(
             ("rows", "coefficients"), (module.rows, module.coefficients), moment, rounding
         )
         return {**found, "order": module.order}
+    if isinstance(module, FewerOutputs):
+        return rounding(module.rows, moment).pieces("rows")
+    if isinstance(module, FewerInputs) and not isinstance(module, PickedInputs):
+        found = rounding(module.columns, moment, shared=False).pieces("columns")
+        return {**found, "places": module.places}
     if isinstance(module, FactoredLinear):
         raise TypeError(f"{type(module).__name__} cannot be packed")
     return rounding(weight(module), moment).pieces("quantized")

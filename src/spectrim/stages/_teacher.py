@@ -82,17 +82,20 @@ def _answers(
     job: Job, reader: Reader, walk: BlockWalk, how: tuple[int, float, bool]
 ) -> dict[str, Tensor]:
     k, temperature, keeps_hidden = how
-    tops: list[Tensor] = []
-    ids: list[Tensor] = []
-    states: list[Tensor] = []
+    count = walk.predicted()
+    # filled in place: small tensors kept between logits that come and go would pin the heap
+    found = {"top": torch.empty(count, k), "ids": torch.empty(count, k, dtype=torch.int32)}
+    at = 0
     for done, start in enumerate(walk.starts, start=1):
         hidden = reader.hidden(reader.model, walk, start)
+        if keeps_hidden:
+            states = found.setdefault("hidden", hidden.new_empty(count, hidden.shape[-1]))
+            states[at : at + len(hidden)] = hidden
         for rows in hidden.split(HEAD_CHUNK):
             logs = torch.log_softmax(reader.logits(rows) / temperature, -1)
-            top, best = logs.topk(k, dim=-1)
-            tops.append(top)
-            ids.append(best.int())
-        states += [hidden] if keeps_hidden else []
+            top, ids = logs.topk(k, dim=-1)
+            found["top"][at : at + len(rows)] = top
+            found["ids"][at : at + len(rows)] = ids
+            at += len(rows)
         job.progress(done, len(walk.starts), "asking the dense model")
-    found = {"top": torch.cat(tops), "ids": torch.cat(ids)}
-    return found | ({"hidden": torch.cat(states)} if keeps_hidden else {})
+    return found

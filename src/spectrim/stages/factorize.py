@@ -19,7 +19,8 @@ from spectrim.refinement import refine
 from spectrim.sites import Site
 from spectrim.stage_order import LATE
 from spectrim.stages._allocate import Unit, available, units
-from spectrim.stages._bit_curves import bit_losses, in_few_bits
+from spectrim.stages._bit_curves import in_few_bits
+from spectrim.stages._bit_losses import bit_losses
 from spectrim.stages._curves import (
     dense_curve,
     format_of,

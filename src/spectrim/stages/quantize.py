@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from spectrim import sites
 from spectrim.architectures import Stack
@@ -24,6 +24,7 @@ from spectrim.currency import expected_loss
 from spectrim.errors import SpectrimError
 from spectrim.formats import formats
 from spectrim.formats._rounding import Grid
+from spectrim.formats.fewer_inputs import FewerInputs
 from spectrim.job import Job
 from spectrim.methods import Damping
 from spectrim.options import Part, Regex
@@ -33,7 +34,7 @@ from spectrim.stage_order import PACKED
 from spectrim.stages._blocks import current_block, keep_block, move_to, next_step
 from spectrim.stages._curves import dense_plan, inner_sites, protected
 from spectrim.stages._ends import quantize_ends
-from spectrim.stages._few_bits import FORMATS, Roots, Rounding, matrix_of, packed
+from spectrim.stages._few_bits import FORMATS, Roots, Rounding, matrix_of, narrowed, packed
 from spectrim.statistics import Statistics, load_block
 
 NOTE = "quantized"  # under which the run's notes say what was done
@@ -141,19 +142,28 @@ def _block(
         known = load_block(job.statistics(), *place)
         losses: dict[str, float | None] = {}
         roots: Roots = {}
+        kept = _kept(block)
         for site in job.block_sites(*place):
             if (one := chosen.get(site.name)) is not None:
                 path = site.name.removeprefix(f"{place[0].path}.{place[1]}.")
                 module = block.get_submodule(path)
-                made, losses[site.name] = few_bits(
-                    job, options, module, one, known[site.name], roots
-                )
+                seen = narrowed(known[site.name], module, kept.get(path.rpartition(".")[0]))
+                made, losses[site.name] = few_bits(job, options, module, one, seen, roots)
                 sites.replace(block, path, made)
         with atomic_file(record) as partial:
             partial.write_text(json.dumps(losses), encoding="utf-8")
         keep_block(job, folder, place, block)
     found: dict[str, float | None] = json.loads(record.read_text(encoding="utf-8"))
     return found
+
+
+def _kept(block: nn.Module) -> dict[str, Tensor]:
+    """Return which neurons the narrower MLPs of a block have, by the path of each MLP."""
+    return {
+        name.rpartition(".")[0]: module.places
+        for name, module in block.named_modules()
+        if type(module) is FewerInputs
+    }
 
 
 def few_bits(
@@ -166,6 +176,7 @@ def few_bits(
 ) -> tuple[nn.Module, float | None]:
     """Return the packed map for a map, and the loss that is predicted, None without tokens.
 
+    known: the moments of what this map reads and delivers, which may be less than the dense one.
     roots: what maps with the same inputs share, filled here; empty at first.
     """
     rounding = Rounding(
@@ -177,7 +188,8 @@ def few_bits(
         roots=roots,
     )
     reached = known.tokens > 0 and known.input_moment is not None
-    moment = known.input_moment if reached else torch.eye(decision.in_features)
+    matrix = matrix_of(module)
+    moment = known.input_moment if reached else torch.eye(matrix.shape[1])
     assert moment is not None
     made = formats.get(decision.module)(**job.empty_format(decision).shape())
     with torch.no_grad():
@@ -186,7 +198,7 @@ def few_bits(
             made.bias.copy_(sites.bias(module))
         if not reached or known.gradient_moment is None:
             return made, None
-        return made, expected_loss(matrix_of(module), matrix_of(made), known, Damping())
+        return made, expected_loss(matrix, matrix_of(made), known, Damping())
 
 
 def note(options: Options, plan: Plan, losses: dict[str, float | None]) -> dict[str, Any]:

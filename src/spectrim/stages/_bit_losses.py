@@ -1,0 +1,145 @@
+"""What few bits cost, in nats: maps and some of their cuts quantised for real, block by block."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from spectrim.architectures import Stack
+from spectrim.formats import filled
+from spectrim.job import Job, key_of
+from spectrim.options import Factorize
+from spectrim.plan import Decision
+from spectrim.run import atomic_file, locked
+from spectrim.sites import Site, bias
+from spectrim.stages._curves import format_of, forms_of, left_dense, ranks_of
+from spectrim.stages._decompose import decompositions, pieces_of, reached, together
+from spectrim.stages._few_bits import FORMATS, Roots, narrowed
+from spectrim.stages.quantize import Options as Quantize
+from spectrim.stages.quantize import few_bits
+from spectrim.statistics import load_block
+
+TRIED = (0.3, 0.7)  # of the full rank: the cuts that are quantised for real
+Sites = tuple[Site, ...]
+Known = dict[str, Tensor]
+"""By ``whole_key`` [bits], by ``cut_key`` [tried, bits]: what rounding costs, in nats per token."""
+
+
+def bit_losses(job: Job, options: Factorize) -> Known:
+    """Return what rounding costs, measured block by block and kept in the cache.
+
+    Cuts are those of the first method that cuts the same sites. Sites that no token of the
+    calibration text came to are left out.
+    """
+    if not options.bits:
+        return {}
+    known: Known = {}
+    places = job.each_block()
+    for done, place in enumerate(places, start=1):
+        file = job.block_file(_folder(job, options), *place)
+        with locked(file):
+            if not file.exists():
+                with atomic_file(file) as partial:
+                    save_file(_of_block(job, options, place), partial)
+        known |= load_file(file)
+        job.progress(done, len(places), "measuring what bits cost")
+    return known
+
+
+def whole_key(site: Site) -> str:
+    """Return under which name the losses of a site's whole matrix are."""
+    return f"whole {site.name}"
+
+
+def cut_key(sites: Sites) -> str:
+    """Return under which name the losses of cuts are."""
+    return " ".join(site.name for site in sites)
+
+
+def packable(options: Factorize, method: str, sites: Sites) -> bool:
+    """Return whether all that a method stores of these sites can be packed."""
+    return all(format_of(options, method, one, at) in FORMATS for at, one in enumerate(sites))
+
+
+def tried(options: Factorize, method: str, sites: Sites) -> tuple[int, int]:
+    """Return the two ranks of the first site at which cuts are quantised."""
+    full = full_rank(options, method, sites)
+    low, high = (max(1, round(part * full)) for part in TRIED)
+    return low, high
+
+
+def full_rank(options: Factorize, method: str, sites: Sites) -> int:
+    """Return the largest rank that the first site may have."""
+    return forms_of(options, method, sites)[0].largest(sites[0].out_features, sites[0].in_features)
+
+
+def _folder(job: Job, options: Factorize) -> Path:
+    key = key_of(
+        "bits", 2, job.statistics_key, options.bits, options.group, options.method,
+        options.format, options.cut, options.centre, options.damp_input, options.damp_gradient,
+    )  # fmt: skip
+    return job.cache / "decompositions" / key
+
+
+def _of_block(job: Job, options: Factorize, place: tuple[Stack, int]) -> Known:
+    block = _Block(job, options, place)
+    found = {whole_key(site): block.whole(site) for site in reached(job, *place)}
+    for method in options.methods if options.cut else ():
+        for sites in together(method, reached(job, *place)):
+            if cut_key(sites) not in found and packable(options, method, sites):
+                ranks = tried(options, method, sites)
+                costs = [block.cut(method, sites, rank) for rank in ranks]
+                if known := [one for one in costs if one is not None]:
+                    found[cut_key(sites)] = torch.stack(known)
+    return found
+
+
+class _Block:
+    """A dense block whose maps are quantised one by one."""
+
+    def __init__(self, job: Job, options: Factorize, place: tuple[Stack, int]) -> None:
+        self.job, self.options, self.place = job, options, place
+        self.statistics = load_block(job.statistics(), *place)
+        self.block = job.dense_block(*place).float()
+        self.roots: Roots = {}  # of moments, for maps with the same inputs
+
+    def whole(self, site: Site) -> Float[Tensor, " bits"]:
+        """Return what a site's matrix loses in each of the bits."""
+        return self._costs(self._map(site), left_dense(site), None)
+
+    def cut(self, method: str, sites: Sites, rank: int) -> Float[Tensor, " bits"] | None:
+        """Return what rounding costs a cut of sites together, None where there is none."""
+        total = torch.zeros(len(self.options.bits))
+        file = self.job.block_file(decompositions(self.job, self.options, method), *self.place)
+        ranks = ranks_of(forms_of(self.options, method, sites), sites, rank)
+        for at, (site, own) in enumerate(zip(sites, ranks, strict=True)):
+            if not (pieces := pieces_of(file, site.name)):
+                return None
+            name = format_of(self.options, method, site, at)
+            shape = (site.out_features, site.in_features, own)
+            made = filled(name, shape, pieces, bias(self._map(site)), torch.float32)
+            decision = replace(left_dense(site), format=name, rank=own)
+            order = pieces.get("order")
+            total += self._costs(made, decision, None if order is None else order[:own])
+        return total
+
+    def _map(self, site: Site) -> nn.Module:
+        stack, index = self.place
+        return self.block.get_submodule(site.name.removeprefix(f"{stack.path}.{index}."))
+
+    def _costs(
+        self, module: nn.Module, decision: Decision, outputs: Tensor | None
+    ) -> Float[Tensor, " bits"]:
+        """Return ½ tr(Δᵀ G Δ A) of rounding a map; outputs: which it has, where they are fewer."""
+        options = Quantize(group=self.options.group)
+        seen = narrowed(self.statistics[decision.site], module, outputs)
+        found = []
+        for bits in self.options.bits:
+            one = replace(decision, bits=bits, group=self.options.group)
+            found.append(few_bits(self.job, options, module, one, seen, self.roots)[1] or 0.0)
+        return torch.tensor(found)

@@ -57,7 +57,8 @@ def _of_numbers(part: float, *stages: dict[str, Any]) -> dict[str, Any]:
     return {"keep": f"{100 * part:g}% of linear", "stages": list(stages)}
 
 
-BITS = {"factorize": {**FACTORS, "bits": [2, 3, 4, 8]}}
+PAIR = "loss_aware_svd,loss_aware_neuron_selection"
+BITS = {"factorize": {**FACTORS, "method": PAIR, "bits": [2, 3, 4, 8]}}
 ROWS: tuple[Row, ...] = (
     Row("dense bf16", None, 1.0),
     Row("int8 nearest", _rounded(8, "nearest"), 0.53),

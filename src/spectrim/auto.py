@@ -3,7 +3,8 @@
 The budget of bytes is first parted: embedding and head go to 8 bits, norms and biases stay, and the
 linear maps get what is left. How that is best spent on ranks and bits, map by map, is the
 allocator's affair. What it cannot know, how many numbers should share a step and whether cutting
-ranks pays at all, is tried (optuna) and measured on the search split, before any healing.
+ranks, or the widths of MLPs too, pays at all, is tried (optuna) and measured on the search split,
+before any healing. Healing then ends where that split gains nothing more.
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ ENDS = 8  # bits of embedding and head
 LEAST = 0.04  # of the linear maps' bytes: what no plan reaches
 BITS = (2, 3, 4, 8)
 GROUPS = (64, 128, 32)  # numbers that share a step
-CUTS = ("ranks and bits", "bits")
-TRIALS = 4
+CUTS: dict[str, dict[str, Any]] = {
+    "ranks and bits": {"method": "loss_aware_svd"},
+    "ranks, widths and bits": {"method": "loss_aware_svd,loss_aware_neuron_selection"},
+    "bits": {"cut": False},
+}
+TRIALS = 5
 
 
 class Choice(NamedTuple):
@@ -64,9 +69,9 @@ def choose(
         "trust_remote_code": asked.trust_remote_code,
         "keep": str(Keep(fraction=part, of="linear bytes")),
     }
-    job = open_job(_recipe(common, GROUPS[0], CUTS[0], 0, False), source, cache, progress)
+    job = open_job(_recipe(common, GROUPS[0], next(iter(CUTS)), 0, False), source, cache, progress)
     key = key_of(
-        "auto", 1, job.statistics_key, job.splits.search.digest(), common["keep"], asked.seed
+        "auto", 2, job.statistics_key, job.splits.search.digest(), common["keep"], asked.seed
     )
     folder = cache / "auto" / key
     record = Record(folder.with_suffix(".jsonl"))
@@ -75,7 +80,7 @@ def choose(
 
     def tried(trial: optuna.Trial) -> float:
         group = int(trial.suggest_categorical("group", GROUPS))
-        cuts = str(trial.suggest_categorical("cuts", CUTS))
+        cuts = str(trial.suggest_categorical("cuts", tuple(CUTS)))
         name = f"{cuts} in groups of {group}"
         if name not in record.values:
             # the ends cost every choice the same
@@ -131,8 +136,7 @@ def linear_part(weights: Weights, sites: list[Site], size: Keep) -> float:
 
 
 def _recipe(common: dict[str, Any], group: int, cuts: str, ends: int, heal: bool) -> Recipe:
-    factorize = {"format": "low_rank", "refine": "off", "bits": BITS, "group": group,
-                 "cut": cuts == CUTS[0]}  # fmt: skip
+    factorize = {"format": "low_rank", "refine": "off", "bits": BITS, "group": group, **CUTS[cuts]}
     made: list[dict[str, Any]] = [
         {"factorize": factorize},
         {"quantize": {"ends": ends}},

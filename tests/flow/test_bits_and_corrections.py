@@ -85,7 +85,7 @@ def test_narrower_maps_are_chosen_in_few_bits_and_cost_what_is_said(plain: Made)
     assert {one.module for one in narrow} == {"quantized_fewer_outputs", "quantized_fewer_inputs"}
     assert plan.about["budget"]["size"] >= linear_bytes(small)
     note = plan.about["found"]["quantized"]
-    assert 0 < note["predicted_loss"] and not note["without_tokens"]
+    assert note["predicted_loss"] > 0 and not note["without_tokens"]
     model = from_pretrained(plain, small)
     assert torch.isfinite(logits(model, tokens())).all()
     again = shrink(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from spectrim import auto, pipeline, searching, sources
 from spectrim.auto import Choice, linear_part
 from spectrim.errors import SpectrimError
+from spectrim.job import Job
 from spectrim.metrics.size import bytes_on_disk
 from spectrim.recipe import Keep, Recipe
 from spectrim.sites import find
@@ -62,15 +65,24 @@ def test_the_same_seed_chooses_the_same_and_tries_once(
 def test_what_is_chosen_lost_least_of_what_was_tried(
     plain: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = {"ranks and bits": 3.0, "bits": 2.0}
-    monkeypatch.setattr(
-        auto,
-        "_measured",
-        lambda job, recipe, folder: losses["ranks and bits" if recipe.factorize.cut else "bits"],
-    )
-    choice = chosen(plain, "45%")
-    assert choice.recipe.factorize is not None and not choice.recipe.factorize.cut
-    assert "2.000" in choice.why and "3.000" in choice.why
+    least = {"ranks and bits": "44%", "ranks, widths and bits": "45%", "bits": "46%"}
+    for best, size in least.items():
+
+        def measured(job: Job, recipe: Recipe, folder: Path, best: str = best) -> float:
+            assert recipe.factorize is not None
+            known = [
+                name
+                for name, how in auto.CUTS.items()
+                if all(getattr(recipe.factorize, key) == value for key, value in how.items())
+            ]
+            return 2.0 if known[-1] == best else 3.0
+
+        monkeypatch.setattr(auto, "_measured", measured)
+        choice = chosen(plain, size)
+        for key, value in auto.CUTS[best].items():
+            assert getattr(choice.recipe.factorize, key) == value
+        assert f"choosing {best} in groups of 64 lost least" in choice.why
+        assert "2.000" in choice.why and "3.000" in choice.why
 
 
 def test_a_part_of_the_whole_leaves_the_linear_maps_what_the_ends_do_not_take(plain: Made) -> None:

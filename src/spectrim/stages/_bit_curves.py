@@ -59,15 +59,13 @@ def in_few_bits(
     ]
     for curve in curves:
         if options.cut and curve.methods and packable(options, curve.methods[0], curve.sites):
-            costs = None if known is None else known.get(cut_key(curve.sites))
+            costs = None if known is None else known.get(cut_key(curve.methods[0], curve.sites))
             if known is None or costs is not None:
                 found.append(_cuts(job, options, curve, costs))
     return found
 
 
-def _whole(
-    job: Job, options: Factorize, site: Site, costs: Float[Tensor, " bits"] | None
-) -> Curve:
+def _whole(job: Job, options: Factorize, site: Site, costs: Float[Tensor, " bits"] | None) -> Curve:
     full = min(site.out_features, site.in_features)
     losses = [0.0] * len(options.bits) if costs is None else costs.tolist()
     cuts = [

@@ -18,7 +18,7 @@ from spectrim.plan import Decision
 from spectrim.run import atomic_file, locked
 from spectrim.sites import Site, bias
 from spectrim.stages._curves import format_of, forms_of, left_dense, ranks_of
-from spectrim.stages._decompose import decompositions, pieces_of, reached, together
+from spectrim.stages._decompose import centred, decompositions, pieces_of, reached, together
 from spectrim.stages._few_bits import FORMATS, Roots, narrowed
 from spectrim.stages.quantize import Options as Quantize
 from spectrim.stages.quantize import few_bits
@@ -33,21 +33,23 @@ Known = dict[str, Tensor]
 def bit_losses(job: Job, options: Factorize) -> Known:
     """Return what rounding costs, measured block by block and kept in the cache.
 
-    Cuts are those of the first method that cuts the same sites. Sites that no token of the
-    calibration text came to are left out.
+    Sites that no token of the calibration text came to are left out.
     """
     if not options.bits:
         return {}
     known: Known = {}
     places = job.each_block()
-    for done, place in enumerate(places, start=1):
-        file = job.block_file(_folder(job, options), *place)
-        with locked(file):
-            if not file.exists():
-                with atomic_file(file) as partial:
-                    save_file(_of_block(job, options, place), partial)
-        known |= load_file(file)
-        job.progress(done, len(places), "measuring what bits cost")
+    parts = ("", *(options.methods if options.cut else ()))
+    for number, method in enumerate(parts):
+        for done, place in enumerate(places, start=1):
+            file = job.block_file(_folder(job, options, method), *place)
+            with locked(file):
+                if not file.exists():
+                    with atomic_file(file) as partial:
+                        save_file(_of_block(job, options, method, place), partial)
+            known |= load_file(file)
+            total = len(parts) * len(places)
+            job.progress(number * len(places) + done, total, "measuring what bits cost")
     return known
 
 
@@ -56,9 +58,9 @@ def whole_key(site: Site) -> str:
     return f"whole {site.name}"
 
 
-def cut_key(sites: Sites) -> str:
-    """Return under which name the losses of cuts are."""
-    return " ".join(site.name for site in sites)
+def cut_key(method: str, sites: Sites) -> str:
+    """Return under which name the losses of a method's cuts are."""
+    return " ".join((method, *(site.name for site in sites)))
 
 
 def packable(options: Factorize, method: str, sites: Sites) -> bool:
@@ -78,24 +80,23 @@ def full_rank(options: Factorize, method: str, sites: Sites) -> int:
     return forms_of(options, method, sites)[0].largest(sites[0].out_features, sites[0].in_features)
 
 
-def _folder(job: Job, options: Factorize) -> Path:
-    key = key_of(
-        "bits", 2, job.statistics_key, options.bits, options.group, options.method,
-        options.format, options.cut, options.centre, options.damp_input, options.damp_gradient,
-    )  # fmt: skip
+def _folder(job: Job, options: Factorize, method: str) -> Path:
+    """Return where losses of a method's cuts are, or of whole matrices without a method."""
+    how = (method, options.format, centred(options, method), options.damp_input,
+           options.damp_gradient) if method else ()  # fmt: skip
+    key = key_of("bits", 3, job.statistics_key, options.bits, options.group, how)
     return job.cache / "decompositions" / key
 
 
-def _of_block(job: Job, options: Factorize, place: tuple[Stack, int]) -> Known:
-    block = _Block(job, options, place)
-    found = {whole_key(site): block.whole(site) for site in reached(job, *place)}
-    for method in options.methods if options.cut else ():
-        for sites in together(method, reached(job, *place)):
-            if cut_key(sites) not in found and packable(options, method, sites):
-                ranks = tried(options, method, sites)
-                costs = [block.cut(method, sites, rank) for rank in ranks]
-                if known := [one for one in costs if one is not None]:
-                    found[cut_key(sites)] = torch.stack(known)
+def _of_block(job: Job, options: Factorize, method: str, place: tuple[Stack, int]) -> Known:
+    block, found = _Block(job, options, place), {}
+    if not method:
+        return {whole_key(site): block.whole(site) for site in reached(job, *place)}
+    for sites in together(method, reached(job, *place)):
+        if packable(options, method, sites):
+            costs = [block.cut(method, sites, rank) for rank in tried(options, method, sites)]
+            if known := [one for one in costs if one is not None]:
+                found[cut_key(method, sites)] = torch.stack(known)
     return found
 
 

@@ -24,7 +24,8 @@ from spectrim.statistics import Statistics
 SOLVING = 1e-4  # of the mean diagonal of A, added before a second factor is solved for
 Roots = dict[float, list[tuple[Tensor, Tensor]]]
 """By damping: moments of inputs, and the roots of their inverses."""
-FORMATS = ("dense", "low_rank", "pivoted", "fewer_outputs", "fewer_inputs")  # whose numbers can be packed
+# whose numbers can be packed
+FORMATS = ("dense", "low_rank", "pivoted", "fewer_outputs", "fewer_inputs")
 
 
 @dataclass(frozen=True)

@@ -68,12 +68,27 @@ def test_what_is_trained_and_what_stays(source: Path, tmp_path: Path) -> None:
     assert "model.embed_tokens.weight" in same and "model.norm.weight" not in same
 
 
+def test_whole_numbers_are_trained_where_that_is_asked(source: Path, tmp_path: Path) -> None:
+    few = {"quantize": {"bits": 2, "group": 32}}
+    found = {}
+    for numbers in (False, True):
+        stage = {"distil": {**QUICK, "learning_rate": 0.02, "numbers": numbers}}
+        made = shrink(asked(source, few, stage, keep="100%"), tmp_path / f"{numbers}")
+        assert note(made)["used"]
+        found[numbers] = stored(made)
+    rounded = stored(shrink(asked(source, few, keep="100%"), tmp_path / "rounded"))
+    packed = [name for name in rounded if name.endswith(".packed")]
+    assert all(torch.equal(found[False][name], rounded[name]) for name in packed)
+    assert not any(torch.equal(found[True][name], rounded[name]) for name in packed)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "mixtral", "bart", "t5"])
 def test_every_family(family: str, tmp_path: Path) -> None:
     source = family_folder(tmp_path / "source", family, dtype=torch.bfloat16)
     write_text(tmp_path / "text.txt", words=80 * 32)
-    stage = {"distil": {"steps": 4, "every": 2, "hidden": 0.1}}
-    small = shrink(asked(source, CUT, stage, keep="70% of linear"), tmp_path / "small")
+    stage = {"distil": {"steps": 4, "every": 2, "hidden": 0.1, "numbers": True}}
+    stages = (CUT, {"quantize": {"group": 32}}, stage)
+    small = shrink(asked(source, *stages, keep="70% of linear"), tmp_path / "small")
     assert set(note(small)["search_loss"]) == {"before", "after"}
     assert logits(load(small), tokens()).isfinite().all()
 
@@ -122,10 +137,14 @@ pipeline.shrink(Recipe.from_yaml(sys.argv[1]), out, cache=out.parent / "cache", 
 """
 
 
-def test_killed_while_healing_it_ends_in_the_same_bits(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("numbers", [False, True])
+def test_killed_while_healing_it_ends_in_the_same_bits(
+    numbers: bool, source: Path, tmp_path: Path
+) -> None:
     recipe = tmp_path / "recipe.yaml"
-    stage = {"distil": {**QUICK, "steps": 60, "every": 3, "patience": 100}}
-    recipe.write_text(asked(source, CUT, stage).to_yaml())
+    stage = {"distil": {**QUICK, "steps": 60, "every": 3, "patience": 100, "numbers": numbers}}
+    few = ({"quantize": {"group": 32}},) if numbers else ()
+    recipe.write_text(asked(source, CUT, *few, stage).to_yaml())
     whole, killed = tmp_path / "whole" / "small", tmp_path / "killed" / "small"
 
     def start(output: Path) -> subprocess.Popen[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from spectrim.stages._learned_numbers import NAME, PACE
 from spectrim.stages._matching import BETAS
 
 CLIPPED = 1.0  # norm of all gradients together
@@ -20,7 +21,7 @@ class Adam:
 
     def __init__(self, parameters: dict[str, nn.Parameter], *, relative: bool = False) -> None:
         self.parameters = parameters
-        self.sizes = [_size(one) if relative else 1.0 for one in parameters.values()]
+        self.sizes = [_size(name, one) if relative else 1.0 for name, one in parameters.items()]
         self.optimiser = torch.optim.AdamW(
             [{"params": [one]} for one in parameters.values()],
             betas=BETAS, weight_decay=0.0, fused=True,
@@ -54,5 +55,8 @@ class Adam:
 
 
 @torch.no_grad()
-def _size(parameter: nn.Parameter) -> float:
+def _size(name: str, parameter: nn.Parameter) -> float:
+    """Return what a rate is a part of: of whole numbers their step, so that all bits flip alike."""
+    if name.endswith(f".{NAME}"):
+        return PACE
     return max(LEAST, float(parameter.float().square().mean().sqrt()))

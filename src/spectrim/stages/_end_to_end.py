@@ -87,18 +87,20 @@ def heal(
     note: Callable[[], dict[str, Any]] = dict,
     *,
     balanced: bool = True,
+    numbers: bool = False,
 ) -> None:
     """Train the whole model as a stage wants it and keep it where the search split gains.
 
     ready: names the parameters and the optimiser. note: what the stage adds to its own note.
     balanced: train pivoted maps as two balanced factors.
+    numbers: train whole numbers of packed maps.
     """
     begin(job)
     tokens = healing_text(job, options)
     walk = _walk(job, tokens, options)
     teacher = ask(job, walk, options.top_k, options.temperature, options.hidden > 0)
     folder = next_step(job, name)
-    model = student(job, balanced=balanced)
+    model = student(job, balanced=balanced, numbers=numbers)
     made = ready(model)
     reader = Reader(model)
     weights = Weights(options.divergence, options.temperature, options.hidden, options.next_token)

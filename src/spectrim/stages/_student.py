@@ -16,23 +16,26 @@ from spectrim.job import Job, load_rest
 from spectrim.stages._balanced import balance, pivot
 from spectrim.stages._blocks import current_block, keep_block
 from spectrim.stages._healed import trained
+from spectrim.stages._learned_numbers import learn, settle
 from spectrim.stages._repeats import repeats
 from spectrim.walk import HEAD_CHUNK, BlockWalk
 
 Loss = Callable[[Tensor, slice], Tensor]  # (hidden states of some tokens, which) → their loss
 
 
-def student(job: Job, *, balanced: bool = True) -> PreTrainedModel:
+def student(job: Job, *, balanced: bool = True, numbers: bool = False) -> PreTrainedModel:
     """Return the whole model as it is now, to be trained.
 
-    Its blocks are in float32, pivoted maps balanced if wanted; repeated blocks share parameters.
+    Its blocks are in float32, pivoted maps balanced if wanted, the whole numbers of packed ones
+    trained if wanted; repeated blocks share parameters.
     """
     model: PreTrainedModel = copy.deepcopy(job.model)
     load_rest(model, job.rest(), job.compute_dtype)
     for place in job.each_block():
         blocks: Any = model.get_submodule(place[0].path)
         block = current_block(job, place, torch.float32)
-        blocks[place[1]] = balance(block) if balanced else block
+        block = balance(block) if balanced else block
+        blocks[place[1]] = learn(block) if numbers else block
     for name, twin in repeats(job).items():
         _share(model.get_submodule(twin), model.get_submodule(name))
     model.eval().requires_grad_(False)
@@ -79,7 +82,7 @@ def write(job: Job, folder: Path, model: PreTrainedModel) -> dict[str, Tensor]:
     for place in job.each_block():
         if not job.block_file(folder, *place).exists():
             block = model.get_submodule(f"{place[0].path}.{place[1]}")
-            keep_block(job, folder, place, pivot(block))
+            keep_block(job, folder, place, settle(pivot(block)))
     return {**rest, **changed}
 
 

@@ -19,12 +19,14 @@ class Options(Healing):
     """The stage that trains the smaller model on the dense one's distribution over next tokens.
 
     accumulation: batches whose gradients are added up for one step.
+    numbers: train also the whole numbers of maps in few bits, and not their steps and offsets only.
     learning_rate: the highest; a number moves in a step by about this part of the root mean square
         of its matrix or vector.
     """
 
     learning_rate: float = Field(default=5e-4, gt=0)
     accumulation: int = Field(default=1, ge=1)
+    numbers: bool = False
 
 
 def distil(job: Job, options: Options) -> None:
@@ -38,4 +40,4 @@ def distil(job: Job, options: Options) -> None:
         parameters = trained_parts(job, model)
         return Ready(parameters, Adam(parameters, relative=True))
 
-    heal(job, "distil", options, ready)
+    heal(job, "distil", options, ready, numbers=options.numbers)

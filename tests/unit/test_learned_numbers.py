@@ -1,0 +1,87 @@
+"""Packed matrices in training with their whole numbers: the same before, better after."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spectrim.formats._packed import PackedMatrix
+from spectrim.formats._rounding import Grid, nearest
+from spectrim.stages._adam import Adam
+from spectrim.stages._learned_numbers import LearnedNumbers, learn, settle
+
+ROWS, COLUMNS = 24, 64
+BITS = (2, 3, 4, 8)
+STEPS = 200
+
+
+def matrix() -> Tensor:
+    return torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0))
+
+
+def packed(bits: int, symmetric: bool = False) -> PackedMatrix:
+    found = nearest(matrix(), torch.ones(COLUMNS), Grid(bits, 32, symmetric), torch.float32)
+    held = PackedMatrix(ROWS, COLUMNS, bits, 32, symmetric)
+    held.take(found.numbers, found.scale, found.offset)
+    return held
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", BITS)
+def test_nothing_changes_by_being_made_ready(bits: int, symmetric: bool) -> None:
+    held = packed(bits, symmetric)
+    block = nn.Sequential(held).eval()
+    x, before = torch.randn(5, COLUMNS), held.dense().detach()
+    ready = learn(block)[0]
+    assert type(ready) is LearnedNumbers and not ready.training
+    assert torch.equal(ready.dense(), before)
+    assert torch.equal(ready.dense(3, 7), before[3:7])
+    torch.testing.assert_close(ready.product(x), x @ before.T, rtol=1e-5, atol=1e-5)
+    after = settle(block)[0]
+    assert type(after) is PackedMatrix and not after.training
+    assert after.state_dict().keys() == held.state_dict().keys()
+    assert all(torch.equal(one, held.state_dict()[key]) for key, one in after.state_dict().items())
+
+
+def test_the_gradient_is_that_of_an_unrounded_matrix() -> None:
+    held = packed(3)
+    ready = LearnedNumbers(held)
+    target = torch.randn(ROWS, COLUMNS)
+    (ready.dense() * target).sum().backward()
+    assert ready.latent.grad is not None
+    steps = held.scale.detach().repeat_interleave(32, dim=1)
+    torch.testing.assert_close(ready.latent.grad, target * steps)
+
+
+def test_a_number_out_of_range_stays_at_the_end() -> None:
+    ready = LearnedNumbers(packed(2))
+    with torch.no_grad():
+        ready.latent[0] = 5.7
+        ready.latent[1] = -9.0
+    assert (ready.rounded()[0] == 1).all() and (ready.rounded()[1] == -2).all()
+    after = settle(nn.Sequential(ready))[0]
+    assert torch.equal(after.dense(), ready.dense())
+
+
+def trained(bits: int, numbers: bool) -> float:
+    """Return the error of outputs after training on inputs in which a few directions are large."""
+    generator = torch.Generator().manual_seed(1)
+    spread = torch.randn(COLUMNS, COLUMNS, generator=generator) * torch.logspace(0, -2, COLUMNS)
+    x = torch.randn(512, COLUMNS, generator=generator) @ spread.T
+    block: nn.Sequential = nn.Sequential(packed(bits))
+    if numbers:
+        learn(block)
+    parameters = {name: one for name, one in block.named_parameters() if one.is_floating_point()}
+    update = Adam(parameters, relative=True)
+    for step in range(STEPS):
+        update.begin(2e-3 * (1 - step / STEPS))
+        (block[0].product(x) - x @ matrix().T).square().mean().backward()
+        update.end()
+    with torch.no_grad():
+        return float((settle(block)[0].product(x) - x @ matrix().T).square().mean())
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_trained_numbers_come_closer_than_trained_steps(bits: int) -> None:
+    assert trained(bits, numbers=True) < 0.8 * trained(bits, numbers=False)

@@ -5,7 +5,7 @@
 The dense model is that of benchmarks/rotated.py, on which int4 costs something. Every row of ROWS
 makes a model folder of it and is measured like the others: loss on text like WikiText-2 and on text
 unlike it, tasks of lm-eval, and the bytes that its file holds. All rows calibrate on the same text.
-The quick way to a part of it: --rows "dense bf16,ours unhealed 20%,int3" --limit 40 --windows 6.
+The quick way to a part of it: --rows "dense bf16,ours 20%,int3" --limit 40 --windows 6.
 What is made and what is measured is kept by all that decides it, so that an interrupted run
 continues, and a changed row is measured anew.
 """
@@ -24,8 +24,9 @@ from spectrim.errors import SpectrimError
 SIZES = (0.5, 0.4, 0.25, 0.2, 0.15, 0.1, 0.07)  # parts of the bf16 bytes of the linear maps
 ENDS = {"ends": 8}  # embedding and head alike in every row
 HEAL: dict[str, dict[str, Any]] = {
-    "distil": {"text": HEALING, "tokens": "400x512", "steps": 100, "batch": 4}
+    "distil": {"text": HEALING, "tokens": "100x512", "steps": 50, "batch": 2, "every": 25}
 }
+HEAL_BITS = {"distil": {**HEAL["distil"], "numbers": True}}
 FACTORS = {"format": "low_rank", "refine": "off"}
 SVD_LLM = {"factorize": {"method": "whitened_svd", "allocator": "uniform", **FACTORS}}
 TRAINS = {
@@ -79,8 +80,9 @@ ROWS: tuple[Row, ...] = (
         0.28,
     ),
     *(Row("CompactifAI", _of_numbers(size, TRAINS, HEAL), size) for size in (0.5, 0.4)),
-    *(Row("ours unhealed", _in_bytes(size, BITS, {"quantize": ENDS}), size) for size in SIZES),
-    *(Row("ours", _in_bytes(size, BITS, {"quantize": ENDS}, HEAL), size) for size in SIZES),
+    *(Row("ours", _in_bytes(size, BITS, {"quantize": ENDS}), size) for size in SIZES),
+    *(Row("ours healed", _in_bytes(size, BITS, {"quantize": ENDS}, HEAL_BITS), size)
+      for size in SIZES if size < INT4),
     Row("control: dense, healed alike",
         _whole({"distil": {**HEAL["distil"], "next_token": 1.0}}), 1.0),
 )  # fmt: skip

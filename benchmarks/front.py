@@ -1,11 +1,11 @@
 """How much quality each size keeps, by each way to get there: one run, one table.
 
-    python benchmarks/front.py -o run/ [--rows dense,int4] [--windows 16] [--limit 200]
+    python benchmarks/front.py -o run/ [--rows dense,int4] [--windows 10] [--limit 100]
 
 The dense model is that of benchmarks/rotated.py, on which int4 costs something. Every row of ROWS
 makes a model folder of it and is measured like the others: loss on text like WikiText-2 and on text
 unlike it, tasks of lm-eval, and the bytes that its file holds. All rows calibrate on the same text.
-The quick way to a part of it: --rows "dense bf16,ours 20%,int3" --limit 40 --windows 6.
+The quick way to a part of it: --rows "dense bf16,ours 20%,int3" --limit 40.
 What is made and what is measured is kept by all that decides it, so that an interrupted run
 continues, and a changed row is measured anew.
 """
@@ -97,9 +97,9 @@ def main() -> None:
     )
     parser.add_argument("--calibration", default="mixed", help="mixed, WikiText-2 or a file")
     parser.add_argument("--tokens", default="48x1024", help="of the calibration text")
-    parser.add_argument("--windows", type=int, default=16, help="of a text at most, 2 or more")
-    parser.add_argument("--length", type=int, default=1024, help="tokens of a window")
-    parser.add_argument("--limit", type=int, default=200, help="items of a task; 0 for all")
+    parser.add_argument("--windows", type=int, default=10, help="of a text at most, 2 or more")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a window")
+    parser.add_argument("--limit", type=int, default=100, help="items of a task; 0 for all")
     asked = read_arguments(parser)
     bench = opened(asked)
     cannot: dict[str, str] = {}

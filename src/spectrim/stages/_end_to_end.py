@@ -18,10 +18,11 @@ from spectrim.errors import SpectrimError
 from spectrim.job import BATCH, Job, key_of
 from spectrim.options import Amount, Part, parse_tokens
 from spectrim.run import atomic_file
+from spectrim.stages._balanced import balance
 from spectrim.stages._blocks import next_step
 from spectrim.stages._healed import begin, take, text_name
 from spectrim.stages._objective import Objective, Weights, cross_entropy
-from spectrim.stages._student import Reader, student, write
+from spectrim.stages._student import Prepare, Reader, student, write
 from spectrim.stages._teacher import ask
 from spectrim.stages._training import Pace, Run, State, Update, train
 from spectrim.walk import BlockWalk
@@ -85,22 +86,19 @@ def heal(
     options: Healing,
     ready: Callable[[PreTrainedModel], Ready],
     note: Callable[[], dict[str, Any]] = dict,
-    *,
-    balanced: bool = True,
-    numbers: bool = False,
+    prepare: Prepare = balance,
 ) -> None:
     """Train the whole model as a stage wants it and keep it where the search split gains.
 
     ready: names the parameters and the optimiser. note: what the stage adds to its own note.
-    balanced: train pivoted maps as two balanced factors.
-    numbers: train whole numbers of packed maps.
+    prepare: makes a block ready; usually pivoted maps become two balanced factors.
     """
     begin(job)
     tokens = healing_text(job, options)
     walk = _walk(job, tokens, options)
     teacher = ask(job, walk, options.top_k, options.temperature, options.hidden > 0)
     folder = next_step(job, name)
-    model = student(job, balanced=balanced, numbers=numbers)
+    model = student(job, prepare)
     made = ready(model)
     reader = Reader(model)
     weights = Weights(options.divergence, options.temperature, options.hidden, options.next_token)

@@ -15,6 +15,7 @@ from spectrim.job import Job, load_rest
 from spectrim.licence import licence_of
 from spectrim.stages._blocks import current_block, move_to
 from spectrim.stages._curves import dense_plan
+from spectrim.stages._learned_numbers import NAME
 from spectrim.walk import BlockWalk
 
 NOTE = "healed"
@@ -42,7 +43,8 @@ def trained(job: Job, module: nn.Module) -> dict[str, nn.Parameter]:
     }
     for parameter in found.values():
         parameter.requires_grad_(True)
-        if "sparsified" in job.notes and parameter.dim() > 1:
+        whole = name.endswith(f".{NAME}")  # of which zero is one like any other
+        if "sparsified" in job.notes and parameter.dim() > 1 and not whole:
             _keep_zeros(parameter)
     return found
 

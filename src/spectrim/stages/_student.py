@@ -13,29 +13,28 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spectrim.job import Job, load_rest
-from spectrim.stages._balanced import balance, pivot
+from spectrim.stages._balanced import pivot
 from spectrim.stages._blocks import current_block, keep_block
 from spectrim.stages._healed import trained
-from spectrim.stages._learned_numbers import learn, settle
+from spectrim.stages._learned_numbers import settle
 from spectrim.stages._repeats import repeats
 from spectrim.walk import HEAD_CHUNK, BlockWalk
 
 Loss = Callable[[Tensor, slice], Tensor]  # (hidden states of some tokens, which) → their loss
+Prepare = Callable[[nn.Module], nn.Module]  # a block, made ready for training
 
 
-def student(job: Job, *, balanced: bool = True, numbers: bool = False) -> PreTrainedModel:
+def student(job: Job, prepare: Prepare) -> PreTrainedModel:
     """Return the whole model as it is now, to be trained.
 
-    Its blocks are in float32, pivoted maps balanced if wanted, the whole numbers of packed ones
-    trained if wanted; repeated blocks share parameters.
+    Its blocks are in float32 and as ``prepare`` leaves them; repeated ones share parameters.
     """
     model: PreTrainedModel = copy.deepcopy(job.model)
     load_rest(model, job.rest(), job.compute_dtype)
     for place in job.each_block():
         blocks: Any = model.get_submodule(place[0].path)
         block = current_block(job, place, torch.float32)
-        block = balance(block) if balanced else block
-        blocks[place[1]] = learn(block) if numbers else block
+        blocks[place[1]] = prepare(block)
     for name, twin in repeats(job).items():
         _share(model.get_submodule(twin), model.get_submodule(name))
     model.eval().requires_grad_(False)

@@ -7,11 +7,14 @@ trained, factors and norms, and the norm behind them; embedding and head stay.
 from __future__ import annotations
 
 from pydantic import Field
+from torch import nn
 from transformers import PreTrainedModel
 
 from spectrim.job import Job
 from spectrim.stages._adam import Adam
+from spectrim.stages._balanced import balance
 from spectrim.stages._end_to_end import Healing, Ready, heal
+from spectrim.stages._learned_numbers import learn
 from spectrim.stages._student import trained_parts
 
 
@@ -40,4 +43,7 @@ def distil(job: Job, options: Options) -> None:
         parameters = trained_parts(job, model)
         return Ready(parameters, Adam(parameters, relative=True))
 
-    heal(job, "distil", options, ready, numbers=options.numbers)
+    def prepare(block: nn.Module) -> nn.Module:
+        return learn(balance(block)) if options.numbers else balance(block)
+
+    heal(job, "distil", options, ready, prepare=prepare)

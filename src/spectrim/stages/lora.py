@@ -58,7 +58,7 @@ def lora(job: Job, options: Options) -> None:
 
     # Additions mean nothing without the very factors that they are added to, which are read from
     # files, where balanced ones would be computed anew.
-    heal(job, "lora", options, ready, lambda: {"rank": options.rank}, balanced=False)
+    heal(job, "lora", options, ready, lambda: {"rank": options.rank}, lambda block: block)
 
 
 def adapted(job: Job, model: PreTrainedModel, options: Options) -> Ready:

@@ -41,7 +41,7 @@ def trained(job: Job, module: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in module.named_parameters()
         if parameter.is_floating_point() and id(parameter) not in tables
     }
-    for parameter in found.values():
+    for name, parameter in found.items():
         parameter.requires_grad_(True)
         whole = name.endswith(f".{NAME}")  # of which zero is one like any other
         if "sparsified" in job.notes and parameter.dim() > 1 and not whole:

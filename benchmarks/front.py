@@ -6,8 +6,8 @@ The dense model is that of benchmarks/rotated.py, on which int4 costs something.
 makes a model folder of it and is measured like the others: loss on text like WikiText-2 and on text
 unlike it, tasks of lm-eval, and the bytes that its file holds. All rows calibrate on the same text.
 The quick way to a part of it: --rows "dense bf16,ours 20%,int3" --limit 40.
-What is made and what is measured is kept by all that decides it, so that an interrupted run
-continues, and a changed row is measured anew.
+What is made and what is measured is kept by recipe, model and texts, so that an interrupted run
+continues, and a changed row is measured anew; after a change of the code take a new folder.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -89,7 +90,9 @@ class Bench:
     def made_key(self, row: Row) -> str:
         """Return a name for all that decides what a row's model is."""
         how = self.entries(row) if isinstance(row.how, dict) else named(row.how)
-        return key_of(self.source.fingerprint, how, row.size)
+        read = [hashlib.sha256(Path(file).read_bytes()).hexdigest()
+                for file in (self.calibration["text"], self.healing)]  # fmt: skip
+        return key_of(self.source.fingerprint, how, row.size, read)
 
     def measured_key(self, row: Row) -> str:
         """Return a name for all that decides a row's numbers."""

@@ -25,7 +25,9 @@ LIKE = {  # what is of the kind of each data set of the default text
     "ccdv/arxiv-summarization": "technical",
 }
 CALIBRATION, HEALING = 105, 460  # pieces
-RUN = 100  # characters: a piece that has so many in a row from an earlier text is left out
+RUN = (
+    100  # characters in a row from an earlier text, looked at every tenth: such a piece is left out
+)
 
 
 def mixed(data: Path, first_half: Path, output: Path) -> tuple[Path, Path]:

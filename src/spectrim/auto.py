@@ -4,7 +4,8 @@ The budget of bytes is first parted: embedding and head go to 8 bits, norms and 
 linear maps get what is left. How that is best spent on ranks and bits, map by map, is the
 allocator's affair. What it cannot know, how many numbers should share a step and whether cutting
 ranks, or the widths of MLPs too, pays at all, is tried (optuna) and measured on the search split,
-before any healing. Healing then ends where that split gains nothing more.
+before any healing. Healing then ends after the steps that distil takes by itself, or before, where
+that split gains nothing more.
 """
 
 from __future__ import annotations

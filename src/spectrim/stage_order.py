@@ -24,7 +24,11 @@ NOTHING_MISSING = (
 FILLED = "lora would fill the zeros that sparsify made; take distil instead"
 WHOLE_NUMBERS = (
     "stored as whole numbers, to which lora cannot be merged; put lora before that stage, or take "
-    "distil, which trains the steps"
+    "distil, which trains steps, offsets and numbers"
+)
+NO_NUMBERS = (
+    "distil trains whole numbers, and no stage before it packs any; put quantize in front of it, "
+    "or leave out numbers"
 )
 _GIVEN = ("bits", "group", "symmetric", "protect")  # of quantize, where factorize chooses
 
@@ -45,6 +49,8 @@ def refuse_order(stages: Sequence[tuple[str, Any]]) -> None:
             _refuse_nothing_missing(before)
         if name == "lora":
             _refuse_merging(before)
+        if name == "distil" and options.numbers and "quantize" not in names:
+            raise SpectrimError(NO_NUMBERS)
         if name == "factorize" and options.bits:
             _refuse_bits(options, [made for one, made in stages[at:] if one == "quantize"])
 

@@ -56,7 +56,6 @@ def made(
     module = module.to(dtype)
     pieces: dict[str, Tensor] = {"order": drawn(OUT).argsort(), "matrix": drawn(OUT, IN, seed=9)}
     pieces |= {"first": drawn(3, IN, seed=1), "second": drawn(OUT, 3, seed=2)}
-    pieces |= {"places": drawn(IN, seed=3).argsort()[:rank]}
     if isinstance(module, Quantized):
         for at, (part, shape) in enumerate(module.matrices(OUT, IN, rank).items()):
             found = nearest(drawn(*shape, seed=at), torch.ones(shape[1]), module.grid, dtype)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from spectrim import sources
 from spectrim.errors import SpectrimError
+from spectrim.formats.fewer_inputs import FewerInputs
+from spectrim.formats.fewer_outputs import FewerOutputs
+from spectrim.pipeline import open_job
 from spectrim.recipe import Recipe
+from spectrim.stages._bit_losses import bit_losses, cut_key, tried
+from spectrim.stages._curves import format_of
+from spectrim.stages._decompose import decompose, together
+from spectrim.stages._few_bits import seen_by
+from spectrim.statistics import Statistics
 from tiny_models import logits, tokens
 from tiny_runs import (
     TOKENS,
@@ -93,6 +103,52 @@ def test_narrower_maps_are_chosen_in_few_bits_and_cost_what_is_said(plain: Made)
         plain.folder / "narrower-replayed", plan=small / "plan.json",
     )  # fmt: skip
     assert equal(stored(small), stored(again))
+
+
+def test_rounding_costs_what_it_was_said_to_cost(plain: Made) -> None:
+    asked_for = asked(plain, "50% of linear bytes", NARROWER, {"quantize": {}})
+    cache = plain.folder / "cache"
+    job = open_job(asked_for, sources.resolve(str(plain.source), cache), cache, lambda *_: None)
+    options = asked_for.factorize
+    assert options is not None
+    decompose(job, options)
+    known = bit_losses(job, options)
+    method = "loss_aware_neuron_selection"
+    (sites,) = together(method, job.block_sites(*job.each_block()[0]))
+    rank = tried(options, method, sites)[1]
+    names = {site.name: format_of(options, method, site) for site in sites}
+    small = shrink(asked_for, plain.folder / "to-edit")
+    decisions = tuple(
+        replace(one, format=names[one.site], rank=rank, bits=4, group=32, method=method)
+        if one.site in names
+        else replace(one, format="dense", rank=min(one.out_features, one.in_features), bits=0,
+                     group=0, method="")
+        for one in plan_of(small).decisions
+    )  # fmt: skip
+    edited = plain.folder / "edited.json"
+    edited.write_text(replace(plan_of(small), decisions=decisions).to_json())
+    again = shrink(asked_for, plain.folder / "edited", plan=edited)
+    found = plan_of(again).about["found"]["quantized"]["predicted_loss"]
+    expected = known[cut_key(method, sites)][1, options.bits.index(4)]
+    assert found == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_what_a_narrower_map_sees_is_the_moment_of_what_it_keeps() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, g = (torch.randn(200, size, generator=generator) for size in (12, 9))
+    known = Statistics(200, x.mean(0), x.T @ x / 200, g.T @ g / 200)
+    places = torch.tensor([7, 0, 4], dtype=torch.int32)
+    down = FewerInputs(12, 9, 3, False)
+    down.places.copy_(places)
+    seen = seen_by(known, down, None)
+    kept = x[:, places.long()]
+    torch.testing.assert_close(seen.input_moment, kept.T @ kept / 200)
+    torch.testing.assert_close(seen.input_mean, kept.mean(0))
+    assert seen.gradient_moment is known.gradient_moment
+    up = seen_by(known, FewerOutputs(12, 9, 3, False), places)
+    felt = g[:, places.long()]
+    torch.testing.assert_close(up.gradient_moment, felt.T @ felt / 200)
+    assert up.input_moment is known.input_moment
 
 
 def test_gptq_of_a_narrower_map_beats_the_nearest_by_its_own_measure(plain: Made) -> None:

@@ -82,12 +82,13 @@ def test_whole_numbers_are_trained_where_that_is_asked(source: Path, tmp_path: P
     assert not any(torch.equal(found[True][name], rounded[name]) for name in packed)
 
 
+@pytest.mark.parametrize("few", [False, True], ids=["factors", "packed"])
 @pytest.mark.parametrize("family", ["gpt2", "mixtral", "bart", "t5"])
-def test_every_family(family: str, tmp_path: Path) -> None:
+def test_every_family(family: str, few: bool, tmp_path: Path) -> None:
     source = family_folder(tmp_path / "source", family, dtype=torch.bfloat16)
     write_text(tmp_path / "text.txt", words=80 * 32)
-    stage = {"distil": {"steps": 4, "every": 2, "hidden": 0.1, "numbers": True}}
-    stages = (CUT, {"quantize": {"group": 32}}, stage)
+    stage = {"distil": {"steps": 4, "every": 2, "hidden": 0.1, "numbers": few}}
+    stages = (CUT, {"quantize": {"group": 32}}, stage) if few else (CUT, stage)
     small = shrink(asked(source, *stages, keep="70% of linear"), tmp_path / "small")
     assert set(note(small)["search_loss"]) == {"before", "after"}
     assert logits(load(small), tokens()).isfinite().all()

@@ -24,6 +24,7 @@ REFUSED: list[tuple[list[Any], str]] = [
     (["quantize", "compensate", "compensate"], "compensate makes up for all at once"),
     (["sparsify", "lora"], "lora would fill the zeros"),
     (["quantize", "lora"], "behind quantize all maps are stored as whole numbers"),
+    (["factorize", {"distil": {"numbers": True}}], "distil trains whole numbers, and no stage"),
     ([BITS], "factorize chooses bits, which the stage quantize gives"),
     ([BITS, {"quantize": {"group": 128}}], "group of quantize would say nothing"),
     ([BITS, {"quantize": {"protect": ["down"]}}], "protect of quantize would say nothing"),
@@ -35,6 +36,7 @@ TAKEN: list[list[Any]] = [
     [{"quantize": {"ends": 8, "protect": ["."]}}, "lora"],
     [BITS, {"quantize": {"group": 32, "ends": 8}}],
     [BITS, "quantize"],
+    ["quantize", {"distil": {"numbers": True}}],
 ]
 
 

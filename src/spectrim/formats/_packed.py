@@ -83,8 +83,8 @@ class PackedMatrix(nn.Module):
     """W [rows, columns] as whole numbers of a few bits with steps, and offsets where not symmetric.
 
     scale, offset [rows, groups] are parameters in the checkpoint's dtype, so that training can
-    change them; the numbers stay as they are. group: neighbours that share a step, the last ones
-    of a row may be fewer; 0 for a whole row.
+    change them; the numbers stay as they are. group: neighbours that share a step, of which the
+    last ones of a row may be fewer; 0 for a whole row.
     """
 
     packed: UInt8[Tensor, "rows bytes"]

@@ -2,7 +2,7 @@
 
 A pivot row moves all rows that are made of it, so steps that balanced factors tolerate ruin it. The
 matrix is the same, and its pivots are chosen anew when training is over. Pivoted maps that are
-packed in a few bits stay as they are: their whole numbers are not trained.
+packed in a few bits stay as they are.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from spectrim.run import atomic_file, locked
 from spectrim.sites import Site, bias
 from spectrim.stages._curves import format_of, forms_of, left_dense, ranks_of
 from spectrim.stages._decompose import centred, decompositions, pieces_of, reached, together
-from spectrim.stages._few_bits import FORMATS, Roots, narrowed
+from spectrim.stages._few_bits import FORMATS, Roots, seen_by
 from spectrim.stages.quantize import Options as Quantize
 from spectrim.stages.quantize import few_bits
 from spectrim.statistics import load_block
@@ -89,14 +89,21 @@ def _folder(job: Job, options: Factorize, method: str) -> Path:
 
 
 def _of_block(job: Job, options: Factorize, method: str, place: tuple[Stack, int]) -> Known:
-    block, found = _Block(job, options, place), {}
+    groups = [
+        sites
+        for sites in (together(method, reached(job, *place)) if method else ())
+        if packable(options, method, sites)
+    ]
+    if method and not groups:
+        return {}
+    block = _Block(job, options, place)
     if not method:
         return {whole_key(site): block.whole(site) for site in reached(job, *place)}
-    for sites in together(method, reached(job, *place)):
-        if packable(options, method, sites):
-            costs = [block.cut(method, sites, rank) for rank in tried(options, method, sites)]
-            if known := [one for one in costs if one is not None]:
-                found[cut_key(method, sites)] = torch.stack(known)
+    found: Known = {}
+    for sites in groups:
+        costs = [block.cut(method, sites, rank) for rank in tried(options, method, sites)]
+        if known := [one for one in costs if one is not None]:
+            found[cut_key(method, sites)] = torch.stack(known)
     return found
 
 
@@ -138,7 +145,7 @@ class _Block:
     ) -> Float[Tensor, " bits"]:
         """Return ½ tr(Δᵀ G Δ A) of rounding a map; outputs: which it has, where they are fewer."""
         options = Quantize(group=self.options.group)
-        seen = narrowed(self.statistics[decision.site], module, outputs)
+        seen = seen_by(self.statistics[decision.site], module, outputs)
         found = []
         for bits in self.options.bits:
             one = replace(decision, bits=bits, group=self.options.group)

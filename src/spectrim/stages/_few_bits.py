@@ -76,11 +76,13 @@ def matrix_of(module: nn.Module) -> Float[Tensor, "out in"]:
     return found.detach()
 
 
-def narrowed(
+def seen_by(
     known: Statistics, module: nn.Module, outputs: Int[Tensor, " rank"] | None
 ) -> Statistics:
     """Return the moments of what a map reads and delivers, where it has fewer inputs or outputs.
 
+    Those of the gradients are the dense model's: that the kept neurons stand for others too, so
+    that the loss feels them more, is left out.
     known: those of the dense map. outputs: the places of what a map of fewer outputs delivers.
     """
     inputs, gradients = known.input_moment, known.gradient_moment
@@ -118,8 +120,7 @@ def packed(
     if isinstance(module, FewerOutputs):
         return rounding(module.rows, moment).pieces("rows")
     if isinstance(module, FewerInputs) and not isinstance(module, PickedInputs):
-        found = rounding(module.columns, moment, shared=False).pieces("columns")
-        return {**found, "places": module.places}
+        return rounding(module.columns, moment, shared=False).pieces("columns")
     if isinstance(module, FactoredLinear):
         raise TypeError(f"{type(module).__name__} cannot be packed")
     return rounding(weight(module), moment).pieces("quantized")

@@ -34,7 +34,7 @@ from spectrim.stage_order import PACKED
 from spectrim.stages._blocks import current_block, keep_block, move_to, next_step
 from spectrim.stages._curves import dense_plan, inner_sites, protected
 from spectrim.stages._ends import quantize_ends
-from spectrim.stages._few_bits import FORMATS, Roots, Rounding, matrix_of, narrowed, packed
+from spectrim.stages._few_bits import FORMATS, Roots, Rounding, matrix_of, packed, seen_by
 from spectrim.statistics import Statistics, load_block
 
 NOTE = "quantized"  # under which the run's notes say what was done
@@ -147,7 +147,7 @@ def _block(
             if (one := chosen.get(site.name)) is not None:
                 path = site.name.removeprefix(f"{place[0].path}.{place[1]}.")
                 module = block.get_submodule(path)
-                seen = narrowed(known[site.name], module, kept.get(path.rpartition(".")[0]))
+                seen = seen_by(known[site.name], module, kept.get(path.rpartition(".")[0]))
                 made, losses[site.name] = few_bits(job, options, module, one, seen, roots)
                 sites.replace(block, path, made)
         with atomic_file(record) as partial:

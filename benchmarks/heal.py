@@ -7,7 +7,8 @@ The demo model off its grid (rotated.py), calibrated and healed on disjoint mixe
 control trains the dense model on the same text with the same steps, so that learning the measured
 text's kind is not called recovery; it has nothing to learn from itself, so the next token is what
 it is trained on. A chain that was interrupted goes on; the minutes of the stage in which it was are
-then those of its last part. Chains are kept by label: after a change take a new folder. Statistics are there before the minutes begin.
+then those of its last part. Chains are kept by label: after a change take a new folder. Statistics
+are there before the minutes begin.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ from measuring import arguments, read_arguments
 
 from spectrim.errors import SpectrimError
 
-SIZES = (0.5, 0.4, 0.25, 0.2, 0.15, 0.1, 0.07)  # parts of the bf16 bytes of the linear maps
+# parts of the bf16 bytes of the linear maps; among them that of three bits
+SIZES = (0.5, 0.4, 0.25, 0.21875, 0.2, 0.15, 0.1, 0.07)
 ENDS = {"ends": 8}  # embedding and head alike in every row
 HEAL: dict[str, dict[str, Any]] = {
     "distil": {"text": HEALING, "tokens": "100x512", "steps": 50, "batch": 2, "every": 25}

@@ -40,7 +40,11 @@ class FactoredLinear(nn.Module, ABC):
         self.in_features = in_features
         self.out_features = out_features
         self.rank = rank
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.bias = nn.Parameter(torch.empty(self.delivered())) if bias else None
+
+    def delivered(self) -> int:
+        """Return how many outputs there are, of which each may have a bias."""
+        return self.out_features
 
     @classmethod
     @abstractmethod

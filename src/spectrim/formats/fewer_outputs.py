@@ -20,8 +20,10 @@ class FewerOutputs(FactoredLinear):
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:
         super().__init__(in_features, out_features, rank, bias)
         self.rows = nn.Parameter(torch.empty(rank, in_features))
-        if bias:
-            self.bias = nn.Parameter(torch.empty(rank))
+
+    def delivered(self) -> int:
+        """Return how many outputs were kept."""
+        return self.rank
 
     @classmethod
     def numbers(cls, out_features: int, in_features: int, rank: int) -> int:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from spectrim.formats._packed import PackedMatrix
 from spectrim.formats._quantized import Quantized
@@ -17,22 +16,9 @@ class QuantizedFewerOutputs(Quantized):
 
     rows: PackedMatrix
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        rank: int,
-        bias: bool,
-        *,
-        bits: int,
-        group: int,
-        symmetric: bool,
-    ) -> None:
-        super().__init__(
-            in_features, out_features, rank, bias, bits=bits, group=group, symmetric=symmetric
-        )
-        if bias:
-            self.bias = nn.Parameter(torch.empty(rank))
+    def delivered(self) -> int:
+        """Return how many outputs were kept."""
+        return self.rank
 
     @classmethod
     def largest(cls, out_features: int, in_features: int) -> int:

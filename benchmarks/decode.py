@@ -85,8 +85,9 @@ def in_bits(model: PreTrainedModel, bits: tuple[int, ...]) -> PreTrainedModel:
         ).to(torch.bfloat16)
         with torch.no_grad():
             made.quantized.packed.random_(0, 256)
-            made.quantized.scale.fill_(0.01)
-            made.quantized.offset.fill_(0.0)  # type: ignore[union-attr]
+            made.quantized.unit.fill_(1e-4)
+            made.quantized.scale_code.fill_(100)  # type: ignore[union-attr]
+            made.quantized.offset_code.fill_(0)  # type: ignore[union-attr]
         sites.replace(model, site.name, made.eval().requires_grad_(False))
     return model
 

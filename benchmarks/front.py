@@ -21,13 +21,13 @@ from measuring import arguments, read_arguments
 
 from spectrim.errors import SpectrimError
 
-# parts of the bf16 bytes of the linear maps; among them that of three bits
-SIZES = (0.5, 0.4, 0.25, 0.21875, 0.2, 0.15, 0.1, 0.07)
+# parts of the bf16 bytes of the linear maps
+SIZES = (0.5, 0.4, 0.25, 0.2, 0.15, 0.1, 0.07)
 ENDS = {"ends": 8}  # embedding and head alike in every row
 HEAL: dict[str, dict[str, Any]] = {
     "distil": {"text": HEALING, "tokens": "100x512", "steps": 50, "batch": 2, "every": 25}
 }
-HEAL_BITS = {"distil": {**HEAL["distil"], "numbers": True}}
+STEPS = 16 / 64  # bits of a number: a step and an offset for every 64, eight bits each
 FACTORS = {"format": "low_rank", "refine": "off"}
 SVD_LLM = {"factorize": {"method": "whitened_svd", "allocator": "uniform", **FACTORS}}
 TRAINS = {
@@ -36,7 +36,7 @@ TRAINS = {
         "protect": ["block [0-3]$"],
     }
 }  # fmt: skip
-INT4 = 4.5 / 16  # of bf16: four bits, and a step and an offset for every 64 numbers
+INT4 = (4 + STEPS) / 16  # of bf16
 
 
 def _rounded(bits: int, rounding: str) -> dict[str, Any]:
@@ -63,9 +63,9 @@ PAIR = "loss_aware_svd,loss_aware_neuron_selection"
 BITS = {"factorize": {**FACTORS, "method": PAIR, "bits": [2, 3, 4, 8]}}
 ROWS: tuple[Row, ...] = (
     Row("dense bf16", None, 1.0),
-    Row("int8 nearest", _rounded(8, "nearest"), 0.53),
+    Row("int8 nearest", _rounded(8, "nearest"), (8 + STEPS) / 16),
     *(
-        Row(f"int{bits} {rounding}", _rounded(bits, rounding), (bits + 0.5) / 16)
+        Row(f"int{bits} {rounding}", _rounded(bits, rounding), (bits + STEPS) / 16)
         for bits in (4, 3, 2)
         for rounding in ("nearest", "gptq")
     ),
@@ -82,7 +82,7 @@ ROWS: tuple[Row, ...] = (
     ),
     *(Row("CompactifAI", _of_numbers(size, TRAINS, HEAL), size) for size in (0.5, 0.4)),
     *(Row("ours", _in_bytes(size, BITS, {"quantize": ENDS}), size) for size in SIZES),
-    *(Row("ours healed", _in_bytes(size, BITS, {"quantize": ENDS}, HEAL_BITS), size)
+    *(Row("ours healed", _in_bytes(size, BITS, {"quantize": ENDS}, HEAL), size)
       for size in SIZES if size < INT4),
     Row("control: dense, healed alike",
         _whole({"distil": {**HEAL["distil"], "next_token": 1.0}}), 1.0),

@@ -18,7 +18,7 @@ from spectrim.formats import FactoredLinear, formats, low_rank_formats
 from spectrim.formats import _packed as packed
 from spectrim.formats._packed import PackedMatrix, pack, unpack
 from spectrim.formats._quantized import Quantized
-from spectrim.formats._rounding import Grid, nearest
+from spectrim.formats._rounding import Grid, Rounded, nearest
 from spectrim.options import Factorize, validate
 
 ENDS = {"quantized_embedding", "tied_embedding", "tied_head"}
@@ -182,7 +182,7 @@ def test_error_falls_with_bits(group: int, symmetric: bool) -> None:
         grid = Grid(bits, group, symmetric)
         found = nearest(matrix, torch.ones(IN), grid, torch.float32)
         held = PackedMatrix(OUT, IN, bits, group, symmetric)
-        held.take(found.numbers, found.scale, found.offset)
+        take(held, found)
         errors.append(float((held.dense().detach() - matrix).norm() / matrix.norm()))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.01 and errors[0] < 0.6
@@ -209,8 +209,12 @@ def test_kernels_give_what_plain_products_give(
 def random_matrix(grid: Grid, rows: int, columns: int) -> PackedMatrix:
     held = PackedMatrix(rows, columns, *vars(grid).values())
     found = nearest(drawn(rows, columns), torch.ones(columns), grid, torch.float32)
-    held.take(found.numbers, found.scale, found.offset)
+    take(held, found)
     return held
+
+
+def take(held: PackedMatrix, found: Rounded) -> None:
+    held.take({key.removeprefix("m."): piece for key, piece in found.pieces("m").items()})
 
 
 def test_rows_are_written_out_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,13 +241,13 @@ def test_a_kernel_sees_what_has_changed(change: str) -> None:
         before = held.product(x)
     if change == "train":
         held.product(x).sum().backward()
-        held.scale.data.mul_(2)
+        held.unit.data.mul_(2)
     elif change == "load":
         state = {key: tensor.clone() for key, tensor in held.state_dict().items()}
-        held.load_state_dict({**state, "scale": 2 * state["scale"]})
+        held.load_state_dict({**state, "unit": 2 * state["unit"]})
     else:
         held.double()
-    x = x.to(held.scale.dtype)
+    x = x.to(held.dtype)
     with torch.no_grad():
         after = held.product(x)
         torch.testing.assert_close(after, x @ held.dense().T, rtol=1e-4, atol=1e-4)
@@ -254,9 +258,10 @@ def test_nothing_but_packed_numbers_and_steps_is_saved_after_a_product() -> None
     held = random_matrix(Grid(4, 32, False), 48, 64)
     with torch.no_grad():
         held.product(drawn(3, 64))
-    assert set(held.state_dict()) == {"packed", "scale", "offset"}
-    beside = sum(b.nbytes for name, b in held.named_buffers() if name != "packed")
-    assert beside <= 48 * 64 // 2 + held.scale.nbytes * 2
+    assert set(held.state_dict()) == {"packed", "unit", "scale_code", "offset_code"}
+    kept = set(held.state_dict())
+    beside = sum(b.nbytes for name, b in held.named_buffers() if name not in kept)
+    assert beside <= 48 * 64 // 2 + held.scales().nbytes * 2
 
 
 @pytest.mark.parametrize("grid", [Grid(8, 0, True), Grid(4, 32, False)])

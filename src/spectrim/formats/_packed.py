@@ -26,12 +26,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from spectrim.formats._steps import offsets, scales
+
 WORDS = {2: 1, 3: 3, 4: 1, 8: 1}  # bits → bytes after which whole numbers begin again
 KERNEL_GROUPS = (32, 64, 128, 256)
 KERNEL_ROWS = 16  # outputs come in multiples of this
 KERNEL_DTYPES = (torch.bfloat16, torch.float32)
 ALIGNED = 64  # bytes
 AT_ONCE = 1 << 20  # numbers that are written out at a time
+ALL = slice(None)
 
 
 def pack(numbers: Int8[Tensor, "rows columns"], bits: int) -> UInt8[Tensor, "rows bytes"]:
@@ -82,13 +85,14 @@ def _aligned(tensor: Tensor) -> Tensor:
 class PackedMatrix(nn.Module):
     """W [rows, columns] as whole numbers of a few bits with steps, and offsets where not symmetric.
 
-    scale, offset [rows, groups] are parameters in the checkpoint's dtype, so that training can
-    change them; the numbers stay as they are. group: neighbours that share a step, of which the
-    last ones of a row may be fewer; 0 for a whole row.
+    unit [rows, 1] is a parameter in the checkpoint's dtype; it and the codes [rows, groups] make up
+    steps and offsets (_steps.py). group: neighbours that share a step, of which the last ones of a
+    row may be fewer; 0 for a whole row, whose step is the unit.
     """
 
     packed: UInt8[Tensor, "rows bytes"]
-    offset: nn.Parameter | None
+    scale_code: UInt8[Tensor, "rows groups"] | None
+    offset_code: Int8[Tensor, "rows groups"] | None
     _layout: Tensor | None
     _steps: Tensor | None
 
@@ -99,8 +103,10 @@ class PackedMatrix(nn.Module):
         groups = groups_in(columns, group)
         empty = torch.empty(rows, row_bytes(columns, bits), dtype=torch.uint8)
         self.register_buffer("packed", empty)
-        self.scale = nn.Parameter(torch.empty(rows, groups))
-        self.offset = None if symmetric else nn.Parameter(torch.empty(rows, groups))
+        self.unit = nn.Parameter(torch.empty(rows, 1))
+        codes = torch.empty(rows, groups, dtype=torch.uint8)
+        self.register_buffer("scale_code", None if groups == 1 else codes)
+        self.register_buffer("offset_code", None if symmetric else codes.to(torch.int8))
         self.register_buffer("_layout", None, persistent=False)
         self.register_buffer("_steps", None, persistent=False)
 
@@ -110,29 +116,35 @@ class PackedMatrix(nn.Module):
     ) -> int:
         """Return the bytes that a matrix of this shape, (rows, columns), takes on disk."""
         rows, columns = shape
-        steps = groups_in(columns, group) * (1 if symmetric else 2)
-        return rows * (row_bytes(columns, bits) + steps * dtype.itemsize)
+        groups = groups_in(columns, group)
+        codes = groups * ((groups > 1) + (not symmetric))
+        return rows * (row_bytes(columns, bits) + codes + dtype.itemsize)
 
     @torch.no_grad()
-    def take(
-        self,
-        numbers: Int8[Tensor, "rows columns"],
-        scale: Float[Tensor, "rows groups"],
-        offset: Float[Tensor, "rows groups"] | None,
-    ) -> None:
-        """Take numbers, steps and offsets."""
-        self.packed.copy_(pack(numbers, self.bits))
-        self.scale.copy_(scale)
-        if self.offset is not None and offset is not None:
-            self.offset.copy_(offset)
+    def take(self, pieces: dict[str, Tensor]) -> None:
+        """Take ``numbers``, whole ones [rows, columns], ``unit`` and the codes that there are."""
+        self.packed.copy_(pack(pieces["numbers"], self.bits))
+        for name in ("unit", "scale_code", "offset_code"):
+            if (own := getattr(self, name)) is not None:
+                own.copy_(pieces[name])
         self.forget()
+
+    def scales(self, rows: slice | Tensor = ALL) -> Float[Tensor, "some groups"]:
+        """Return the steps of some rows, in float32 at least; they have the unit's gradients."""
+        return scales(self.unit[rows], None if self.scale_code is None else self.scale_code[rows])
+
+    def offsets(self, rows: slice | Tensor = ALL) -> Float[Tensor, "some groups"] | None:
+        """Return the offsets of some rows, as the steps; None where there are none."""
+        if self.offset_code is None:
+            return None
+        return offsets(self.scales(rows), self.offset_code[rows], self.bits)
 
     def numbers(self, begin: int = 0, end: int | None = None) -> Int8[Tensor, "some columns"]:
         """Return the whole numbers of some rows."""
         return unpack(self.packed[begin:end], self.columns, self.bits)
 
     def dense(self, begin: int = 0, end: int | None = None) -> Float[Tensor, "some columns"]:
-        """Return some rows of the matrix in the dtype of the steps; it has their gradients."""
+        """Return some rows of the matrix in the dtype of the unit; it has its gradients."""
         return self._written_out(self.numbers(begin, end), slice(begin, end))
 
     def rows_at(self, index: Tensor) -> Float[Tensor, "*index columns"]:
@@ -144,12 +156,18 @@ class PackedMatrix(nn.Module):
     def product(self, x: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch rows"]:
         """Return x Wᵀ."""
         flat = x.reshape(-1, self.columns)
-        learns = torch.is_grad_enabled() and (x.requires_grad or self.scale.requires_grad)
+        own = any(one.requires_grad for one in self.parameters())
+        learns = torch.is_grad_enabled() and (x.requires_grad or own)
         if learns:
             self.forget()  # the steps are about to change
         fused = None if learns or not len(flat) else self._kernel(flat)
         y = self._by_rows(flat, learns) if fused is None else fused(flat)
         return y.reshape(*x.shape[:-1], self.rows)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return the dtype of the unit, which is that of the checkpoint."""
+        return self.unit.dtype
 
     def forget(self) -> None:
         """Drop what the kernels keep, as must happen when numbers, steps or offsets change."""
@@ -161,11 +179,11 @@ class PackedMatrix(nn.Module):
 
     def _written_out(self, numbers: Tensor, rows: slice | Tensor) -> Tensor:
         """Return numbers x steps + offsets, computed in float32 at least and rounded once."""
-        wide = torch.promote_types(self.scale.dtype, torch.float32)
-        full = numbers.to(wide) * self._spread(self.scale[rows].to(wide))
-        if self.offset is not None:
-            full = full + self._spread(self.offset[rows].to(wide))
-        return full.to(self.scale.dtype)
+        scale, offset = self.scales(rows), self.offsets(rows)
+        full = numbers.to(scale.dtype) * self._spread(scale)
+        if offset is not None:
+            full = full + self._spread(offset)
+        return full.to(self.dtype)
 
     def _spread(self, each: Float[Tensor, "some groups"]) -> Float[Tensor, "some columns"]:
         """Return what belongs to groups beside every number; a whole row's is not repeated."""
@@ -192,18 +210,18 @@ class PackedMatrix(nn.Module):
         """Return the fused kernel that fits these inputs, None where none does."""
         if not self.rows or x.device.type != "cpu":
             return None
-        if x.dtype != self.scale.dtype or x.dtype not in KERNEL_DTYPES:
+        if x.dtype != self.dtype or x.dtype not in KERNEL_DTYPES:
             return None
         if self.group in KERNEL_GROUPS:
             return self._int4
         rows, columns = self.rows % KERNEL_ROWS, self.columns % KERNEL_ROWS
-        if self.bits == 8 and self.scale.shape[1] == 1 and self.offset is None:
+        if self.bits == 8 and self.scale_code is None and self.offset_code is None:
             return None if rows or columns else self._int8
         return None
 
     def _int8(self, x: Tensor) -> Tensor:
         self.packed = _aligned(self.packed)
-        scale = self.scale[:, 0].contiguous()
+        scale = self.unit[:, 0].contiguous()
         product: Tensor = torch._weight_int8pack_mm(_aligned(x), self.numbers(), scale)
         return product
 
@@ -227,8 +245,8 @@ class PackedMatrix(nn.Module):
 
         Eight bits are 16 x the upper four, with their sign, and the lower four, 0 to 15.
         """
-        numbers, scale = self.numbers(), self.scale
-        offset = torch.zeros_like(scale) if self.offset is None else self.offset
+        numbers, scale, offset = self.numbers(), self.scales(), self.offsets()
+        offset = torch.zeros_like(scale) if offset is None else offset
         if self.bits < 8:
             return [(numbers, scale, offset)]
         return [(numbers >> 4, 16 * scale, offset), ((numbers & 15) - 8, scale, 8 * scale)]
@@ -237,7 +255,7 @@ class PackedMatrix(nn.Module):
         below = -self.rows % KERNEL_ROWS
         codes = numbers.to(torch.int32) + 8
         codes = functional.pad(codes, (0, -self.columns % self.group, 0, below))
-        both = torch.stack((scale, offset), dim=-1)  # [rows, groups, 2]
+        both = torch.stack((scale, offset), dim=-1).to(self.dtype)  # [rows, groups, 2]
         steps = functional.pad(both, (0, 0, 0, 0, 0, below)).transpose(0, 1).contiguous()
         convert: Any = torch.ops.aten._convert_weight_to_int4pack_for_cpu
         return convert(codes, 1), steps

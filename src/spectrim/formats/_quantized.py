@@ -52,7 +52,7 @@ class Quantized(FactoredLinear):
     ) -> int:
         """Return the bytes on disk, the bias apart.
 
-        shape: (out, in, rank). dtype: of steps, offsets and a correction of so large a rank.
+        shape: (out, in, rank). dtype: of units and of a correction of so large a rank.
         """
         return correction * (shape[0] + shape[1]) * dtype.itemsize + sum(
             PackedMatrix.stored_bytes(one, grid.bits, grid.group, grid.symmetric, dtype)
@@ -66,13 +66,17 @@ class Quantized(FactoredLinear):
         return found
 
     def take(self, pieces: dict[str, Tensor]) -> None:
-        """Take whole numbers, steps and offsets: ``name.numbers``, ``name.scale``, ``name.offset``.
+        """Take whole numbers, units and codes: ``name.numbers``, ``name.unit`` and so on.
 
         What is not packed comes under its own name.
         """
         for name in self.matrices(self.out_features, self.in_features, self.rank):
-            numbers, scale = pieces[f"{name}.numbers"], pieces[f"{name}.scale"]
-            self.part(name).take(numbers, scale, pieces.get(f"{name}.offset"))
+            own = {
+                key.removeprefix(f"{name}."): piece
+                for key, piece in pieces.items()
+                if key.startswith(f"{name}.")
+            }
+            self.part(name).take(own)
         for name, tensor in self.state_dict(keep_vars=True).items():
             if name in pieces:
                 tensor.copy_(pieces[name])
@@ -85,9 +89,8 @@ class Quantized(FactoredLinear):
 
     @property
     def weight(self) -> Tensor:
-        """Return the first steps: T5 asks every linear map for ``weight.dtype``."""
-        first = next(iter(self.matrices(self.out_features, self.in_features, self.rank)))
-        return self.part(first).scale
+        """Return a parameter: T5 asks every linear map for ``weight.dtype``."""
+        return next(self.parameters())
 
     def extra_repr(self) -> str:
         """Return shape and bits for ``print(model)``."""

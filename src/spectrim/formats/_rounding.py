@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 from torch.nn import functional
+
+from spectrim.formats._steps import (
+    least_scale,
+    offset_code,
+    offsets,
+    scale_code,
+    scales,
+    units,
+)
 
 
 @dataclass(frozen=True)
@@ -25,58 +35,130 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Coded:
+    """Steps and offsets [rows, groups] by their codes (_steps.py), those of offsets None if none.
+
+    unit: [rows, 1], in the checkpoint's dtype. scale: None where a row is one group.
+    """
+
+    unit: Float[Tensor, "rows 1"]
+    scale: UInt8[Tensor, "rows groups"] | None
+    offset: Int8[Tensor, "rows groups"] | None
+
+
+@dataclass(frozen=True)
 class Rounded:
-    """Whole numbers [rows, columns] with steps and offsets [rows, groups], None if symmetric."""
+    """Whole numbers [rows, columns] with codes of their steps and offsets."""
 
     numbers: Int8[Tensor, "rows columns"]
-    scale: Float[Tensor, "rows groups"]
-    offset: Float[Tensor, "rows groups"] | None
+    coded: Coded
+    bits: int
 
     def pieces(self, name: str) -> dict[str, Tensor]:
         """Return what a format takes for its packed matrix of this name."""
-        found = {f"{name}.numbers": self.numbers, f"{name}.scale": self.scale}
-        return found if self.offset is None else {**found, f"{name}.offset": self.offset}
+        coded = self.coded
+        found = {
+            "numbers": self.numbers,
+            "unit": coded.unit,
+            "scale_code": coded.scale,
+            "offset_code": coded.offset,
+        }
+        return {f"{name}.{key}": value for key, value in found.items() if value is not None}
 
     def written_out(self, group: int) -> Float[Tensor, "rows columns"]:
         """Return what the numbers stand for, in float32; group: of the grid they were made on."""
         columns = self.numbers.shape[1]
-        offset = torch.zeros_like(self.scale) if self.offset is None else self.offset
+        scale = scales(self.coded.unit, self.coded.scale)
+        code = self.coded.offset
+        offset = torch.zeros_like(scale) if code is None else offsets(scale, code, self.bits)
         wide = [each.float().repeat_interleave(group or columns, 1)[:, :columns]
-                for each in (self.scale, offset)]  # fmt: skip
+                for each in (scale, offset)]  # fmt: skip
         return spoken(self.numbers.float(), *wide)
 
 
 SHRUNK = tuple(1.0 - 0.025 * step for step in range(21))  # of the range of a group, 1 to 0.5
 
 
+@dataclass(frozen=True)
+class Steps:
+    """Step and offset [rows, 1] of one group of every row, and their codes, all in float32."""
+
+    scale: Tensor
+    offset: Tensor
+    scale_code: Tensor
+    offset_code: Tensor
+
+
+def row_units(
+    groups: Float[Tensor, "rows groups size"], grid: Grid, dtype: torch.dtype
+) -> Float[Tensor, "rows 1"] | None:
+    """Return the units of rows that have several groups each, None where a row is one."""
+    if groups.shape[1] == 1:
+        return None
+    middle, half = _range(groups, grid)
+    return units(_scale(half, middle, grid).amax(1), dtype)
+
+
 def steps(
-    group: Float[Tensor, "*rows size"],
+    group: Float[Tensor, "rows size"],
     weights: Float[Tensor, "#rows size"],
     grid: Grid,
-    dtype: torch.dtype,
-) -> tuple[Float[Tensor, "*rows 1"], Float[Tensor, "*rows 1"]]:
-    """Return step and offset of each row's numbers, rounded to ``dtype`` but in float32.
+    unit: Float[Tensor, "rows 1"] | torch.dtype,
+) -> Steps:
+    """Return step and offset of one group of each row.
 
     A range from the least to the greatest number leaves none out; a narrower one makes the others
     finer. Of some ranges that with the least Σ weight (number - rounded)² is taken.
+    unit: of the rows; where these are one group each, the dtype in which their steps are stored.
     """
-    low, high = group.aminmax(dim=-1, keepdim=True)
-    middle, half = (low + high) / 2, (high - low) / 2
-    if grid.symmetric:
-        middle, half = torch.zeros_like(low), torch.maximum(low.abs(), high.abs())
-    span = -grid.lowest - (1 if grid.symmetric else 0.5)  # of whole numbers, to either side
-    best = torch.full_like(low, torch.inf)
-    scale, offset = torch.zeros_like(low), torch.zeros_like(low)
+    middle, half = _range(group, grid)
+    best = torch.full_like(half, torch.inf)
+    kept: list[Tensor] = [torch.zeros_like(half) for _ in range(4)]
     for part in SHRUNK:
-        tried = (half * (part / span)).to(dtype).float()
-        shift = torch.zeros_like(low) if grid.symmetric else middle + tried / 2
-        shift = shift.to(dtype).float()
+        tried = _scale(half * part, middle, grid)
+        code = torch.ones_like(tried)
+        if isinstance(unit, Tensor):
+            code = scale_code(tried, unit.float())
+            tried = unit.float() * code
+        else:
+            tried = tried.to(unit).float()
+        shift_code = torch.zeros_like(tried)
+        if not grid.symmetric:
+            shift_code = offset_code(middle + tried / 2, tried, grid.bits)
+        shift = offsets(tried, shift_code, grid.bits)
         error = group - spoken(rounded(group, tried, shift, grid), tried, shift)
         cost = (error.square() * weights).sum(-1, keepdim=True)
         better = cost < best
         best = torch.where(better, cost, best)
-        scale, offset = torch.where(better, tried, scale), torch.where(better, shift, offset)
-    return scale, offset
+        found = (tried, shift, code, shift_code)
+        kept = [torch.where(better, new, old) for new, old in zip(found, kept, strict=True)]
+    return Steps(*kept)
+
+
+def coded(each: Sequence[Steps], unit: Tensor | None, grid: Grid, dtype: torch.dtype) -> Coded:
+    """Return the codes of the groups of all rows, from those of each group."""
+    scale = None
+    if unit is None:
+        unit = each[0].scale.to(dtype)
+    else:
+        scale = torch.cat([one.scale_code for one in each], 1).to(torch.uint8)
+    if grid.symmetric:
+        return Coded(unit, scale, None)
+    return Coded(unit, scale, torch.cat([one.offset_code for one in each], 1).to(torch.int8))
+
+
+def _range(numbers: Float[Tensor, "*rows size"], grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return the middle of the numbers' range and half of its width, [*rows, 1] each."""
+    low, high = numbers.aminmax(dim=-1, keepdim=True)
+    if grid.symmetric:
+        return torch.zeros_like(low), torch.maximum(low.abs(), high.abs())
+    return (low + high) / 2, (high - low) / 2
+
+
+def _scale(half: Tensor, middle: Tensor, grid: Grid) -> Tensor:
+    """Return the step with which a range is covered; its offset has to be reached as well."""
+    span = -grid.lowest - (1 if grid.symmetric else 0.5)  # of whole numbers, to either side
+    return torch.maximum(half / span, least_scale(middle, grid.bits))
 
 
 def rounded(values: Tensor, scale: Tensor, offset: Tensor, grid: Grid) -> Tensor:
@@ -96,17 +178,31 @@ def nearest(
     grid: Grid,
     dtype: torch.dtype,
 ) -> Rounded:
-    """Return a matrix rounded number by number, steps and offsets in ``dtype``.
+    """Return a matrix rounded number by number, the units of its steps in ``dtype``.
 
     weights: how much the square of an error counts in each column when ranges are chosen.
     """
-    rows, columns = matrix.shape
+    columns = matrix.shape[1]
     size = grid.group or columns
-    spare = -columns % size  # filled up with numbers of the group, so that they do not widen it
-    full = functional.pad(matrix.float()[None], (0, spare), mode="replicate")[0]
-    counted = functional.pad(weights.float(), (0, spare)).unflatten(0, (-1, size))
-    groups = full.unflatten(1, (-1, size))
-    scale, offset = steps(groups, counted, grid, dtype)
-    whole = rounded(groups, scale, offset, grid).flatten(1)[:, :columns].to(torch.int8)
-    shift = None if grid.symmetric else offset[..., 0].to(dtype)
-    return Rounded(whole, scale[..., 0].to(dtype), shift)
+    groups = in_groups(matrix.float(), size)
+    counted = functional.pad(weights.float(), (0, -columns % size)).unflatten(0, (-1, size))
+    unit = row_units(groups, grid, dtype)
+    found = [
+        steps(groups[:, at], counted[at][None], grid, dtype if unit is None else unit)
+        for at in range(groups.shape[1])
+    ]
+    whole = [rounded(groups[:, at], one.scale, one.offset, grid) for at, one in enumerate(found)]
+    numbers = torch.cat(whole, 1)[:, :columns].to(torch.int8)
+    return Rounded(numbers, coded(found, unit, grid, dtype), grid.bits)
+
+
+def in_groups(
+    matrix: Float[Tensor, "rows columns"], size: int
+) -> Float[Tensor, "rows groups size"]:
+    """Return the groups of each row, the last filled up with a number of its own.
+
+    So it is no wider for that.
+    """
+    spare = -matrix.shape[1] % size
+    full: Tensor = functional.pad(matrix[None], (0, spare), mode="replicate")[0]
+    return full.unflatten(1, (-1, size))

@@ -84,7 +84,7 @@ def _folder(job: Job, options: Factorize, method: str) -> Path:
     """Return where losses of a method's cuts are, or of whole matrices without a method."""
     how = (method, options.format, centred(options, method), options.damp_input,
            options.damp_gradient) if method else ()  # fmt: skip
-    key = key_of("bits", 3, job.statistics_key, options.bits, options.group, how)
+    key = key_of("bits", 4, job.statistics_key, options.bits, options.group, how)
     return job.cache / "decompositions" / key
 
 

@@ -21,6 +21,7 @@ from spectrim.run import atomic_file
 from spectrim.stages._balanced import balance
 from spectrim.stages._blocks import next_step
 from spectrim.stages._healed import begin, take, text_name
+from spectrim.stages._learned_numbers import learn
 from spectrim.stages._objective import Objective, Weights, cross_entropy
 from spectrim.stages._student import Prepare, Reader, student, write
 from spectrim.stages._teacher import ask
@@ -86,12 +87,13 @@ def heal(
     options: Healing,
     ready: Callable[[PreTrainedModel], Ready],
     note: Callable[[], dict[str, Any]] = dict,
-    prepare: Prepare = balance,
+    prepare: Prepare = lambda block: learn(balance(block)),
 ) -> None:
     """Train the whole model as a stage wants it and keep it where the search split gains.
 
     ready: names the parameters and the optimiser. note: what the stage adds to its own note.
-    prepare: makes a block ready; usually pivoted maps become two balanced factors.
+    prepare: makes a block ready; usually pivoted maps become two balanced factors, and steps and
+        offsets of packed ones numbers of their own.
     """
     begin(job)
     tokens = healing_text(job, options)

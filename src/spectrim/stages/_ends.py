@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spectrim.formats import formats
 from spectrim.formats._quantized import Quantized
-from spectrim.formats._rounding import Grid, Rounded, nearest
+from spectrim.formats._rounding import Grid, nearest
 from spectrim.job import Job, load_rest
 
 GRIDS = {8: Grid(8, 0, True), 4: Grid(4, 32, False)}
@@ -62,15 +62,13 @@ def _packed(
     made: Quantized = formats.get(name)(inner, out, min(out, inner), biased, **keywords)
     made = made.to(dtype)
     step = max(1, AT_ONCE // inner)
-    parts = [nearest(rows, torch.ones(inner), grid, dtype) for rows in table.split(step)]
-    offsets = [part.offset for part in parts if part.offset is not None]
-    whole = Rounded(
-        torch.cat([part.numbers for part in parts]),
-        torch.cat([part.scale for part in parts]),
-        torch.cat(offsets) if offsets else None,
-    )
+    parts = [
+        nearest(rows, torch.ones(inner), grid, dtype).pieces("quantized")
+        for rows in table.split(step)
+    ]
+    whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     with torch.no_grad():
-        made.take(whole.pieces("quantized"))
+        made.take(whole)
     return made
 
 

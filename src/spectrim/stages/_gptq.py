@@ -8,7 +8,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.formats._rounding import Grid, Rounded, nearest, rounded, spoken, steps
+from spectrim.formats._rounding import (
+    Grid,
+    Rounded,
+    Steps,
+    coded,
+    in_groups,
+    nearest,
+    rounded,
+    row_units,
+    spoken,
+    steps,
+)
+from spectrim.formats._steps import offsets, scales
 from spectrim.stages._sparsity import inverse_root
 
 BLOCK = 128  # columns after which the errors reach the rest; a multiple of every group
@@ -29,7 +41,7 @@ def gptq(
     With H⁻¹ = Uᵀ U the error e of column j costs (e / U_jj)² once the columns behind it have made
     up for it; these weights choose the range of a group, which is measured where the group begins,
     on what the errors before it have left.
-    inputs: H, damped, so that it can be inverted. dtype: of steps and offsets.
+    inputs: H, damped, so that it can be inverted. dtype: of the units of steps.
     by_size: go from the input with the largest H_jj to that with the smallest, with groups and
         ranges of the matrix as it comes ("static groups").
     root: U, where it is known from another matrix with the same inputs.
@@ -44,20 +56,17 @@ def gptq(
     weights = root.diagonal().square().reciprocal()
     left = matrix.float().T.contiguous()  # [columns, rows]
     numbers = torch.zeros_like(left, dtype=torch.int8)
-    scales: list[Tensor] = []
-    offsets: list[Tensor] = []
+    unit = row_units(in_groups(matrix.float(), size), grid, dtype)
+    found: list[Steps] = []
 
     def step(at: int) -> tuple[Tensor, Tensor]:
         if at % size == 0:
-            group = left[at : at + size].T
-            scale, offset = steps(group, weights[at : at + size][None], grid, dtype)
-            scales.append(scale)
-            offsets.append(offset)
-        return scales[-1][:, 0], offsets[-1][:, 0]
+            group, counted = left[at : at + size].T, weights[at : at + size][None]
+            found.append(steps(group, counted, grid, dtype if unit is None else unit))
+        return found[-1].scale[:, 0], found[-1].offset[:, 0]
 
     _sweep(left, root, numbers, grid, step)
-    offset = None if grid.symmetric else torch.cat(offsets, 1).to(dtype)
-    return Rounded(numbers.T.contiguous(), torch.cat(scales, 1).to(dtype), offset)
+    return Rounded(numbers.T.contiguous(), coded(found, unit, grid, dtype), grid.bits)
 
 
 def _by_size(matrix: Tensor, inputs: Tensor, grid: Grid, dtype: torch.dtype) -> Rounded:
@@ -65,15 +74,15 @@ def _by_size(matrix: Tensor, inputs: Tensor, grid: Grid, dtype: torch.dtype) -> 
     order = sizes.argsort(descending=True, stable=True)
     root = inverse_root(inputs[order][:, order].double()).float()
     known = nearest(matrix, sizes, grid, dtype)
-    scale = known.scale.float()
-    offset = torch.zeros_like(scale) if known.offset is None else known.offset.float()
+    scale, code = scales(known.coded.unit, known.coded.scale), known.coded.offset
+    offset = torch.zeros_like(scale) if code is None else offsets(scale, code, grid.bits)
     group = order // (grid.group or matrix.shape[1])
     left = matrix.float().T[order].contiguous()
     numbers = torch.zeros_like(left, dtype=torch.int8)
     _sweep(left, root, numbers, grid, lambda at: (scale[:, group[at]], offset[:, group[at]]))
     back = torch.empty_like(numbers)
     back[order] = numbers
-    return Rounded(back.T.contiguous(), known.scale, known.offset)
+    return Rounded(back.T.contiguous(), known.coded, grid.bits)
 
 
 def _sweep(

@@ -21,7 +21,7 @@ from spectrim.job import Progress
 from spectrim.run import atomic_file
 from spectrim.stages._matching import rate
 
-VERSION = "2"  # of what is trained and how; a checkpoint of another one is of no use
+VERSION = "3"  # of what is trained and how; a checkpoint of another one is of no use
 LOST = 2.0  # nats above the first search loss: training has diverged
 
 

@@ -44,6 +44,6 @@ def distil(job: Job, options: Options) -> None:
         return Ready(parameters, Adam(parameters, relative=True))
 
     def prepare(block: nn.Module) -> nn.Module:
-        return learn(balance(block)) if options.numbers else balance(block)
+        return learn(balance(block), numbers=options.numbers)
 
     heal(job, "distil", options, ready, prepare=prepare)

@@ -26,6 +26,7 @@ from spectrim.sources import Weights
 from spectrim.stages._balanced import balance, pivot
 from spectrim.stages._blocks import Place, current_block, keep_block, next_step
 from spectrim.stages._healed import begin, take, text_name, trained
+from spectrim.stages._learned_numbers import learn, settle
 from spectrim.stages._matching import Goal, Pace, Window, match
 from spectrim.stages._repeats import repeats
 from spectrim.stages._samples import spread
@@ -186,7 +187,7 @@ def _train(
     """Train the blocks of a window and write them; a block that repeats an earlier one follows."""
     places, folder, options = how
     twins = repeats(job)
-    blocks = [balance(current_block(job, place, torch.float32)) for place in places]
+    blocks = [learn(balance(current_block(job, place, torch.float32))) for place in places]
     own = [f"{stack.path}.{index}" not in twins for stack, index in places]
     metric = _metric(job, places[-1]) if options.metric == "loss" else None
     small = Window(walk, places, blocks, streams.small, streams.small_encoded)
@@ -201,7 +202,7 @@ def _train(
         if not is_own:
             path, _, index = twins[f"{place[0].path}.{place[1]}"].rpartition(".")
             block = job.stored_block(folder, place[0], int(index), torch.float32)
-        keep_block(job, folder, place, pivot(block))
+        keep_block(job, folder, place, settle(pivot(block)))
 
 
 def _metric(job: Job, place: Place) -> Tensor | None:

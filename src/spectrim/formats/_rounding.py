@@ -204,5 +204,6 @@ def in_groups(
     So it is no wider for that.
     """
     spare = -matrix.shape[1] % size
-    full: Tensor = functional.pad(matrix[None], (0, spare), mode="replicate")[0]
-    return full.unflatten(1, (-1, size))
+    full = functional.pad(matrix[None], (0, spare), mode="replicate")[0]
+    groups: Tensor = full.unflatten(1, (-1, size))
+    return groups

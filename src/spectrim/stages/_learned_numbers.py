@@ -74,7 +74,7 @@ class Learned(PackedMatrix):
         Steps keep the unit of their row and cannot grow beyond its largest code.
         """
         made = PackedMatrix(*_shape(self)).to(self.dtype)
-        unit, scale = self.held[0].to(self.scale), self.scale
+        unit, scale = self.held[0].to(self.scale), self.scale.detach()
         pieces = {"numbers": self.rounded(), "unit": scale}
         if made.scale_code is not None:
             pieces |= {"unit": unit, "scale_code": scale_code(scale, unit)}

@@ -1,17 +1,17 @@
-"""A size in, a recipe out: which ranks, bits and groups lose least, tried and measured.
+"""A size in, a recipe out: which ranks, bits and healing lose least, tried and measured.
 
 The budget of bytes is first parted: embedding and head go to 8 bits, norms and biases stay, and the
 linear maps get what is left. How that is best spent on ranks and bits, map by map, is the
-allocator's affair. What it cannot know, how many numbers should share a step and whether cutting
-ranks, or the widths of MLPs too, pays at all, is tried (optuna) and measured on the search split,
-before any healing. Healing then ends after the steps that distil takes by itself, or before, where
-that split gains nothing more.
+allocator's affair. What it cannot know is tried and measured on the search split: first whether
+cutting ranks, or the widths of MLPs too, pays at all; then, of the two ways that lost least, which
+is better after a little healing, and how fast it should learn (optuna). Healing at last ends after
+the steps that distil takes by itself, or before, where that split gains nothing more.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,22 +21,23 @@ from spectrim.errors import SpectrimError
 from spectrim.job import Job, Progress, key_of
 from spectrim.pipeline import open_job
 from spectrim.recipe import Keep, Recipe
-from spectrim.refinement import search_loss
 from spectrim.run import Record, locked
 from spectrim.sites import Site, find
 from spectrim.stages import stages
+from spectrim.stages._healed import search_loss
 from spectrim.weights import Weights
 
 ENDS = 8  # bits of embedding and head
 LEAST = 0.04  # of the linear maps' bytes: what no plan reaches
 BITS = (2, 3, 4, 8)
-GROUPS = (64, 128, 32)  # numbers that share a step
 CUTS: dict[str, dict[str, Any]] = {
     "ranks and bits": {"method": "loss_aware_svd"},
     "ranks, widths and bits": {"method": "loss_aware_svd,loss_aware_neuron_selection"},
     "bits": {"cut": False},
 }
-TRIALS = 5
+RATES = (5e-4, 2.5e-4, 1e-3)  # of healing, its own first
+STEPS = 24  # of healing on trial
+TRIALS = 4  # with healing
 
 
 class Choice(NamedTuple):
@@ -58,8 +59,6 @@ def choose(
     Raises:
         SpectrimError: the size is one of numbers, or leaves too little for the linear maps.
     """
-    import optuna
-
     source = sources.resolve(asked.model, cache, trust_remote_code=asked.trust_remote_code)
     skeleton = sources.skeleton(source)
     part = linear_part(Weights(source.folder, skeleton), find(skeleton), size)
@@ -70,44 +69,96 @@ def choose(
         "trust_remote_code": asked.trust_remote_code,
         "keep": str(Keep(fraction=part, of="linear bytes")),
     }
-    job = open_job(_recipe(common, GROUPS[0], next(iter(CUTS)), 0, False), source, cache, progress)
+    job = open_job(_recipe(common, next(iter(CUTS))), source, cache, progress)
     key = key_of(
-        "auto", 2, job.statistics_key, job.splits.search.digest(), common["keep"], asked.seed
+        "auto", 3, job.statistics_key, job.splits.search.digest(), common["keep"], asked.seed
     )
-    folder = cache / "auto" / key
-    record = Record(folder.with_suffix(".jsonl"))
+    trials = _Trials(job, common, cache / "auto" / key)
+    with locked(trials.folder):
+        trials.unhealed()
+        if heal:
+            trials.healed(asked.seed)
+    best = trials.best(heal)
+    recipe = _recipe(
+        common, best.cuts, ENDS, None if best.rate is None else {"learning_rate": best.rate}
+    )
+    return Choice(recipe, _why(part, trials, best))
 
-    refused: list[SpectrimError] = []
 
-    def tried(trial: optuna.Trial) -> float:
-        group = int(trial.suggest_categorical("group", GROUPS))
-        cuts = str(trial.suggest_categorical("cuts", tuple(CUTS)))
-        name = f"{cuts} in groups of {group}"
-        if name not in record.values:
-            # the ends cost every choice the same
-            made = _recipe(common, group, cuts, 0, False)
-            try:
-                record.add(name, {"loss": _measured(job, made, folder)})
-            except SpectrimError as error:  # too small for it; another way may reach the size
-                refused.append(error)
-                record.add(name, {"loss": inf})
-        return record.values[name]["loss"]
+class Way(NamedTuple):
+    """What is tried: a way to cut, and the learning rate of the healing, None without."""
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=asked.seed))
-    for cuts in CUTS:
-        study.enqueue_trial({"group": GROUPS[0], "cuts": cuts})
-    with locked(folder):
+    cuts: str
+    rate: float | None = None
+
+    def __str__(self) -> str:
+        return self.cuts if self.rate is None else f"{self.cuts}, healed at {self.rate:g}"
+
+
+@dataclass
+class _Trials:
+    """What was tried of one model at one size, and its losses on the search split, kept on disk."""
+
+    job: Job
+    common: dict[str, Any]
+    folder: Path
+    losses: dict[Way, float] = field(default_factory=dict)
+    refused: SpectrimError = SpectrimError("no way that was tried gets so small; ask for more")
+
+    def unhealed(self) -> None:
+        """Try every way to cut.
+
+        Raises:
+            SpectrimError: none gets so small.
+        """
+        for cuts in CUTS:
+            self._try(Way(cuts))
+        if not self.losses:
+            raise self.refused
+
+    def healed(self, seed: int) -> None:
+        """Heal the two ways that lost least a little, and let optuna choose what else to try.
+
+        Raises:
+            SpectrimError: none can be healed.
+        """
+        import optuna
+
+        first = sorted(self.losses, key=lambda way: self.losses[way])[:2]
+
+        def tried(trial: optuna.Trial) -> float:
+            cuts = str(trial.suggest_categorical("cuts", tuple(way.cuts for way in first)))
+            rate = float(trial.suggest_categorical("rate", RATES))
+            self._try(Way(cuts, rate))
+            return self.losses.get(Way(cuts, rate), inf)
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+        for way in first:
+            study.enqueue_trial({"cuts": way.cuts, "rate": RATES[0]})
         study.optimize(tried, n_trials=TRIALS)
-    if study.best_value == inf:
-        raise (
-            refused[-1]
-            if refused
-            else SpectrimError(f"no way that was tried reaches {size}; ask for more")
-        )
-    best = study.best_params
-    recipe = _recipe(common, best["group"], best["cuts"], ENDS, heal)
-    return Choice(recipe, _why(part, record, f"{best['cuts']} in groups of {best['group']}", heal))
+        if not any(way.rate is not None for way in self.losses):
+            raise self.refused
+
+    def best(self, heal: bool) -> Way:
+        """Return what lost least of what was tried with healing, or without."""
+        found = [way for way in self.losses if (way.rate is not None) == heal]
+        return min(found, key=lambda way: self.losses[way])
+
+    def _try(self, way: Way) -> None:
+        record = Record(self.folder.with_suffix(".jsonl"))
+        if str(way) not in record.values:
+            short: dict[str, Any] = {"steps": STEPS, "every": STEPS // 2, "warmup": STEPS // 6}
+            short["learning_rate"] = way.rate
+            # the ends cost every way the same
+            made = _recipe(self.common, way.cuts, 0, None if way.rate is None else short)
+            try:
+                record.add(str(way), {"loss": _measured(self.job, made, self.folder)})
+            except SpectrimError as error:  # too small for it; another way may reach the size
+                self.refused = error
+                record.add(str(way), {"loss": inf})
+        if (loss := record.values[str(way)]["loss"]) < inf:
+            self.losses[way] = loss
 
 
 def linear_part(weights: Weights, sites: list[Site], size: Keep) -> float:
@@ -136,13 +187,15 @@ def linear_part(weights: Weights, sites: list[Site], size: Keep) -> float:
     return min(part, 1.0)
 
 
-def _recipe(common: dict[str, Any], group: int, cuts: str, ends: int, heal: bool) -> Recipe:
-    factorize = {"format": "low_rank", "refine": "off", "bits": BITS, "group": group, **CUTS[cuts]}
-    made: list[dict[str, Any]] = [
-        {"factorize": factorize},
-        {"quantize": {"ends": ends}},
-    ]
-    return Recipe.model_validate({**common, "stages": made + [{"distil": {}}] * heal})
+def _recipe(
+    common: dict[str, Any], cuts: str, ends: int = 0, heal: dict[str, Any] | None = None
+) -> Recipe:
+    """Return the recipe of a way to cut; heal: options of the healing, None for none."""
+    factorize = {"format": "low_rank", "refine": "off", "bits": BITS, **CUTS[cuts]}
+    made: list[dict[str, Any]] = [{"factorize": factorize}, {"quantize": {"ends": ends}}]
+    if heal is not None:
+        made.append({"distil": heal})
+    return Recipe.model_validate({**common, "stages": made})
 
 
 def _measured(job: Job, recipe: Recipe, folder: Path) -> float:
@@ -151,24 +204,32 @@ def _measured(job: Job, recipe: Recipe, folder: Path) -> float:
     tried = replace(job, work=folder, keep=keep, notes=dict(job.notes), curves={})
     for stage in recipe.stages:
         stages.get(stage.name)(tried, stage.options)
-    assert tried.blocks is not None
-    loss = search_loss(tried, tried.blocks)
+    loss = search_loss(tried)
     shutil.rmtree(folder)
     return loss
 
 
-def _why(part: float, record: Record, best: str, heal: bool) -> str:
-    losses = {name: values["loss"] for name, values in record.values.items()}
-    tried = {name: loss for name, loss in losses.items() if loss < inf}
-    others = ", ".join(f"{loss:.3f} {name}" for name, loss in tried.items() if name != best)
-    return (
+def _why(part: float, trials: _Trials, best: Way) -> str:
+    """Return three sentences: what the budget leaves, how it is cut, how it is healed."""
+    cuts = Way(best.cuts)
+    said = (
         f"Embedding and head go to {ENDS} bits, which leaves {part:.1%} of their bytes for the "
-        f"linear maps of the blocks. Of what was tried there, choosing {best} lost least on the "
-        f"search split: {losses[best]:.3f} nats per token"
-        + (f" against {others}. " if others else "; no other way gets so small. ")
-        + (
-            "It is then healed by distillation from the dense model, which keeps its best state."
-            if heal
-            else "It is not healed, as was asked."
-        )  # fmt: skip
+        f"linear maps of the blocks. Choosing {cuts} for them loses {trials.losses[cuts]:.3f} nats "
+        f"per token on the search split{_others(trials, cuts)}. "
     )
+    if best.rate is None:
+        return said + "It is not healed, as was asked."
+    return said + (
+        f"{STEPS} steps of healing at a rate of {best.rate:g} brought that to "
+        f"{trials.losses[best]:.3f}{_others(trials, best)}, so it is healed at that rate until "
+        "nothing more is gained, by distillation from the dense model."
+    )
+
+
+def _others(trials: _Trials, best: Way) -> str:
+    others = [
+        f"{loss:.3f} {way}"
+        for way, loss in trials.losses.items()
+        if way != best and (way.rate is None) == (best.rate is None)
+    ]
+    return f" (against {', '.join(others)})" if others else ""

@@ -22,7 +22,7 @@ from pydantic import Field, model_serializer, model_validator
 from spectrim.errors import SpectrimError, did_you_mean
 from spectrim.options import Amount, Factorize, Part, parse_tokens, validate
 from spectrim.registry import Registry
-from spectrim.stage_order import HEALING, refuse_order
+from spectrim.stage_order import BITS_SAVE_BYTES, HEALING, refuse_order
 
 _STAGES = Registry("stage", "spectrim.stages")
 # The stages that are not spelled out below bring their own checked options: a class `Options`.
@@ -162,6 +162,8 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _in_order(self) -> Recipe:
         refuse_order([(stage.name, stage.options) for stage in self.stages])
+        if self.keep.of == "linear" and self.factorize is not None and self.factorize.bits:
+            raise SpectrimError(BITS_SAVE_BYTES)
         return self
 
     @property

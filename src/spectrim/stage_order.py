@@ -30,6 +30,10 @@ NO_NUMBERS = (
     "distil trains whole numbers, and no stage before it packs any; put quantize in front of it, "
     "or leave out numbers"
 )
+BITS_SAVE_BYTES = (
+    "factorize offers few bits, which save no numbers; keep a part of the bytes, such as "
+    "keep: 25% of linear bytes"
+)
 _GIVEN = ("bits", "group", "symmetric", "protect")  # of quantize, where factorize chooses
 
 

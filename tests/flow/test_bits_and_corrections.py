@@ -89,7 +89,7 @@ NARROWER = {"factorize": {**BITS, "method": "loss_aware_svd,loss_aware_neuron_se
 
 def test_narrower_maps_are_chosen_in_few_bits_and_cost_what_is_said(plain: Made) -> None:
     folder = plain.folder / "narrower"
-    small = shrink(asked(plain, "20% of linear bytes", NARROWER, {"quantize": {}}), folder)
+    small = shrink(asked(plain, "16% of linear bytes", NARROWER, {"quantize": {}}), folder)
     plan = plan_of(small)
     narrow = [one for one in plan.decisions if one.format.startswith("fewer_")]
     assert {one.module for one in narrow} == {"quantized_fewer_outputs", "quantized_fewer_inputs"}
@@ -99,7 +99,7 @@ def test_narrower_maps_are_chosen_in_few_bits_and_cost_what_is_said(plain: Made)
     model = from_pretrained(plain, small)
     assert torch.isfinite(logits(model, tokens())).all()
     again = shrink(
-        asked(plain, "20% of linear bytes", NARROWER, {"quantize": {}}),
+        asked(plain, "16% of linear bytes", NARROWER, {"quantize": {}}),
         plain.folder / "narrower-replayed", plan=small / "plan.json",
     )  # fmt: skip
     assert equal(stored(small), stored(again))

@@ -138,13 +138,20 @@ pipeline.shrink(Recipe.from_yaml(sys.argv[1]), out, cache=out.parent / "cache", 
 """
 
 
-@pytest.mark.parametrize("numbers", [False, True])
+@pytest.mark.parametrize(
+    ("name", "how", "few"),
+    [
+        ("distil", {}, ()),
+        ("distil", {"numbers": True}, ({"quantize": {"group": 32}},)),
+        ("low_memory", {}, ()),
+        ("lora", {"rank": 2}, ()),
+    ],
+)
 def test_killed_while_healing_it_ends_in_the_same_bits(
-    numbers: bool, source: Path, tmp_path: Path
+    name: str, how: dict[str, Any], few: tuple[Any, ...], source: Path, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
-    stage = {"distil": {**QUICK, "steps": 60, "every": 3, "patience": 100, "numbers": numbers}}
-    few = ({"quantize": {"group": 32}},) if numbers else ()
+    stage = {name: {**QUICK, "steps": 60, "every": 3, "patience": 100, **how}}
     recipe.write_text(asked(source, CUT, *few, stage).to_yaml())
     whole, killed = tmp_path / "whole" / "small", tmp_path / "killed" / "small"
 

@@ -81,8 +81,40 @@ def test_what_is_chosen_lost_least_of_what_was_tried(
         choice = chosen(plain, size)
         for key, value in auto.CUTS[best].items():
             assert getattr(choice.recipe.factorize, key) == value
-        assert f"choosing {best} in groups of 64 lost least" in choice.why
-        assert "2.000" in choice.why and "3.000" in choice.why
+        assert f"Choosing {best} for them loses 2.000 nats" in choice.why
+        assert "(against 3.000" in choice.why and "not healed" in choice.why
+
+
+def test_healing_on_trial_decides_how_it_is_healed(
+    plain: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way that loses least unhealed is not the best one healed."""
+    tried: list[tuple[str, float | None]] = []
+
+    def measured(job: Job, recipe: Recipe, folder: Path) -> float:
+        way = "bits" if not recipe.factorize.cut else recipe.factorize.method  # type: ignore[union-attr]
+        stages = {stage.name: stage.options for stage in recipe.stages}
+        if "distil" not in stages:
+            tried.append((way, None))
+            return {"bits": 2.0, "loss_aware_svd": 3.0}.get(way, 2.1)
+        assert stages["distil"].steps == auto.STEPS
+        tried.append((way, stages["distil"].learning_rate))
+        return (1.9 if way == "bits" else 1.8) + abs(stages["distil"].learning_rate - 2.5e-4)
+
+    monkeypatch.setattr(auto, "_measured", measured)
+    choice = chosen(plain, "47%", heal=True)
+    assert [rate for _, rate in tried[:3]] == [None] * 3 and len(tried) <= 3 + auto.TRIALS
+    healed = tried[3:]
+    assert {way for way, _ in healed} == {"bits", "loss_aware_svd,loss_aware_neuron_selection"}
+    assert [rate for _, rate in healed[:2]] == [auto.RATES[0]] * 2
+    assert choice.recipe.factorize is not None and choice.recipe.factorize.cut
+    last = choice.recipe.stages[-1]
+    best = min((rate for way, rate in healed if way != "bits"), key=lambda r: abs(r - 2.5e-4))  # type: ignore[operator]
+    assert last.name == "distil" and last.options.learning_rate == best
+    assert last.options.steps > auto.STEPS
+    assert (
+        choice.why.count(". ") == 2 and f"at a rate of {best:g} brought that to 1.8" in choice.why
+    )
 
 
 def test_a_part_of_the_whole_leaves_the_linear_maps_what_the_ends_do_not_take(plain: Made) -> None:

@@ -11,6 +11,7 @@ from spectrim.errors import SpectrimError
 from spectrim.recipe import Recipe
 
 DROP = {"drop_blocks": {"drop": 1}}
+ASKED = {"model": "demo", "keep": "25% of linear bytes"}
 BITS = {"factorize": {"format": "low_rank", "bits": [3, 4], "group": 32}}
 REFUSED: list[tuple[list[Any], str]] = [
     (["factorize", "factorize"], "factorize needs the maps as they came"),
@@ -43,13 +44,13 @@ TAKEN: list[list[Any]] = [
 @pytest.mark.parametrize(("stages", "said"), REFUSED)
 def test_what_cannot_follow_is_refused(stages: list[Any], said: str) -> None:
     with pytest.raises(SpectrimError, match=said) as caught:
-        Recipe.model_validate({"model": "demo", "stages": stages})
+        Recipe.model_validate({**ASKED, "stages": stages})
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("stages", TAKEN)
 def test_what_can_follow_is_taken(stages: list[Any]) -> None:
-    assert len(Recipe.model_validate({"model": "demo", "stages": stages}).stages) == len(stages)
+    assert len(Recipe.model_validate({**ASKED, "stages": stages}).stages) == len(stages)
 
 
 def test_every_recipe_of_ours_is_taken(root: Path) -> None:

@@ -4,6 +4,7 @@ Groups of neighbours along the input share a step and, unless symmetric, an offs
 
     W_ij = n_ij scale_ig + offset_ig,    -2^(bits-1) <= n_ij < 2^(bits-1)
 
+How these are stored says _steps.py.
 Layout of ``packed`` [out, ⌈in bits / 8⌉]: a row is a run of bits, that of number j beginning at bit
 j bits; bit k is bit k mod 8 of byte ⌊k / 8⌋, so that the lowest bit comes first. A number is a
 two's complement of its bits. A row's last byte is filled up with zeros.

@@ -17,7 +17,7 @@ from spectrim.options import Factorize
 from spectrim.plan import Curve, Decision, Plan, thin
 from spectrim.refinement import refine
 from spectrim.sites import Site
-from spectrim.stage_order import LATE
+from spectrim.stage_order import BITS_SAVE_BYTES, LATE
 from spectrim.stages._allocate import Unit, available, units
 from spectrim.stages._bit_curves import in_few_bits
 from spectrim.stages._bit_losses import bit_losses
@@ -87,10 +87,7 @@ def refuse_few_bits(job: Job, options: Factorize) -> None:
             )
         return
     if not in_bytes(job):
-        raise SpectrimError(
-            "factorize offers few bits, which save no numbers; keep a part of the bytes, such as "
-            "keep: 25% of linear bytes"
-        )
+        raise SpectrimError(BITS_SAVE_BYTES)
     if allocators.constant(options.allocator, "MEASURES"):
         raise SpectrimError(
             f"allocator '{options.allocator}' measures cuts before they are quantised; with bits "

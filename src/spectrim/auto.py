@@ -103,7 +103,7 @@ class _Trials:
     common: dict[str, Any]
     folder: Path
     losses: dict[Way, float] = field(default_factory=dict)
-    refused: SpectrimError = SpectrimError("no way that was tried gets so small; ask for more")
+    refused: SpectrimError | None = None
 
     def unhealed(self) -> None:
         """Try every way to cut.
@@ -113,7 +113,7 @@ class _Trials:
         """
         for cuts in CUTS:
             self._try(Way(cuts))
-        if not self.losses:
+        if not self.losses and self.refused is not None:
             raise self.refused
 
     def healed(self, seed: int) -> None:
@@ -133,11 +133,13 @@ class _Trials:
             return self.losses.get(Way(cuts, rate), inf)
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+        study = optuna.create_study(
+            sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=len(first))
+        )
         for way in first:
             study.enqueue_trial({"cuts": way.cuts, "rate": RATES[0]})
         study.optimize(tried, n_trials=TRIALS)
-        if not any(way.rate is not None for way in self.losses):
+        if not any(way.rate is not None for way in self.losses) and self.refused is not None:
             raise self.refused
 
     def best(self, heal: bool) -> Way:
@@ -156,9 +158,8 @@ class _Trials:
                 record.add(str(way), {"loss": _measured(self.job, made, self.folder)})
             except SpectrimError as error:  # too small for it; another way may reach the size
                 self.refused = error
-                record.add(str(way), {"loss": inf})
-        if (loss := record.values[str(way)]["loss"]) < inf:
-            self.losses[way] = loss
+                return
+        self.losses[way] = record.values[str(way)]["loss"]
 
 
 def linear_part(weights: Weights, sites: list[Site], size: Keep) -> float:
@@ -202,9 +203,13 @@ def _measured(job: Job, recipe: Recipe, folder: Path) -> float:
     """Return the loss on the search split of what a recipe makes, nats per token."""
     keep = (recipe.keep.fraction, recipe.keep.of)
     tried = replace(job, work=folder, keep=keep, notes=dict(job.notes), curves={})
-    for stage in recipe.stages:
-        stages.get(stage.name)(tried, stage.options)
-    loss = search_loss(tried)
+    try:
+        for stage in recipe.stages:
+            stages.get(stage.name)(tried, stage.options)
+        loss = search_loss(tried)
+    except SpectrimError:
+        shutil.rmtree(folder, ignore_errors=True)  # or the next way would take up its blocks
+        raise
     shutil.rmtree(folder)
     return loss
 
@@ -221,14 +226,14 @@ def _why(part: float, trials: _Trials, best: Way) -> str:
         return said + "It is not healed, as was asked."
     return said + (
         f"{STEPS} steps of healing at a rate of {best.rate:g} brought that to "
-        f"{trials.losses[best]:.3f}{_others(trials, best)}, so it is healed at that rate until "
-        "nothing more is gained, by distillation from the dense model."
+        f"{trials.losses[best]:.3f}{_others(trials, best)}, so it is healed at that rate as long "
+        "as something is gained, by distillation from the dense model."
     )
 
 
 def _others(trials: _Trials, best: Way) -> str:
     others = [
-        f"{loss:.3f} {way}"
+        f"{way}: {loss:.3f}"
         for way, loss in trials.losses.items()
         if way != best and (way.rate is None) == (best.rate is None)
     ]

@@ -27,7 +27,7 @@ from spectrim.sites import replace
 from spectrim.tensor_files import DTYPES, Entry, stored_in
 
 NAME = "spectrim"
-VERSION = 1
+VERSION = 2  # 1 stored steps of packed numbers otherwise
 SHARD_BYTES = 5_000_000_000
 COPIED = 1 << 22  # bytes at a time
 ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")  # in a file
@@ -70,6 +70,12 @@ class SpectrimQuantizer(HfQuantizer):
             raise SpectrimError(
                 f"this model was written in layout {config.version} and this spectrim reads up to "
                 f"{VERSION}; install a newer spectrim"
+            )
+        packed = any(said["format"].startswith("quantized_") for said in config.sites.values())
+        if config.version < 2 and packed:
+            raise SpectrimError(
+                f"this model was written in layout {config.version}, whose packed numbers this "
+                f"spectrim does not read; shrink the model again"
             )
         install(model, config.sites)
         share(model, config.shared_blocks)

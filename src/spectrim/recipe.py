@@ -212,7 +212,8 @@ def _read(path: Path) -> dict[str, Any]:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         if not isinstance(data, dict):
             raise SpectrimError(f"this is a {type(data).__name__}; a recipe is 'key: value' lines")
-        validate(Recipe, {"model": "", **data}, "the recipe")
+        # a budget may still come from the command line
+        validate(Recipe, {"model": "", "keep": "100% of linear bytes", **data}, "the recipe")
     except FileNotFoundError as error:
         raise SpectrimError(f"there is no recipe file '{path}'; check the path") from error
     except (OSError, UnicodeError, yaml.YAMLError) as error:

@@ -143,7 +143,8 @@ pipeline.shrink(Recipe.from_yaml(sys.argv[1]), out, cache=out.parent / "cache", 
     [
         ("distil", {}, ()),
         ("distil", {"numbers": True}, ({"quantize": {"group": 32}},)),
-        ("low_memory", {}, ()),
+        ("distil", {}, ({"quantize": {"group": 32}},)),
+        ("low_memory", {}, ({"quantize": {"group": 32}},)),
         ("lora", {"rank": 2}, ()),
     ],
 )

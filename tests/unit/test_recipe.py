@@ -297,3 +297,11 @@ def test_bits_are_bought_with_bytes() -> None:
         validate(Recipe, {"model": "demo", "stages": stages}, "the recipe")
     kept = {"model": "demo", "keep": "25% of linear bytes", "stages": stages}
     assert validate(Recipe, kept, "the recipe").keep.of == "linear bytes"
+
+
+def test_the_budget_of_bits_may_come_from_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("model: demo\nstages: [{factorize: {bits: [3, 4]}}, quantize]\n")
+    assert Recipe.build(file, {"keep": "25% of linear bytes"}).keep.fraction == 0.25
+    with pytest.raises(SpectrimError, match="save no numbers"):
+        Recipe.build(file, {})

@@ -131,7 +131,7 @@ class PackedMatrix(nn.Module):
         self.forget()
 
     def scales(self, rows: slice | Tensor = ALL) -> Float[Tensor, "some groups"]:
-        """Return the steps of some rows, in float32 at least; they have the unit's gradients."""
+        """Return the steps of some rows in the dtype of the unit; they have its gradients."""
         return scales(self.unit[rows], None if self.scale_code is None else self.scale_code[rows])
 
     def offsets(self, rows: slice | Tensor = ALL) -> Float[Tensor, "some groups"] | None:
@@ -157,8 +157,9 @@ class PackedMatrix(nn.Module):
     def product(self, x: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch rows"]:
         """Return x Wᵀ."""
         flat = x.reshape(-1, self.columns)
-        own = any(one.requires_grad for one in self.parameters())
-        learns = torch.is_grad_enabled() and (x.requires_grad or own)
+        learns = torch.is_grad_enabled() and (
+            x.requires_grad or any(one.requires_grad for one in self.parameters())
+        )
         if learns:
             self.forget()  # the steps are about to change
         fused = None if learns or not len(flat) else self._kernel(flat)
@@ -181,10 +182,11 @@ class PackedMatrix(nn.Module):
     def _written_out(self, numbers: Tensor, rows: slice | Tensor) -> Tensor:
         """Return numbers x steps + offsets, computed in float32 at least and rounded once."""
         scale, offset = self.scales(rows), self.offsets(rows)
-        full = numbers.to(scale.dtype) * self._spread(scale)
+        wide = torch.promote_types(scale.dtype, torch.float32)
+        full = numbers.to(wide) * self._spread(scale.to(wide))
         if offset is not None:
-            full = full + self._spread(offset)
-        return full.to(self.dtype)
+            full = full + self._spread(offset.to(wide))
+        return full.to(scale.dtype)
 
     def _spread(self, each: Float[Tensor, "some groups"]) -> Float[Tensor, "some columns"]:
         """Return what belongs to groups beside every number; a whole row's is not repeated."""
@@ -256,7 +258,7 @@ class PackedMatrix(nn.Module):
         below = -self.rows % KERNEL_ROWS
         codes = numbers.to(torch.int32) + 8
         codes = functional.pad(codes, (0, -self.columns % self.group, 0, below))
-        both = torch.stack((scale, offset), dim=-1).to(self.dtype)  # [rows, groups, 2]
+        both = torch.stack((scale, offset), dim=-1)  # [rows, groups, 2]
         steps = functional.pad(both, (0, 0, 0, 0, 0, below)).transpose(0, 1).contiguous()
         convert: Any = torch.ops.aten._convert_weight_to_int4pack_for_cpu
         return convert(codes, 1), steps

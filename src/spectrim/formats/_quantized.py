@@ -87,11 +87,6 @@ class Quantized(FactoredLinear):
         said = {"bits": grid.bits, "group": grid.group, "symmetric": grid.symmetric}
         return {**super().shape(), **said}
 
-    @property
-    def weight(self) -> Tensor:
-        """Return a parameter: T5 asks every linear map for ``weight.dtype``."""
-        return next(self.parameters())
-
     def extra_repr(self) -> str:
         """Return shape and bits for ``print(model)``."""
         return f"{super().extra_repr()}, {self.grid.bits} bits"

@@ -16,7 +16,6 @@ from spectrim.formats._steps import (
     offsets,
     scale_code,
     scales,
-    units,
 )
 
 
@@ -38,12 +37,20 @@ class Grid:
 class Coded:
     """Steps and offsets [rows, groups] by their codes (_steps.py), those of offsets None if none.
 
-    unit: [rows, 1], in the checkpoint's dtype. scale: None where a row is one group.
+    unit: [rows, 1], in the checkpoint's dtype. scale_code: None where a row is one group.
     """
 
     unit: Float[Tensor, "rows 1"]
-    scale: UInt8[Tensor, "rows groups"] | None
-    offset: Int8[Tensor, "rows groups"] | None
+    scale_code: UInt8[Tensor, "rows groups"] | None
+    offset_code: Int8[Tensor, "rows groups"] | None
+    bits: int
+
+    def values(self) -> tuple[Tensor, Tensor]:
+        """Return steps and offsets [rows, groups] in float32; offsets of 0 where there are none."""
+        scale = scales(self.unit, self.scale_code)
+        if self.offset_code is None:
+            return scale.float(), torch.zeros_like(scale, dtype=torch.float32)
+        return scale.float(), offsets(scale, self.offset_code, self.bits).float()
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,6 @@ class Rounded:
 
     numbers: Int8[Tensor, "rows columns"]
     coded: Coded
-    bits: int
 
     def pieces(self, name: str) -> dict[str, Tensor]:
         """Return what a format takes for its packed matrix of this name."""
@@ -60,19 +66,16 @@ class Rounded:
         found = {
             "numbers": self.numbers,
             "unit": coded.unit,
-            "scale_code": coded.scale,
-            "offset_code": coded.offset,
+            "scale_code": coded.scale_code,
+            "offset_code": coded.offset_code,
         }
         return {f"{name}.{key}": value for key, value in found.items() if value is not None}
 
     def written_out(self, group: int) -> Float[Tensor, "rows columns"]:
         """Return what the numbers stand for, in float32; group: of the grid they were made on."""
         columns = self.numbers.shape[1]
-        scale = scales(self.coded.unit, self.coded.scale)
-        code = self.coded.offset
-        offset = torch.zeros_like(scale) if code is None else offsets(scale, code, self.bits)
-        wide = [each.float().repeat_interleave(group or columns, 1)[:, :columns]
-                for each in (scale, offset)]  # fmt: skip
+        wide = [each.repeat_interleave(group or columns, 1)[:, :columns]
+                for each in self.coded.values()]  # fmt: skip
         return spoken(self.numbers.float(), *wide)
 
 
@@ -90,13 +93,16 @@ class Steps:
 
 
 def row_units(
-    groups: Float[Tensor, "rows groups size"], grid: Grid, dtype: torch.dtype
+    groups: Float[Tensor, "rows groups size"], grid: Grid, dtype: torch.dtype, room: float = 1.0
 ) -> Float[Tensor, "rows 1"] | None:
-    """Return the units of rows that have several groups each, None where a row is one."""
+    """Return the units of rows that have several groups each, None where a row is one.
+
+    room: how many times as large as the largest step a step may become.
+    """
     if groups.shape[1] == 1:
         return None
     middle, half = _range(groups, grid)
-    return units(_scale(half, middle, grid).amax(1), dtype)
+    return (room * _scale(half, middle, grid).amax(1)).to(dtype)
 
 
 def steps(
@@ -115,17 +121,18 @@ def steps(
     best = torch.full_like(half, torch.inf)
     kept: list[Tensor] = [torch.zeros_like(half) for _ in range(4)]
     for part in SHRUNK:
-        tried = _scale(half * part, middle, grid)
-        code = torch.ones_like(tried)
+        wanted = _scale(half * part, middle, grid)
+        code = torch.ones_like(wanted)
         if isinstance(unit, Tensor):
-            code = scale_code(tried, unit.float())
-            tried = unit.float() * code
+            code = scale_code(wanted, unit.float())
+            held = scales(unit, code)
         else:
-            tried = tried.to(unit).float()
+            held = wanted.to(unit)
+        tried = held.float()
         shift_code = torch.zeros_like(tried)
         if not grid.symmetric:
             shift_code = offset_code(middle + tried / 2, tried, grid.bits)
-        shift = offsets(tried, shift_code, grid.bits)
+        shift = offsets(held, shift_code, grid.bits).float()
         error = group - spoken(rounded(group, tried, shift, grid), tried, shift)
         cost = (error.square() * weights).sum(-1, keepdim=True)
         better = cost < best
@@ -143,8 +150,9 @@ def coded(each: Sequence[Steps], unit: Tensor | None, grid: Grid, dtype: torch.d
     else:
         scale = torch.cat([one.scale_code for one in each], 1).to(torch.uint8)
     if grid.symmetric:
-        return Coded(unit, scale, None)
-    return Coded(unit, scale, torch.cat([one.offset_code for one in each], 1).to(torch.int8))
+        return Coded(unit, scale, None, grid.bits)
+    offset = torch.cat([one.offset_code for one in each], 1).to(torch.int8)
+    return Coded(unit, scale, offset, grid.bits)
 
 
 def _range(numbers: Float[Tensor, "*rows size"], grid: Grid) -> tuple[Tensor, Tensor]:
@@ -193,7 +201,7 @@ def nearest(
     ]
     whole = [rounded(groups[:, at], one.scale, one.offset, grid) for at, one in enumerate(found)]
     numbers = torch.cat(whole, 1)[:, :columns].to(torch.int8)
-    return Rounded(numbers, coded(found, unit, grid, dtype), grid.bits)
+    return Rounded(numbers, coded(found, unit, grid, dtype))
 
 
 def in_groups(

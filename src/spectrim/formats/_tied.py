@@ -60,7 +60,7 @@ class Tied(FactoredLinear):
 
     @property
     def weight(self) -> Tensor:
-        """Return the owner's steps, so that both are seen to be tied."""
+        """Return a parameter of the owner, so that both are seen to be tied."""
         return self.table.weight
 
     def take(self, pieces: dict[str, Tensor]) -> None:

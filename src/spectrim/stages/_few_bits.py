@@ -33,7 +33,7 @@ class Rounding:
     """How matrices are rounded.
 
     damping: part of the mean diagonal of a moment that is added before GPTQ inverts it.
-    dtype: of steps and offsets. roots: what was inverted already, for the maps of one block.
+    dtype: of the units of steps. roots: what was inverted already, for the maps of one block.
     """
 
     grid: Grid

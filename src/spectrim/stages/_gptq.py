@@ -20,10 +20,10 @@ from spectrim.formats._rounding import (
     spoken,
     steps,
 )
-from spectrim.formats._steps import offsets, scales
 from spectrim.stages._sparsity import inverse_root
 
 BLOCK = 128  # columns after which the errors reach the rest; a multiple of every group
+ROOM = 1.25  # of steps: what earlier errors leave to a group may make it wider than it came
 Step = Callable[[int], tuple[Tensor, Tensor]]
 
 
@@ -56,7 +56,7 @@ def gptq(
     weights = root.diagonal().square().reciprocal()
     left = matrix.float().T.contiguous()  # [columns, rows]
     numbers = torch.zeros_like(left, dtype=torch.int8)
-    unit = row_units(in_groups(matrix.float(), size), grid, dtype)
+    unit = row_units(in_groups(matrix.float(), size), grid, dtype, ROOM)
     found: list[Steps] = []
 
     def step(at: int) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ def gptq(
         return found[-1].scale[:, 0], found[-1].offset[:, 0]
 
     _sweep(left, root, numbers, grid, step)
-    return Rounded(numbers.T.contiguous(), coded(found, unit, grid, dtype), grid.bits)
+    return Rounded(numbers.T.contiguous(), coded(found, unit, grid, dtype))
 
 
 def _by_size(matrix: Tensor, inputs: Tensor, grid: Grid, dtype: torch.dtype) -> Rounded:
@@ -74,15 +74,14 @@ def _by_size(matrix: Tensor, inputs: Tensor, grid: Grid, dtype: torch.dtype) -> 
     order = sizes.argsort(descending=True, stable=True)
     root = inverse_root(inputs[order][:, order].double()).float()
     known = nearest(matrix, sizes, grid, dtype)
-    scale, code = scales(known.coded.unit, known.coded.scale), known.coded.offset
-    offset = torch.zeros_like(scale) if code is None else offsets(scale, code, grid.bits)
+    scale, offset = known.coded.values()
     group = order // (grid.group or matrix.shape[1])
     left = matrix.float().T[order].contiguous()
     numbers = torch.zeros_like(left, dtype=torch.int8)
     _sweep(left, root, numbers, grid, lambda at: (scale[:, group[at]], offset[:, group[at]]))
     back = torch.empty_like(numbers)
     back[order] = numbers
-    return Rounded(back.T.contiguous(), known.coded, grid.bits)
+    return Rounded(back.T.contiguous(), known.coded)
 
 
 def _sweep(

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.calibration import Tokens
+from spectrim.formats._packed import PackedMatrix
 from spectrim.job import Job, load_rest
 from spectrim.licence import licence_of
 from spectrim.stages._blocks import current_block, move_to
 from spectrim.stages._curves import dense_plan
-from spectrim.stages._learned_numbers import NAME
 from spectrim.walk import BlockWalk
 
 NOTE = "healed"
@@ -41,10 +41,12 @@ def trained(job: Job, module: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in module.named_parameters()
         if parameter.is_floating_point() and id(parameter) not in tables
     }
-    for name, parameter in found.items():
+    packed = {  # of which zero is one like any other
+        id(p) for m in module.modules() if isinstance(m, PackedMatrix) for p in m.parameters()
+    }
+    for parameter in found.values():
         parameter.requires_grad_(True)
-        whole = name.endswith(f".{NAME}")  # of which zero is one like any other
-        if "sparsified" in job.notes and parameter.dim() > 1 and not whole:
+        if "sparsified" in job.notes and parameter.dim() > 1 and id(parameter) not in packed:
             _keep_zeros(parameter)
     return found
 

@@ -1,7 +1,8 @@
-"""Packed matrices in training: steps and offsets as numbers of their own, whole numbers if asked.
+"""Packed matrices in training: steps and offsets, and whole numbers if asked, as what is learnt.
 
-A whole number is rounded forwards, and its gradient is passed on as if it were not (1308.3432), so
-that it flips once the loss has pushed it over half a step. Afterwards all is packed again.
+All are rounded forwards, steps and offsets to their codes, and gradients are passed on as if they
+were not (straight-through, 1308.3432), so that each flips once the loss has pushed it over half of
+what it is rounded to. So what is trained and judged is what will be stored.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from spectrim.formats._packed import ALL, PackedMatrix
-from spectrim.formats._steps import offset_code, scale_code
+from spectrim.formats._steps import offset_code, offsets, scale_code, scales
 
 PACE = 60.0  # steps of the grid to a learning rate of one: 0.7 in 50 steps at most 5e-4
 NAME = "latent"
@@ -29,7 +30,8 @@ class Learned(PackedMatrix):
 
     def __init__(self, held: PackedMatrix, *, numbers: bool) -> None:
         super().__init__(*_shape(held))
-        self.held = (held.unit.detach(),)  # in a tuple it is none of the parameters
+        # in a tuple they are none of its own
+        self.held = (held.unit.detach(), held.scale_code)
         scale, offset = held.scales().detach(), held.offsets()
         self.unit = None
         self.packed, self.scale_code, self.offset_code = held.packed, None, None
@@ -43,12 +45,21 @@ class Learned(PackedMatrix):
         return self.scale.dtype
 
     def scales(self, rows: slice | Tensor = ALL) -> Float[Tensor, "some groups"]:
-        """Return the steps of some rows."""
-        return self.scale[rows]
+        """Return the steps of some rows as they would be stored; they have gradients."""
+        kept = self.scale[rows]
+        if self.held[1] is None:
+            return kept
+        unit = self.held[0].to(kept)[rows]
+        return _through(kept, scales(unit, scale_code(kept.detach(), unit)))
 
     def offsets(self, rows: slice | Tensor = ALL) -> Float[Tensor, "some groups"] | None:
-        """Return the offsets of some rows, None where there are none."""
-        return None if self.offset is None else self.offset[rows]
+        """Return the offsets of some rows as they would be stored, None where there are none."""
+        if self.offset is None:
+            return None
+        kept, scale = self.offset[rows], self.scales(rows).detach()
+        return _through(
+            kept, offsets(scale, offset_code(kept.detach(), scale, self.bits), self.bits)
+        )
 
     def dense(self, begin: int = 0, end: int | None = None) -> Float[Tensor, "some columns"]:
         """Return some rows of the matrix, its numbers rounded; gradients reach ``latent``."""
@@ -74,13 +85,12 @@ class Learned(PackedMatrix):
         Steps keep the unit of their row and cannot grow beyond its largest code.
         """
         made = PackedMatrix(*_shape(self)).to(self.dtype)
-        unit, scale = self.held[0].to(self.scale), self.scale.detach()
-        pieces = {"numbers": self.rounded(), "unit": scale}
+        unit = self.held[0].to(self.scale)
+        pieces = {"numbers": self.rounded(), "unit": self.scale.detach()}
         if made.scale_code is not None:
-            pieces |= {"unit": unit, "scale_code": scale_code(scale, unit)}
-            scale = unit * pieces["scale_code"]
+            pieces |= {"unit": unit, "scale_code": scale_code(self.scale, unit)}
         if self.offset is not None:
-            pieces["offset_code"] = offset_code(self.offset, scale, self.bits)
+            pieces["offset_code"] = offset_code(self.offset, self.scales(), self.bits)
         made.take(pieces)
         return made
 
@@ -106,6 +116,10 @@ def settle(block: nn.Module) -> nn.Module:
         if isinstance(module, Learned):
             block.set_submodule(name, module.settled().train(module.training))
     return block
+
+
+def _through(kept: Tensor, rounded: Tensor) -> Tensor:
+    return kept + (rounded - kept).detach()
 
 
 def _shape(held: PackedMatrix) -> tuple[int, int, int, int, bool]:

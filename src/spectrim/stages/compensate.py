@@ -122,7 +122,7 @@ def _corrected(
     """Return the map with its correction and its predicted loss before and after; None where exact.
 
     wanted: the matrix before it was rounded or set to zero. how: the options, and the dtype of
-    steps and offsets.
+    the units of steps.
     """
     options, dtype = how
     held = matrix_of(module).float()

@@ -46,7 +46,7 @@ class Options(Part):
 
     bits: of each number, where no plan says it for every site.
     group: how many neighbours along the input share a step; 0 for a whole row.
-    symmetric: no offset beside the step; a quarter of a bit a number less in groups of 64.
+    symmetric: no offset beside the step; an eighth of a bit a number less in groups of 64.
     rounding: "gptq" lets what is left of a row make up for each error; "nearest" does not.
     order: GPTQ rounds the inputs with the largest moment first, with steps of the matrix as it is.
     damping: part of the mean diagonal of A that GPTQ adds to it before it inverts it, from 0.

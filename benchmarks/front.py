@@ -78,7 +78,7 @@ ROWS: tuple[Row, ...] = (
         "five stages (Franken-LLaMA)",
         _whole({"drop_blocks": {"drop": 3}}, {"sparsify": {"pattern": "4:8"}}, HEAL,
                {"quantize": {"bits": 4, **ENDS}}, {"compensate": {"rank": 32, "metric": "inputs"}}),
-        0.28,
+        INT4,
     ),
     *(Row("CompactifAI", _of_numbers(size, TRAINS, HEAL), size) for size in (0.5, 0.4)),
     *(Row("ours", _in_bytes(size, BITS, {"quantize": ENDS}), size) for size in SIZES),

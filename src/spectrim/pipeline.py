@@ -274,7 +274,7 @@ def shrink_from_options(
 ) -> PreTrainedModel:
     """Make a model smaller, write it to ``output``, and return it in eval mode.
 
-    The options are those of `spectrim shrink`; a recipe file sets what is not given otherwise.
+    The options are a part of those of `spectrim shrink`; a recipe file sets what is not given.
 
     Raises:
         SpectrimError: anything that the user can put right; nothing is left behind then.

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from measuring import keep_row, known_rows, texts_of, two_halves
 from mixed_text import mixed
-from rotated import write_demo
+from rotated import chosen
 from transformers import PreTrainedModel
 
 from spectrim import sites, sources
@@ -109,9 +109,7 @@ def opened(asked: argparse.Namespace) -> Bench:
     """Return the bench that the options ask for, the dense model made where it is not there."""
     if asked.windows < 2:
         raise SpectrimError(f"--windows {asked.windows} leaves no spread; ask for 2 or more")
-    folder = asked.model or asked.output / "rotated"
-    if asked.model is None:
-        write_demo(folder, asked.cache, asked.data)
+    folder = chosen(asked)
     source = sources.resolve(str(folder), asked.cache)
     first, second = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
     own, healing = mixed(asked.data, first, asked.output)

@@ -32,7 +32,7 @@ from measuring import (
     two_halves,
 )
 from mixed_text import mixed
-from rotated import write_demo
+from rotated import chosen
 
 from spectrim import sources, text
 from spectrim.calibration import Tokens, refuse_overlap
@@ -61,9 +61,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=400, help="of 512 tokens")
     parser.add_argument("--passes", type=int, default=2, help="over these")
     asked = read_arguments(parser)
-    folder = asked.model or asked.output / "rotated"
-    if asked.model is None:
-        write_demo(folder, asked.cache, asked.data)
+    folder = chosen(asked)
     first, second = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
     calibration, healing = mixed(asked.data, first, asked.output)
     wanted = asked.chains.split(",") if asked.chains else list(chains("", 4, 1))

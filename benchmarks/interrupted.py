@@ -19,7 +19,7 @@ from pathlib import Path
 
 from measuring import arguments, read_arguments, two_halves
 from mixed_text import mixed
-from rotated import write_demo
+from rotated import chosen
 
 from spectrim.errors import SpectrimError
 from spectrim.recipe import Recipe
@@ -35,9 +35,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", type=Path, help="the dense model; by default output/rotated")
     asked = read_arguments(parser)
-    folder = asked.model or asked.output / "rotated"
-    if asked.model is None:
-        write_demo(folder, asked.cache, asked.data)
+    folder = chosen(asked)
     first, _ = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
     calibration, healing = mixed(asked.data, first, asked.output)
     methods = "loss_aware_svd,loss_aware_neuron_selection"

@@ -12,6 +12,7 @@ model that fails is not written. One that is there already is left as it is.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     write_demo(asked.output, asked.cache, asked.data, asked.seed)
+
+
+def chosen(asked: argparse.Namespace) -> Path:
+    """Return the folder of the model that --model names, or of the demo's turned one, made here."""
+    if asked.model is not None:
+        return Path(asked.model)
+    folder: Path = asked.output / "rotated"
+    write_demo(folder, asked.cache, asked.data)
+    return folder
 
 
 def write_demo(folder: Path, cache: Path, data: Path, seed: int = 0) -> None:

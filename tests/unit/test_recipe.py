@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from spectrim.errors import SpectrimError
-from spectrim.options import validate
 from spectrim.recipe import Calibration, Factorize, Keep, Recipe, Stage
 from spectrim.registry import Registry
 
@@ -287,21 +286,3 @@ def test_without_healing_the_other_stages_are_left() -> None:
     assert [stage.name for stage in asked.unhealed().stages] == ["factorize"]
     only = Recipe.build(None, {"model": "a", "stages": ["low_memory"]})
     assert message(only.unhealed) == "every stage of the recipe heals; leave out --no-heal"
-
-
-def test_bits_are_bought_with_bytes() -> None:
-    stages = [{"factorize": {"bits": [3, 4]}}, {"quantize": {}}]
-    with pytest.raises(
-        SpectrimError, match="few bits, which save no numbers; keep a part of the b"
-    ):
-        validate(Recipe, {"model": "demo", "stages": stages}, "the recipe")
-    kept = {"model": "demo", "keep": "25% of linear bytes", "stages": stages}
-    assert validate(Recipe, kept, "the recipe").keep.of == "linear bytes"
-
-
-def test_the_budget_of_bits_may_come_from_the_command_line(tmp_path: Path) -> None:
-    file = tmp_path / "recipe.yaml"
-    file.write_text("model: demo\nstages: [{factorize: {bits: [3, 4]}}, quantize]\n")
-    assert Recipe.build(file, {"keep": "25% of linear bytes"}).keep.fraction == 0.25
-    with pytest.raises(SpectrimError, match="save no numbers"):
-        Recipe.build(file, {})

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from spectrim.errors import SpectrimError
+from spectrim.options import validate
 from spectrim.recipe import Recipe
 
 DROP = {"drop_blocks": {"drop": 1}}
@@ -56,3 +57,21 @@ def test_what_can_follow_is_taken(stages: list[Any]) -> None:
 def test_every_recipe_of_ours_is_taken(root: Path) -> None:
     files = sorted((root / "recipes").glob("*.yaml"))
     assert files and all(Recipe.from_yaml(file).stages for file in files)
+
+
+def test_bits_are_bought_with_bytes() -> None:
+    stages = [{"factorize": {"bits": [3, 4]}}, {"quantize": {}}]
+    with pytest.raises(
+        SpectrimError, match="few bits, which save no numbers; keep a part of the b"
+    ):
+        validate(Recipe, {"model": "demo", "stages": stages}, "the recipe")
+    kept = {"model": "demo", "keep": "25% of linear bytes", "stages": stages}
+    assert validate(Recipe, kept, "the recipe").keep.of == "linear bytes"
+
+
+def test_the_budget_of_bits_may_come_from_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("model: demo\nstages: [{factorize: {bits: [3, 4]}}, quantize]\n")
+    assert Recipe.build(file, {"keep": "25% of linear bytes"}).keep.fraction == 0.25
+    with pytest.raises(SpectrimError, match="save no numbers"):
+        Recipe.build(file, {})

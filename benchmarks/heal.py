@@ -47,7 +47,9 @@ from spectrim.stages._healed import walk_now
 PLAYS = "lm/tinyshakespeare/input.txt"  # like nothing in the mix, as the novel
 LENGTH = 512  # tokens of a window
 KEEP = "60% of linear"
+SVD_LABEL, CONTROL_LABEL = "SVD alone", "control"
 ABOUT = ("after", "minutes")  # of a stage, beside its losses by text
+SVD: dict[str, Any] = {"factorize": {"method": "loss_aware_svd", "refine": "off"}}
 CUT: dict[str, Any] = {
     "factorize": {"method": "loss_aware_svd,loss_aware_neuron_selection", "refine": "off"}
 }
@@ -86,9 +88,10 @@ def chains(healing: str, sequences: int, passes: int) -> dict[str, list[dict[str
     steps = passes * sequences // 4
     distil = {"text": healing, "tokens": f"{sequences}x512", "steps": steps, "batch": 4}
     return {
+        SVD_LABEL: [SVD],
         "end to end": [CUT, {"distil": distil}],
         "block by block first": [CUT, {"distil_blocks": {}}, {"distil": distil}],
-        "control": [{"distil": {**distil, "next_token": 1.0}}],
+        CONTROL_LABEL: [{"distil": {**distil, "next_token": 1.0}}],
     }
 
 
@@ -131,35 +134,44 @@ def _windows(job: Job, second: Path, asked: argparse.Namespace, healing: Path) -
 
 
 def _write(output: Path) -> None:
-    """Write results.md: excess over the dense model, and the part of the cut's that is closed."""
+    """Write results.md: excess over the dense model, and what is closed of a cut's.
+
+    Of the chain's own cut, and of the best cut that keeps every map whole but for its rank.
+    """
     rows = known_rows(output)
     texts = [name for name in next(iter(rows.values()))["stages"][0] if name not in ABOUT]
+    svd = next((row["stages"][1] for row in rows.values() if row["label"] == SVD_LABEL), None)
+    by_text = ", " + " / ".join(texts)
     lines = [
-        "| stages | minutes | " + " | ".join(texts) + " | closed, " + " / ".join(texts) + " |",
-        "|---|---|" + "---|" * len(texts) + "---|",
+        "| stages | minutes | " + " | ".join(texts) + f" | closed{by_text} |"
+        f" closed of the SVD's{by_text} |",
+        "|---|---|" + "---|" * (len(texts) + 2),
     ]
     for row in rows.values():
         dense, cut, *_ = row["stages"]
         for at, found in enumerate(row["stages"][1:], start=1):
-            done = " + ".join(one["after"] for one in row["stages"][1 : at + 1])
-            cells = [excess_of(found[name], dense[name]) for name in texts]
-            closed = ""
-            if at > 1:
-                parts = [
-                    (cut[name]["loss"] - found[name]["loss"])
-                    / (cut[name]["loss"] - dense[name]["loss"])
-                    for name in texts
-                ]
-                closed = " / ".join(f"{100 * part:.0f} %" for part in parts)
-            name = "dense, trained on the same text" if row["label"] == "control" else done
-            lines.append(
-                f"| {name} | {found['minutes']:.1f} | " + " | ".join(cells) + f" | {closed} |"
-            )
+            name = " + ".join(one["after"] for one in row["stages"][1 : at + 1])
+            if row["label"] == SVD_LABEL:
+                name += ", SVD alone"
+            control = row["label"] == CONTROL_LABEL
+            cells = [f"{found['minutes']:.1f}", *(excess_of(found[t], dense[t]) for t in texts)]
+            own = cut if at > 1 else None
+            other = svd if svd is not found and not control else None
+            for of in own, other:
+                parts = [_closed(of[t], found[t], dense[t]) for t in texts] if of else []
+                cells.append(" / ".join(f"{100 * part:.0f} %" for part in parts))
+            name = "dense, trained on the same text" if control else name
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     about = how_measured(
         {row["commit"] for row in rows.values()}, "8 of WikiText-2, 6 of each other text", LENGTH
     )
     (output / "results.md").write_text("\n".join(lines) + "\n\n" + about + "\n")
     print((output / "results.md").read_text())
+
+
+def _closed(cut: dict[str, Any], found: dict[str, Any], dense: dict[str, Any]) -> float:
+    """Return the part of a cut's excess loss that is gone."""
+    return float((cut["loss"] - found["loss"]) / (cut["loss"] - dense["loss"]))
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
                                   "allocator": allocator, "format": format, "refine": refine,
                                   "protect": protect or None})  # fmt: skip
     asked = Recipe.build(recipe, changes)
-    budget = None if size is None else Keep.parse(size)
+    budget = None if size is None else Keep.parse(size, "size")
     asked = asked.unhealed() if no_heal else asked
     given.prove_writable(output)
     from spectrim import auto, pipeline, sources
@@ -135,7 +135,7 @@ def search(
     """
     from spectrim.recipe import Keep, Recipe
 
-    wanted = [Keep.parse(size) for size in sizes.split(",")]
+    wanted = [Keep.parse(size, "size") for size in sizes.split(",")]
     changes = {"calibration.text": calibration, "calibration.tokens": tokens, "seed": seed}
     asked = Recipe.build(None, {"model": model, **changes})
     if minutes is not None and minutes <= 0:

@@ -55,7 +55,7 @@ def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     except LocalEntryNotFoundError as error:
         raise SpectrimError(
             f"there is no folder or file '{name}', and as a model on huggingface.co it is not "
-            "(wholly) here and the hub cannot be reached; connect, or give a local folder"
+            "(wholly) here and the hub cannot be reached; connect, or give a folder, or 'demo'"
         ) from error
     except Exception as error:  # many libraries take part in a download
         raise SpectrimError(

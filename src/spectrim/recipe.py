@@ -41,12 +41,14 @@ class Keep(Part):
     of: Literal["linear", "linear bytes", "bytes"] = "bytes"
 
     @classmethod
-    def parse(cls, text: str) -> Keep:
+    def parse(cls, text: str, name: str = "keep") -> Keep:
         """Return the amount that "80% of linear", "60% of bytes" or "60%" (of bytes) means.
+
+        name: what the user calls it.
 
         SpectrimError where it is no percentage, not above 0, over 100, or of something else.
         """
-        return cls(**_keep(text))
+        return cls(**_keep(text, name))
 
     @model_validator(mode="before")
     @classmethod
@@ -64,16 +66,16 @@ class Keep(Part):
         return f"{percent}% of {self.of}"
 
 
-def _keep(text: str) -> dict[str, Any]:
+def _keep(text: str, name: str = "keep") -> dict[str, Any]:
     found = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(%?)(?:\s*of\s+(\w+(?: \w+)?))?\s*", text)
     percent, of = (float(found[1]), found[3] or "bytes") if found else (0.0, "")
     if not found or (percent and not found[2]):
         raise SpectrimError(
-            f"cannot read keep '{text}'; write the part that stays with its unit, "
+            f"cannot read {name} '{text}'; write the part that stays with its unit, "
             "such as '80% of linear' or '60% of bytes'"
         )
     if not 0 < percent <= 100:
-        raise SpectrimError(f"keep '{text}' is out of range; keep more than 0% and at most 100%")
+        raise SpectrimError(f"{name} '{text}' is out of range; keep more than 0% and at most 100%")
     if of not in (units := ["linear", "linear bytes", "bytes"]):
         hint = did_you_mean(of, units) or ";"
         raise SpectrimError(f"cannot keep a part of '{of}'{hint} ({', '.join(units)})")
@@ -193,13 +195,19 @@ class Recipe(Part):
         changes: value by key, "keep", "calibration.tokens" or "factorize.method"; None changes
             nothing.
 
-        SpectrimError where the file or a change cannot be read, or there is no such stage.
+        SpectrimError where the file or a change cannot be read, or there is no stage that it is
+        for.
         """
         data = {} if path is None else _read(Path(path))
         for key, value in changes.items():
             if value is not None:
                 _change(data, key, value)
-        return validate(cls, data, "the recipe")
+        recipe = validate(cls, data, "the recipe")
+        if changes.get("keep") is not None and recipe.factorize is None:
+            raise SpectrimError(
+                "the recipe has no stage factorize; leave out keep, or add the stage"
+            )
+        return recipe
 
     def to_yaml(self) -> str:
         """Return the recipe as text that `from_yaml` reads back as the same recipe."""

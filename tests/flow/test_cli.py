@@ -51,6 +51,8 @@ WRONG = [
     (["--keep", "300%"], "keep '300%' is out of range; keep more than 0% and at most 100%"),
     (["--keep", "0.6"], "cannot read keep '0.6'; write the part that stays with its unit, "
      "such as '80% of linear' or '60% of bytes'"),
+    (["--size", "25"], "cannot read size '25'; write the part that stays with its unit, "
+     "such as '80% of linear' or '60% of bytes'"),
     (["--method", "whitened_svdd"],
      f"no method named 'whitened_svdd'; did you mean 'whitened_svd'? {named('methods')}"),
     (["--allocator", "globe"],

@@ -257,6 +257,13 @@ def test_a_change_of_a_stage_that_is_not_there_is_refused():
     assert found == "the recipe has no stage heal; leave out steps, or add the stage"
 
 
+def test_a_budget_that_no_stage_spends_is_refused(tmp_path):
+    file = tmp_path / "rounded.yaml"
+    file.write_text("model: demo\nstages: [quantize]\n")
+    found = message(Recipe.build, file, {"keep": "30%"})
+    assert found == "the recipe has no stage factorize; leave out keep, or add the stage"
+
+
 @pytest.fixture
 def extra_stages(tmp_path):
     """A folder whose modules are stages too."""

@@ -69,7 +69,8 @@ def _losses(job: Job, options: Factorize, walk: BlockWalk, plans: list[Plan]) ->
     """Yield the loss of the dense model and of each plan, nats per token."""
     (stack,) = walk.architecture.stacks
     streams = [{at: walk.start(stack, at) for at in walk.starts} for _ in (None, *plans)]
-    for index in range(len(walk.blocks(stack))):
+    count = len(walk.blocks(stack))
+    for index in range(count):
         dense = walk.block(stack, index)
         for stream, plan in zip(streams, (None, *plans), strict=True):
             decisions = plan.decisions if plan else ()
@@ -77,5 +78,6 @@ def _losses(job: Job, options: Factorize, walk: BlockWalk, plans: list[Plan]) ->
             with torch.no_grad():
                 for at in walk.starts:
                     stream[at] = walk.run(block, stack, index, at, stream[at])
+        job.progress(index + 1, count, "measuring predictions")
     for stream in streams:
         yield float(torch.cat([walk.losses(h, at) for at, h in stream.items()]).double().mean())

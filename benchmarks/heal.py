@@ -45,7 +45,8 @@ from spectrim.stages import stages
 from spectrim.stages._healed import walk_now
 
 PLAYS = "lm/tinyshakespeare/input.txt"  # like nothing in the mix, as the novel
-LENGTH = 512  # tokens of a window
+LENGTH = 512  # tokens of a window, and of a sequence that is healed on
+EVERY = 100  # steps of healing between two looks at the search split
 KEEP = "60% of linear"
 SVD_LABEL, CONTROL_LABEL = "SVD alone", "control"
 ABOUT = ("after", "minutes")  # of a stage, beside its losses by text
@@ -85,8 +86,10 @@ def main() -> None:
 
 def chains(healing: str, sequences: int, passes: int) -> dict[str, list[dict[str, Any]]]:
     """Return the stages of every chain by its label, all on the same healing text."""
-    steps = passes * sequences // 4
-    distil = {"text": healing, "tokens": f"{sequences}x512", "steps": steps, "batch": 4}
+    distil = {
+        "text": healing, "tokens": f"{sequences}x{LENGTH}", "steps": passes * sequences,
+        "batch": 1, "every": EVERY,
+    }  # fmt: skip
     return {
         SVD_LABEL: [SVD],
         "end to end": [CUT, {"distil": distil}],

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +21,11 @@ from spectrim.errors import SpectrimError
 from spectrim.job import Job, Progress, key_of
 from spectrim.pipeline import open_job
 from spectrim.recipe import Keep, Recipe
-from spectrim.run import Record, locked
+from spectrim.run import Record, locked, own
 from spectrim.sites import Site, find
 from spectrim.stages import stages
 from spectrim.stages._healed import search_loss
+from spectrim.stages.distil import Options as Distil
 from spectrim.weights import Weights
 
 ENDS = 8  # bits of embedding and head
@@ -37,7 +38,8 @@ CUTS: dict[str, dict[str, Any]] = {
 }
 RATES = (5e-4, 2.5e-4, 1e-3)  # of healing, its own first
 STEPS = 24  # of healing on trial
-TRIALS = 4  # with healing
+TRIALS = 4  # with healing, all different
+DRAWN = 40  # by optuna at most for these, as it may draw one again
 
 
 class Choice(NamedTuple):
@@ -73,7 +75,7 @@ def choose(
     key = key_of(
         "auto", 3, job.statistics_key, job.splits.search.digest(), common["keep"], asked.seed
     )
-    trials = _Trials(job, common, cache / "auto" / key)
+    trials = _Trials(job, common, cache / "auto" / own(key))
     with locked(trials.folder):
         trials.unhealed()
         if heal:
@@ -126,11 +128,15 @@ class _Trials:
 
         first = sorted(self.losses, key=lambda way: self.losses[way])[:2]
 
+        drawn: set[Way] = set()
+
         def tried(trial: optuna.Trial) -> float:
             cuts = str(trial.suggest_categorical("cuts", tuple(way.cuts for way in first)))
-            rate = float(trial.suggest_categorical("rate", RATES))
-            self._try(Way(cuts, rate))
-            return self.losses.get(Way(cuts, rate), inf)
+            way = Way(cuts, float(trial.suggest_categorical("rate", RATES)))
+            if way not in drawn:
+                self._try(way)
+            drawn.add(way)
+            return self.losses.get(way, inf)
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
@@ -138,7 +144,9 @@ class _Trials:
         )
         for way in first:
             study.enqueue_trial({"cuts": way.cuts, "rate": RATES[0]})
-        study.optimize(tried, n_trials=TRIALS)
+        for _ in range(DRAWN):
+            if len(drawn) < min(TRIALS, len(first) * len(RATES)):
+                study.optimize(tried, n_trials=1)
         if not any(way.rate is not None for way in self.losses) and self.refused is not None:
             raise self.refused
 
@@ -155,10 +163,11 @@ class _Trials:
             # the ends cost every way the same
             made = _recipe(self.common, way.cuts, 0, None if way.rate is None else short)
             try:
-                record.add(str(way), {"loss": _measured(self.job, made, self.folder)})
+                loss = _measured(self.job, made, self.folder)
             except SpectrimError as error:  # too small for it; another way may reach the size
                 self.refused = error
                 return
+            record.add(str(way), {"loss": loss})
         self.losses[way] = record.values[str(way)]["loss"]
 
 
@@ -207,6 +216,8 @@ def _measured(job: Job, recipe: Recipe, folder: Path) -> float:
         for stage in recipe.stages:
             stages.get(stage.name)(tried, stage.options)
         loss = search_loss(tried)
+        if not isfinite(loss):
+            raise SpectrimError(f"at {recipe.keep} the model's loss is no number; keep more")
     except SpectrimError:
         shutil.rmtree(folder, ignore_errors=True)  # or the next way would take up its blocks
         raise
@@ -226,8 +237,9 @@ def _why(part: float, trials: _Trials, best: Way) -> str:
         return said + "It is not healed, as was asked."
     return said + (
         f"{STEPS} steps of healing at a rate of {best.rate:g} brought that to "
-        f"{trials.losses[best]:.3f}{_others(trials, best)}, so it is healed at that rate as long "
-        "as something is gained, by distillation from the dense model."
+        f"{trials.losses[best]:.3f}{_others(trials, best)}, so it is healed at that rate, by "
+        "distillation from the dense model, as long as something is gained, for "
+        f"{Distil().steps} steps at most."
     )
 
 

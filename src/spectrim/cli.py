@@ -93,12 +93,15 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
                                   "allocator": allocator, "format": format, "refine": refine,
                                   "protect": protect or None})  # fmt: skip
     asked = Recipe.build(recipe, changes)
+    if keep is not None and asked.factorize is None:
+        raise SpectrimError("the recipe has no stage factorize; leave out --keep, or add the stage")
     budget = None if size is None else Keep.parse(size, "size")
     asked = asked.unhealed() if no_heal else asked
     given.prove_writable(output)
     from spectrim import auto, pipeline, sources
     from spectrim.report import terminal
     from spectrim.report.progress import shown
+    from spectrim.run import process
 
     why = None
     with shown() as progress:
@@ -109,6 +112,8 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
             )  # fmt: skip
         pipeline.shrink(asked, output, cache=cache, plan=plan, evaluate=evaluate,
                         predictions=predictions, why=why, progress=progress)  # fmt: skip
+    if process():  # the first one of several tells
+        return
     if evaluate:
         terminal.show(json.loads((output / "scores.json").read_text(encoding="utf-8")))
     if why is not None:

@@ -52,7 +52,7 @@ class Job:
     outside the blocks.
     reference: the blocks before weights were rounded or set to zero, where that has been done.
     ends: by path what stands for embedding and head, where they are packed, as in config.json.
-    curves and notes: what the report shows of the decisions.
+    curves and notes: what the report shows of the decisions. seed: of what stages draw.
     """
 
     source: Source
@@ -75,6 +75,7 @@ class Job:
     blocks: Path | None = None
     reference: Callable[[Stack, int], nn.Module] | None = None
     steps: int = 0
+    seed: int = 0
 
     def walk(self, tokens: Tokens) -> BlockWalk:
         """Return a walk of these tokens through the dense model, ``BATCH`` or so at a time."""

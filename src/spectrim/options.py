@@ -81,7 +81,7 @@ def _regex(text: str) -> str:
         re.compile(text)
     except re.error as error:
         raise SpectrimError(
-            f"'{text}' is no regular expression ({error}); protect wants one, such as 'down' or "
+            f"'{text}' is no regular expression ({error}); write one, such as 'down' or "
             r"'block 0$'"
         ) from error
     return text

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -23,15 +25,15 @@ from spectrim.options import validate
 from spectrim.plan import Plan
 from spectrim.prediction import prediction
 from spectrim.recipe import Recipe
+from spectrim.refusals import refuse, refuse_text, refuse_uncarried
 from spectrim.report import card, page
-from spectrim.run import atomic_folder
+from spectrim.run import atomic_folder, own, process
 from spectrim.sources import Source
 from spectrim.stages import stages
 from spectrim.stages._curves import dense_plan
 from spectrim.stages._remake import copy_companions
 from spectrim.stages._repeats import repeats, written_out
 from spectrim.stages.factorize import refuse_unfit
-from spectrim.weights import quantised
 
 
 def shrink(
@@ -83,8 +85,10 @@ def shrink(
     if predictions and len(job.architecture.stacks) > 1:
         raise SpectrimError("predictions do not cover encoder-decoders; leave out --predictions")
     job.plan, job.wanted = (replayed.unquantised(), replayed) if replayed else (None, None)
-    job.work = cache / "work" / key_of(recipe.to_yaml(), job.statistics_key, str(output.absolute()),
-                                       replayed.to_json() if replayed else None)  # fmt: skip
+    key = key_of(recipe.to_yaml(), job.statistics_key, str(output.absolute()),
+                 replayed.to_json() if replayed else None)  # fmt: skip
+    job.work = cache / "work" / own(key)
+    refuse_text(job, recipe)
     try:
         for stage in recipe.stages:
             stages.get(stage.name)(job, stage.options)
@@ -92,6 +96,9 @@ def shrink(
             job.plan = dense_plan(job)
         elif recipe.factorize is None:  # which looks at the plan itself
             refuse_unfit(job, job.plan)
+        if process():  # the first one of several writes
+            shutil.rmtree(job.work, ignore_errors=True)
+            return together(output)
         with atomic_folder(output) as folder:
             write_model(job, folder)
             write_record(job, recipe, folder)
@@ -111,43 +118,14 @@ def shrink(
             shutil.rmtree(job.work, ignore_errors=True)
         raise
     shutil.rmtree(job.work, ignore_errors=True)
+    return together(output)
+
+
+def together(output: Path) -> Path:
+    """Return the folder once the first of several processes has written it."""
+    if "RANK" in os.environ:
+        PartialState().wait_for_everyone()
     return output
-
-
-def refuse(source: Source, output: Path) -> None:
-    """Raise SpectrimError for a model that is small already, or where a folder would be lost."""
-    if quantised(source.folder):
-        raise SpectrimError(
-            f"{source.name} is a smaller model already; shrink the model that it was made from"
-        )
-    if source.folder.resolve().is_relative_to(output.resolve()):
-        raise SpectrimError(f"{output} holds the model that is read; name another output")
-    ours = (output / "plan.json").is_file()
-    if output.is_dir() and not ours and any(output.iterdir()) or output.is_file():
-        raise SpectrimError(
-            f"{output} is there already and was not written by spectrim; name another output"
-        )
-
-
-def refuse_uncarried(plan: Plan, recipe: Recipe) -> None:
-    """Raise SpectrimError for a plan with cuts or bits where no stage of the recipe makes any."""
-    cut = [one.site for one in plan.decisions if one.format != "dense"]
-    corrected = any(one.correction for one in plan.decisions)
-    if corrected and "compensate" not in [stage.name for stage in recipe.stages]:
-        raise SpectrimError(
-            "the plan corrects maps, but the recipe has no stage compensate; add it to the recipe"
-        )
-    if cut and recipe.factorize is None:
-        raise SpectrimError(
-            f"the plan cuts {cut[0]}, but the recipe has no stage factorize, which carries plans "
-            "out; add it to the recipe, or make every site dense in the plan"
-        )
-    packed = [one for one in plan.decisions if one.bits]
-    if packed and not any(stage.name == "quantize" for stage in recipe.stages):
-        raise SpectrimError(
-            f"the plan stores {packed[0].site} in {packed[0].bits} bits, but the recipe has no "
-            "stage quantize; add it to the recipe, or set bits to 0 in the plan"
-        )
 
 
 def open_job(recipe: Recipe, source: Source, cache: Path, progress: Progress) -> Job:
@@ -167,6 +145,7 @@ def open_job(recipe: Recipe, source: Source, cache: Path, progress: Progress) ->
         keep=(recipe.keep.fraction, recipe.keep.of),
         progress=progress,
         notes={"calibration": used},
+        seed=recipe.seed,
     )
     load_rest(model, job.rest(), job.compute_dtype)
     return job

@@ -69,10 +69,12 @@ class Keep(Part):
 def _keep(text: str, name: str = "keep") -> dict[str, Any]:
     found = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(%?)(?:\s*of\s+(\w+(?: \w+)?))?\s*", text)
     percent, of = (float(found[1]), found[3] or "bytes") if found else (0.0, "")
+    such = (
+        "'25%' or '25% of linear bytes'" if name == "size" else "'80% of linear' or '60% of bytes'"
+    )
     if not found or (percent and not found[2]):
         raise SpectrimError(
-            f"cannot read {name} '{text}'; write the part that stays with its unit, "
-            "such as '80% of linear' or '60% of bytes'"
+            f"cannot read {name} '{text}'; write the part that stays with its unit, such as {such}"
         )
     if not 0 < percent <= 100:
         raise SpectrimError(f"{name} '{text}' is out of range; keep more than 0% and at most 100%")
@@ -195,19 +197,13 @@ class Recipe(Part):
         changes: value by key, "keep", "calibration.tokens" or "factorize.method"; None changes
             nothing.
 
-        SpectrimError where the file or a change cannot be read, or there is no stage that it is
-        for.
+        SpectrimError where the file or a change cannot be read, or there is no such stage.
         """
         data = {} if path is None else _read(Path(path))
         for key, value in changes.items():
             if value is not None:
                 _change(data, key, value)
-        recipe = validate(cls, data, "the recipe")
-        if changes.get("keep") is not None and recipe.factorize is None:
-            raise SpectrimError(
-                "the recipe has no stage factorize; leave out keep, or add the stage"
-            )
-        return recipe
+        return validate(cls, data, "the recipe")
 
     def to_yaml(self) -> str:
         """Return the recipe as text that `from_yaml` reads back as the same recipe."""

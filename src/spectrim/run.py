@@ -1,4 +1,7 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and runs of several processes.
+
+All of these do the same work in folders of their own and train together; the first one writes.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,21 @@ from pathlib import Path
 from filelock import FileLock
 
 
+def process() -> int:
+    """Return which process of a run this is, as accelerate and torchrun count them; 0 if alone."""
+    return int(os.environ.get("RANK", 0))
+
+
+def own(name: str) -> str:
+    """Return a name that no other process of the same run takes."""
+    return f"{name}-{process()}" if process() else name
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Give a path to write to; the file gets its name at the end, and goes where that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(own(f".{path.name}.partial"))
     try:
         yield partial
         os.replace(partial, path)
@@ -30,7 +43,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder to fill; it gets its name at the end, in the place of an older one."""
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (path.with_name(f".{path.name}.{kind}") for kind in ("partial", "old"))
+    partial, old = (path.with_name(own(f".{path.name}.{kind}")) for kind in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:

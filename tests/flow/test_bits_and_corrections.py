@@ -203,6 +203,16 @@ def test_a_correction_saves_what_it_says(plain: Made, broken: dict[str, Any]) ->
     assert torch.isfinite(logits(model, tokens())).all()
 
 
+def test_zeros_are_made_up_for_behind_rounding_too(plain: Made) -> None:
+    rounded = {"quantize": {"bits": 8}}
+    missing = []
+    for earlier in ([], [{"sparsify": {}}]):
+        stages = [*earlier, rounded, {"compensate": {"rank": 4}}]
+        small = shrink(asked(plain, "100%", *stages), plain.folder / f"zeros-{len(earlier)}")
+        missing.append(plan_of(small).about["found"]["compensated"]["predicted_before"])
+    assert missing[1] > 100 * missing[0]
+
+
 def test_rounding_again_never_loses_by_its_own_measure(plain: Made) -> None:
     found = []
     for rounds in (1, 3):

@@ -52,7 +52,7 @@ WRONG = [
     (["--keep", "0.6"], "cannot read keep '0.6'; write the part that stays with its unit, "
      "such as '80% of linear' or '60% of bytes'"),
     (["--size", "25"], "cannot read size '25'; write the part that stays with its unit, "
-     "such as '80% of linear' or '60% of bytes'"),
+     "such as '25%' or '25% of linear bytes'"),
     (["--method", "whitened_svdd"],
      f"no method named 'whitened_svdd'; did you mean 'whitened_svd'? {named('methods')}"),
     (["--allocator", "globe"],
@@ -64,7 +64,7 @@ WRONG = [
      "'48' is no amount of tokens; write sequences x tokens in each, such as 48x1024"),
     (["--protect", "("],
      "'(' is no regular expression (missing ), unterminated subpattern at position 0); "
-     "protect wants one, such as 'down' or 'block 0$'"),
+     "write one, such as 'down' or 'block 0$'"),
     (["--seed", "-1"], "seed of the recipe cannot be -1; it should be greater than or equal to 0"),
     (["--recipe", "none.yaml"], "there is no recipe file 'none.yaml'; check the path"),
     (["--plan", "none.json"], "there is no plan file 'none.json'; check the path"),
@@ -102,6 +102,16 @@ def test_an_unknown_key_of_a_recipe_is_named_with_its_file(capsys, tmp_path, mon
     assert err == (
         "spectrim: error: recipe.yaml: unknown key 'kep' in the recipe; did you mean 'keep'? "
         "(keys: model, keep, calibration, stages, seed, trust_remote_code)\n"
+    )
+
+
+def test_a_budget_that_no_stage_spends_is_refused(capsys, tmp_path):
+    file = tmp_path / "rounded.yaml"
+    file.write_text("model: demo\nstages: [quantize]\n")
+    told = run(capsys, "shrink", "--recipe", str(file), "--keep", "30%", "-o", str(tmp_path / "x"))
+    assert told[::2] == (
+        2,
+        "spectrim: error: the recipe has no stage factorize; leave out --keep, or add the stage\n",
     )
 
 

@@ -50,6 +50,10 @@ def test_every_kind_of_family(family: str, tmp_path: Path) -> None:
             "lora would fill the zeros that sparsify made; take distil instead",
         ),
         (
+            [{"drop_blocks": {"layers": ["0-1", "0-1"]}}, {"lora": HOW}],
+            "some blocks are stored once and run twice, and lora would part them; take distil",
+        ),
+        (
             [{"lora": {**HOW, "targets": ["nowhere"]}}],
             "no matrix is targeted by lora; take other targets, such as 'down'",
         ),
@@ -59,7 +63,7 @@ def test_every_kind_of_family(family: str, tmp_path: Path) -> None:
             "first",
         ),
     ],
-    ids=["zeros", "targets", "order"],
+    ids=["zeros", "repeats", "targets", "order"],
 )
 def test_what_cannot_be_is_said_in_a_line(
     stages: list[object], said: str, source: Path, tmp_path: Path

@@ -104,7 +104,9 @@ def test_healing_on_trial_decides_how_it_is_healed(
 
     monkeypatch.setattr(auto, "_measured", measured)
     choice = chosen(plain, "47%", heal=True)
-    assert [rate for _, rate in tried[:3]] == [None] * 3 and len(tried) <= 3 + auto.TRIALS
+    assert [rate for _, rate in tried[:3]] == [None] * 3 and len(tried) == len(
+        set(tried)
+    ) == 3 + auto.TRIALS
     healed = tried[3:]
     assert {way for way, _ in healed} == {"bits", "loss_aware_svd,loss_aware_neuron_selection"}
     assert [rate for _, rate in healed[:2]] == [auto.RATES[0]] * 2

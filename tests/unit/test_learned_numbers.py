@@ -111,6 +111,18 @@ def test_what_was_trained_is_what_is_stored(bits: int, numbers: bool) -> None:
     torch.testing.assert_close(settle(block)[0].dense(), after, rtol=1e-6, atol=1e-7)
 
 
+def test_a_small_matrix_moves_by_a_part_of_its_size() -> None:
+    """Steps of eight bits are small numbers."""
+    small = nn.Parameter(1e-4 * torch.ones(4, 4))
+    vector = nn.Parameter(torch.zeros(4))
+    update = Adam({"small": small, "vector": vector}, relative=True)
+    update.begin(0.01)
+    (small.sum() + vector.sum()).backward()
+    update.end()
+    torch.testing.assert_close(1e-4 - small, torch.full((4, 4), 1e-6), rtol=1e-3, atol=0)
+    torch.testing.assert_close(-vector, torch.full((4,), 1e-4), rtol=1e-3, atol=0)
+
+
 def test_trained_numbers_come_closer_than_trained_steps() -> None:
     """In two bits; in more, numbers win less or nothing over steps in so short a training."""
     assert trained(2, numbers=True) < 0.9 * trained(2, numbers=False)

@@ -183,7 +183,7 @@ METHODS = f"(methods: {', '.join(Registry('method', 'spectrim.methods').names())
         (
             "stages: [factorize: {protect: ['(']}]",
             "'(' is no regular expression (missing ), unterminated subpattern at position 0); "
-            "protect wants one, such as 'down' or 'block 0$'",
+            "write one, such as 'down' or 'block 0$'",
         ),
         (
             "stages: [factorize: 3]",
@@ -255,13 +255,6 @@ def test_changes_are_checked_like_the_file():
 def test_a_change_of_a_stage_that_is_not_there_is_refused():
     found = message(Recipe.build, None, {"model": "a", "heal.steps": 3})
     assert found == "the recipe has no stage heal; leave out steps, or add the stage"
-
-
-def test_a_budget_that_no_stage_spends_is_refused(tmp_path):
-    file = tmp_path / "rounded.yaml"
-    file.write_text("model: demo\nstages: [quantize]\n")
-    found = message(Recipe.build, file, {"keep": "30%"})
-    assert found == "the recipe has no stage factorize; leave out keep, or add the stage"
 
 
 @pytest.fixture

@@ -120,7 +120,8 @@ def _healed(stage: dict[str, Any]) -> str:
         + ("" if stage["used"] else ", so the model was kept as it was")
         + (f"; {stopped}" if stopped else "")
         + (
-            f"; {memory / 2**20:.0f} MiB of weights and optimiser, AdamW's would be "
+            f"; {memory / 2**20:.0f} MiB of weights, gradients and optimiser (counted), "
+            f"AdamW's would be "
             f"{stage['bytes_of_adamw'] / 2**20:.0f}"
             if memory
             else ""

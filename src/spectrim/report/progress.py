@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from spectrim.run import process
+
 PAUSE = 10.0  # seconds between two plain lines on the same work, its end apart
 
 
@@ -32,6 +34,9 @@ def shown() -> Iterator[Callable[[int, int, str], None]]:
     left, every ten seconds at most, and one at the end of each piece of work. A total of 0 is not
     known: the count alone is told.
     """
+    if process():  # the first one of several says it for all
+        yield lambda done, total, what: None
+        return
     console = Console(stderr=True)
     # Rich calls a log a terminal where FORCE_COLOR is set, as many build machines do.
     if not (sys.stderr.isatty() and console.is_interactive):

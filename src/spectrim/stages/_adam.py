@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.stages._learned_numbers import NAME, PACE
-from spectrim.stages._matching import BETAS
 
+BETAS = (0.9, 0.95)  # of Adam; the second below the usual 0.999, because there are few steps
 CLIPPED = 1.0  # norm of all gradients together
-LEAST = 1e-2  # of a size that rates are parts of, so that zeros move too
+LEAST = 1e-2  # of the size of a vector, so that zeros move too
 
 
 class Adam:
@@ -21,7 +21,7 @@ class Adam:
 
     def __init__(self, parameters: dict[str, nn.Parameter], *, relative: bool = False) -> None:
         self.parameters = parameters
-        self.sizes = [_size(name, one) if relative else 1.0 for name, one in parameters.items()]
+        self.sizes = [size_of(name, one) if relative else 1.0 for name, one in parameters.items()]
         self.optimiser = torch.optim.AdamW(
             [{"params": [one]} for one in parameters.values()],
             betas=BETAS, weight_decay=0.0, fused=True,
@@ -55,8 +55,9 @@ class Adam:
 
 
 @torch.no_grad()
-def _size(name: str, parameter: nn.Parameter) -> float:
+def size_of(name: str, parameter: nn.Parameter) -> float:
     """Return what a rate is a part of: of whole numbers their step, so that all bits flip alike."""
     if name.endswith(f".{NAME}"):
         return PACE
-    return max(LEAST, float(parameter.float().square().mean().sqrt()))
+    size = float(parameter.float().square().mean().sqrt())
+    return size if size > 0 and parameter.dim() > 1 else max(LEAST, size)

@@ -136,7 +136,7 @@ def _pace(job: Job, options: Healing) -> Pace:
         options.per_step,
         options.every,
         options.patience,
-        seed=0,
+        seed=job.seed,
     )
 
 
@@ -186,11 +186,11 @@ def healing_text(job: Job, options: Healing) -> Tokens:
 def _sampled(job: Job, size: tuple[int, int]) -> Tokens:
     """Return text that the dense model writes itself, the same in every run."""
     source = job.original or job.source
-    key = key_of("healing", 1, source.fingerprint, size)
+    key = key_of("healing", 1, source.fingerprint, size, *[job.seed] * bool(job.seed))
     file = job.cache / "text" / f"{key}.safetensors"
     if not file.exists():
         tokenizer = sources.tokenizer(source)
-        ids = default_text.sample(source, tokenizer, size, SEED, job.progress)
+        ids = default_text.sample(source, tokenizer, size, SEED + job.seed, job.progress)
         with atomic_file(file) as partial_file:
             save_file({"ids": ids}, partial_file)
     return Tokens.full(load_file(file)["ids"])

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spectrim.stages._adam import BETAS, size_of
 from spectrim.stages._blocks import Place
 from spectrim.stages._healed import half
 from spectrim.walk import BlockWalk
 
 States = dict[int, Tensor]  # hidden states [batch, length, hidden] by the batch's first sequence
 CHECKED = 8  # batches on which training is judged before and after
-BETAS = (0.9, 0.95)  # of Adam; the second below the usual 0.999, because there are few steps
 WARMUP = 0.05  # of all steps
+MOST = 1e-2  # of the size of a matrix or vector, a step: those of eight bits are small
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,16 @@ def match(
 
 
 def _steps(parameters: dict[str, nn.Parameter], goal: Goal, how: Pace, walk: BlockWalk) -> None:
-    optimiser = torch.optim.Adam(parameters.values(), lr=how.learning_rate, betas=BETAS, fused=True)
+    optimiser = torch.optim.Adam(
+        [{"params": [one]} for one in parameters.values()], betas=BETAS, fused=True
+    )
+    highest = [
+        min(how.learning_rate, MOST * size_of(name, one)) for name, one in parameters.items()
+    ]
     starts, warmup = list(walk.starts), round(WARMUP * how.steps)
     for step in range(how.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = how.learning_rate * rate(step, how.steps, warmup)
+        for group, most in zip(optimiser.param_groups, highest, strict=True):
+            group["lr"] = most * rate(step, how.steps, warmup)
         turn, at = step % len(goal.inputs), starts[step // len(goal.inputs) % len(starts)]
         with torch.enable_grad(), half(walk.dtype):
             error = goal.error(goal.inputs[turn], at)

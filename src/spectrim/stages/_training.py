@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,7 +20,7 @@ from spectrim.job import Progress
 from spectrim.run import atomic_file
 from spectrim.stages._matching import rate
 
-VERSION = "3"  # of what is trained and how; a checkpoint of another one is of no use
+VERSION = "4"  # of what is trained and how; a checkpoint of another one is of no use
 LOST = 2.0  # nats above the first search loss: training has diverged
 
 
@@ -93,27 +92,26 @@ def train(run: Run, pace: Pace, folder: Path, progress: Progress) -> State:
     The model ends with the weights that had the lowest loss on the search split, those it came with
     among them. folder: of the checkpoints; training goes on from one that is there.
     """
-    accelerator = Accelerator()
-    wrapped = accelerator.prepare(run.model)
-    state = _load(run, folder)
+    accelerator = Accelerator(mixed_precision="no")  # _healed.half says what is multiplied in bf16
+    run.model.to(accelerator.device)
+    state = _load(run, folder, accelerator)
     if not (folder / "best.safetensors").exists():
-        state = State(first=run.judge(wrapped))
+        state = State(first=_agreed(run.judge(run.model), accelerator))
         if not math.isfinite(state.first):
             raise SpectrimError(
                 "the loss of the model is no number, so it cannot be healed; cut it less"
             )
-        _judged(run, state, state.first, folder, accelerator)
+        _judged(run, state, state.first, folder)
     while state.at < pace.steps and not state.stopped:
-        loss = _step(run, wrapped, pace, state.at, accelerator)
+        loss = _step(run, pace, state.at, accelerator)
         state.at += 1
         if not math.isfinite(loss):
             state.stopped = f"diverged at step {state.at}, where the loss is no number"
         elif state.at % pace.every == 0 or state.at == pace.steps:
-            _judge(run, wrapped, pace, state, (folder, accelerator))
+            _judge(run, pace, state, folder, accelerator)
         progress(state.at, pace.steps, "healing")
-    if accelerator.is_main_process and state.stopped:
+    if state.stopped:
         _save(run, state, folder)
-    accelerator.wait_for_everyone()
     kept = load_file(folder / "best.safetensors")
     for name, parameter in run.parameters.items():
         parameter.data.copy_(kept[name])
@@ -121,23 +119,39 @@ def train(run: Run, pace: Pace, folder: Path, progress: Progress) -> State:
     return state
 
 
-def _step(run: Run, wrapped: nn.Module, pace: Pace, at: int, accelerator: Accelerator) -> float:
+def _step(run: Run, pace: Pace, at: int, accelerator: Accelerator) -> float:
     """Take one step and return its loss; gradients of several processes are averaged."""
     run.update.begin(pace.learning_rate * rate(at, pace.steps, pace.warmup))
     total, processes = 0.0, accelerator.num_processes
     for part in range(pace.accumulation):
         place = (at * pace.accumulation + part) * processes + accelerator.process_index
-        last = part == pace.accumulation - 1
-        with nullcontext() if last else accelerator.no_sync(wrapped):
-            loss = run.loss(wrapped, _batch(run.starts, place, pace.seed)) / pace.accumulation
-            total += float(loss.detach())
-            if not math.isfinite(total):
-                break
-            loss.backward()
-    means: Any = accelerator.reduce(torch.tensor(total, device=accelerator.device), "mean")
-    if math.isfinite(float(means)):
+        loss = run.loss(run.model, _batch(run.starts, place, pace.seed)) / pace.accumulation
+        total += float(loss.detach())
+        if not math.isfinite(total):
+            break
+        loss.backward()
+    mean = _agreed(total, accelerator)
+    if math.isfinite(mean):
+        _average(run, accelerator)
         run.update.end()
-    return float(means)
+    return mean
+
+
+def _average(run: Run, accelerator: Accelerator) -> None:
+    """Give every process the mean of all gradients; an expert may have none in one of them."""
+    if accelerator.num_processes > 1:
+        for parameter in run.parameters.values():
+            held = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            mean: Any = accelerator.reduce(held, "mean")
+            parameter.grad = mean
+
+
+def _agreed(value: float, accelerator: Accelerator) -> float:
+    """Return the mean over all processes, so that all decide alike."""
+    if accelerator.num_processes == 1:
+        return value
+    mean: Any = accelerator.reduce(torch.tensor(value, device=accelerator.device), "mean")
+    return float(mean)
 
 
 def _batch(starts: list[int], place: int, seed: int) -> int:
@@ -147,28 +161,22 @@ def _batch(starts: list[int], place: int, seed: int) -> int:
     return starts[int(torch.randperm(len(starts), generator=generator)[inside])]
 
 
-def _judge(
-    run: Run, wrapped: nn.Module, pace: Pace, state: State, where: tuple[Path, Accelerator]
-) -> None:
-    folder, accelerator = where
-    found = run.judge(wrapped)
+def _judge(run: Run, pace: Pace, state: State, folder: Path, accelerator: Accelerator) -> None:
+    found = _agreed(run.judge(run.model), accelerator)
     if not math.isfinite(found) or found > state.first + LOST:
         state.stopped = f"diverged by step {state.at}, where the search loss is {found:.3f}"
         return
-    _judged(run, state, found, folder, accelerator)
+    _judged(run, state, found, folder)
     if state.worse >= pace.patience:
         state.stopped = f"stopped at step {state.at}, as nothing more was gained"
 
 
-def _judged(run: Run, state: State, found: float, folder: Path, accelerator: Accelerator) -> None:
+def _judged(run: Run, state: State, found: float, folder: Path) -> None:
     """Keep what is best so far, then a checkpoint; killed between the two, both are made again."""
     better = found < state.best
     state.worse = 0 if better else state.worse + 1
     if better:
         state.best, state.best_at = found, state.at
-    if not accelerator.is_main_process:
-        return
-    if better:
         with atomic_file(folder / "best.safetensors") as partial:
             save_file(_values(run), partial)
     _save(run, state, folder)
@@ -188,10 +196,12 @@ def _save(run: Run, state: State, folder: Path) -> None:
         )
 
 
-def _load(run: Run, folder: Path) -> State:
+def _load(run: Run, folder: Path, accelerator: Accelerator) -> State:
+    """Take up a checkpoint; several processes that were killed at different steps begin anew."""
     file = folder / "checkpoint.safetensors"
     about = _about(file)
-    if about.get("version") != VERSION:
+    at = json.loads(about["state"])["at"] if about.get("version") == VERSION else -1
+    if at < 0 or _agreed(at, accelerator) != at:
         (folder / "best.safetensors").unlink(missing_ok=True)
         return State()
     held = load_file(file)

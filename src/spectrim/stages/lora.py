@@ -22,6 +22,8 @@ from spectrim.options import Regex
 from spectrim.stage_order import FILLED, WHOLE_NUMBERS
 from spectrim.stages._adam import Adam
 from spectrim.stages._end_to_end import Healing, Ready, heal
+from spectrim.stages._healed import begin
+from spectrim.stages._repeats import repeats
 
 NAME = "healing"
 
@@ -46,12 +48,18 @@ def lora(job: Job, options: Options) -> None:
     """Train and merge; the model stays as it was where the search split does not gain.
 
     Raises:
-        SpectrimError: peft is missing, weights are whole numbers or sparse, or nothing is targeted.
+        SpectrimError: peft is missing, weights are whole numbers or sparse, blocks are stored once
+            and run twice, or nothing is targeted.
     """
     if find_spec("peft") is None:
         raise SpectrimError("lora needs peft; install it with pip install 'spectrim[heal]'")
     if "sparsified" in job.notes:
         raise SpectrimError(FILLED)
+    begin(job)
+    if repeats(job):
+        raise SpectrimError(
+            "some blocks are stored once and run twice, and lora would part them; take distil"
+        )
 
     def ready(model: PreTrainedModel) -> Ready:
         return adapted(job, model, options)
@@ -81,7 +89,7 @@ def adapted(job: Job, model: PreTrainedModel, options: Options) -> Ready:
         lora_dropout=0.0,
     )
     state = torch.random.get_rng_state()
-    torch.manual_seed(0)
+    torch.manual_seed(job.seed)
     try:
         inject_adapter_in_model(config, model, NAME)
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from accelerate import PartialState
+from pydantic import Field
 from transformers import PreTrainedModel
 
 from spectrim.errors import SpectrimError
@@ -28,7 +29,7 @@ class Options(Healing):
     """
 
     optimizer: Literal["adalomo", "lomo"] = "adalomo"
-    learning_rate: float = 5e-4
+    learning_rate: float = Field(default=5e-4, gt=0)
 
 
 def low_memory(job: Job, options: Options) -> None:

@@ -35,6 +35,7 @@ from spectrim.stages._blocks import current_block, keep_block, move_to, next_ste
 from spectrim.stages._curves import dense_plan, inner_sites, protected
 from spectrim.stages._ends import quantize_ends
 from spectrim.stages._few_bits import FORMATS, Roots, Rounding, matrix_of, packed, seen_by
+from spectrim.stages._healed import NOTE as HEALED
 from spectrim.statistics import Statistics, load_block
 
 NOTE = "quantized"  # under which the run's notes say what was done
@@ -82,7 +83,8 @@ def quantize(job: Job, options: Options) -> None:
         losses |= _block(job, options, place, chosen, folder)
         job.progress(done, len(places), "rounding")
     before = copy.copy(job)
-    job.reference = lambda stack, index: current_block(before, (stack, index), torch.float32)
+    if job.reference is None or any(one["used"] for one in job.notes.get(HEALED, [])):
+        job.reference = lambda stack, index: current_block(before, (stack, index), torch.float32)
     move_to(job, folder, quantize_ends(job, options.ends) if options.ends else None)
     decisions = tuple(chosen.get(one.site, one) for one in plan.decisions)
     job.plan = replace(plan, decisions=decisions)

@@ -8,7 +8,8 @@ control trains the dense model on the same text with the same steps, so that lea
 text's kind is not called recovery; it has nothing to learn from itself, so the next token is what
 it is trained on. A chain that was interrupted goes on; the minutes of the stage in which it was are
 then those of its last part. Chains are kept by label: after a change take a new folder. Statistics
-are there before the minutes begin.
+are there before the minutes begin; decompositions and the dense model's answers are made within
+those of the chain that first needs them.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def _windows(job: Job, second: Path, asked: argparse.Namespace, healing: Path) -
 def _write(output: Path) -> None:
     """Write results.md: excess over the dense model, and what is closed of a cut's.
 
-    Of the chain's own cut, and of the best cut that keeps every map whole but for its rank.
+    Of the chain's own cut, and of one by ranks alone, so that what a better cut wins shows too.
     """
     rows = known_rows(output)
     texts = [name for name in next(iter(rows.values()))["stages"][0] if name not in ABOUT]

@@ -21,7 +21,7 @@ from spectrim.errors import SpectrimError
 from spectrim.job import Job, Progress, key_of
 from spectrim.pipeline import open_job
 from spectrim.recipe import Keep, Recipe
-from spectrim.run import Record, locked, own
+from spectrim.run import Record, locked, own, processes
 from spectrim.sites import Site, find
 from spectrim.stages import stages
 from spectrim.stages._healed import search_loss
@@ -59,8 +59,13 @@ def choose(
     afterwards. The same seed gives the same recipe.
 
     Raises:
-        SpectrimError: the size is one of numbers, or leaves too little for the linear maps.
+        SpectrimError: the size is one of numbers, leaves too little for the linear maps, or is to
+            be healed by several processes.
     """
+    if heal and processes() > 1:
+        raise SpectrimError(
+            "--size tries healing in one process; run it alone, then give its recipe to several"
+        )
     source = sources.resolve(asked.model, cache, trust_remote_code=asked.trust_remote_code)
     skeleton = sources.skeleton(source)
     part = linear_part(Weights(source.folder, skeleton), find(skeleton), size)
@@ -73,7 +78,7 @@ def choose(
     }
     job = open_job(_recipe(common, next(iter(CUTS))), source, cache, progress)
     key = key_of(
-        "auto", 3, job.statistics_key, job.splits.search.digest(), common["keep"], asked.seed
+        "auto", 4, job.statistics_key, job.splits.search.digest(), common["keep"], asked.seed
     )
     trials = _Trials(job, common, cache / "auto" / own(key))
     with locked(trials.folder):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -34,6 +32,7 @@ from spectrim.stages._curves import dense_plan
 from spectrim.stages._remake import copy_companions
 from spectrim.stages._repeats import repeats, written_out
 from spectrim.stages.factorize import refuse_unfit
+from spectrim.together import joined, wait
 
 
 def shrink(
@@ -67,6 +66,7 @@ def shrink(
     cache = cache or sources.default_cache()
     progress = progress or (lambda done, total, what: None)
     replayed = Plan.read(plan) if plan else None
+    joined()
     source = sources.resolve(recipe.model, cache, trust_remote_code=recipe.trust_remote_code)
     refuse(source, output)
     if replayed is not None and "recipe" in replayed.about:
@@ -97,8 +97,9 @@ def shrink(
         elif recipe.factorize is None:  # which looks at the plan itself
             refuse_unfit(job, job.plan)
         if process():  # the first one of several writes
+            wait()
             shutil.rmtree(job.work, ignore_errors=True)
-            return together(output)
+            return output
         with atomic_folder(output) as folder:
             write_model(job, folder)
             write_record(job, recipe, folder)
@@ -118,13 +119,7 @@ def shrink(
             shutil.rmtree(job.work, ignore_errors=True)
         raise
     shutil.rmtree(job.work, ignore_errors=True)
-    return together(output)
-
-
-def together(output: Path) -> Path:
-    """Return the folder once the first of several processes has written it."""
-    if "RANK" in os.environ:
-        PartialState().wait_for_everyone()
+    wait()
     return output
 
 

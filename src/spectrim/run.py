@@ -15,9 +15,14 @@ from pathlib import Path
 from filelock import FileLock
 
 
+def processes() -> int:
+    """Return how many processes this run has, as accelerate's launcher and torchrun tell them."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+
+
 def process() -> int:
-    """Return which process of a run this is, as accelerate and torchrun count them; 0 if alone."""
-    return int(os.environ.get("RANK", 0))
+    """Return which of them this one is, from 0."""
+    return int(os.environ["RANK"]) if processes() > 1 else 0
 
 
 def own(name: str) -> str:

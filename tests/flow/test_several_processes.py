@@ -6,12 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from tiny_healing import CUT, asked, note
-from tiny_runs import shrink, stored
+from tiny_runs import equal, shrink, stored
 from tiny_trained import trained_folder, write_learnable
 
 STEPS = {"steps": 6, "every": 3, "learning_rate": 0.02, "warmup": 1, "batch": 2}
@@ -36,23 +38,74 @@ def test_two_processes_take_the_steps_that_one_takes_with_twice_the_text(tmp_pat
     assert moved > 1e-3
 
 
+def test_killed_and_started_again_they_end_in_the_same_bits(tmp_path: Path) -> None:
+    write_learnable(tmp_path / "text.txt", words=80 * 32)
+    source = trained_folder(tmp_path / "source")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(asked(source, CUT, {"distil": {**STEPS, "steps": 40, "every": 2}}).to_yaml())
+    said = ("shrink", "--recipe", file, "--no-evaluate", "--cache", tmp_path / "cache", "-o")
+    launch(2, *said, tmp_path / "whole")
+    running = start(2, *said, tmp_path / "killed")
+    training = "work/*/*/training/checkpoint.safetensors"
+    while len(list((tmp_path / "cache").glob(training))) < 2:
+        assert all(one.poll() is None for one in running)
+        time.sleep(0.01)
+    for one in running:
+        one.kill()
+        one.communicate()
+    launch(2, *said, tmp_path / "killed")
+    assert equal(stored(tmp_path / "whole"), stored(tmp_path / "killed"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--size", "50%"], "--size tries healing in one process; run it alone, then give its"),
+        (["--recipe", "low.yaml"], "low_memory updates where the gradient is made, so it runs in"),
+    ],
+    ids=["size", "low_memory"],
+)
+def test_what_one_process_does_is_refused_to_two(
+    arguments: list[str], told: str, tmp_path: Path
+) -> None:
+    write_learnable(tmp_path / "text.txt", words=80 * 32)
+    source = trained_folder(tmp_path / "source")
+    recipe = asked(source, CUT, {"low_memory": {"steps": 2}})
+    (tmp_path / "low.yaml").write_text(recipe.to_yaml())
+    text = ["--calibration", str(tmp_path / "text.txt"), "--tokens", "48x32"]
+    running = start(2, "shrink", str(source), *arguments, *text, "--cache", tmp_path / "cache",
+                    "-o", tmp_path / "small", cwd=tmp_path)  # fmt: skip
+    heard = [one.communicate(timeout=300)[0] for one in running]
+    assert [one.returncode for one in running] == [2, 2], heard
+    assert all(told in text for text in heard)
+    assert not (tmp_path / "small").exists()
+
+
 def launch(processes: int, *arguments: object) -> str:
-    """Run spectrim in several processes, as launchers do, and return what they say."""
+    """Run spectrim in several processes and return what they say."""
+    running = start(processes, *arguments)
+    said = [one.communicate(timeout=300)[0] for one in running]
+    assert [one.returncode for one in running] == [0] * processes, "\n".join(said)
+    return "\n".join(said)
+
+
+def start(
+    processes: int, *arguments: object, cwd: Path | None = None
+) -> list[subprocess.Popen[str]]:
+    """Start spectrim in several processes, as torchrun does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    running = [
+    shared |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return [
         subprocess.Popen(
             [sys.executable, "-m", "spectrim", *map(str, arguments)],
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            cwd=cwd,
         )  # fmt: skip
         for rank in range(processes)
     ]
-    said = [one.communicate(timeout=300)[0] for one in running]
-    assert [one.returncode for one in running] == [0] * processes, "\n".join(said)
-    return "\n".join(said)

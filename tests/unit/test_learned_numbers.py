@@ -10,6 +10,7 @@ from spectrim.formats._packed import PackedMatrix
 from spectrim.formats._rounding import Grid, nearest
 from spectrim.stages._adam import Adam
 from spectrim.stages._learned_numbers import Learned, learn, settle
+from spectrim.stages._matching import highest_rates
 
 ROWS, COLUMNS = 24, 64
 BITS = (2, 3, 4, 8)
@@ -121,6 +122,15 @@ def test_a_small_matrix_moves_by_a_part_of_its_size() -> None:
     update.end()
     torch.testing.assert_close(1e-4 - small, torch.full((4, 4), 1e-6), rtol=1e-3, atol=0)
     torch.testing.assert_close(-vector, torch.full((4,), 1e-4), rtol=1e-3, atol=0)
+
+
+def test_steps_alone_move_by_a_hundredth_of_their_size_at_most() -> None:
+    block = learn(nn.Sequential(packed(8)))
+    block.append(nn.Linear(2, 2))
+    named = dict(block.named_parameters())
+    found = dict(zip(named, highest_rates(named, 1.0), strict=True))
+    steps = float(block[0].scale.detach().square().mean().sqrt())
+    assert found["0.scale"] == pytest.approx(0.01 * steps) and found["1.weight"] == 1.0
 
 
 def test_trained_numbers_come_closer_than_trained_steps() -> None:

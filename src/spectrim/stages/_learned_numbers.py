@@ -16,6 +16,7 @@ from spectrim.formats._steps import offset_code, offsets, scale_code, scales
 
 PACE = 60.0  # steps of the grid to a learning rate of one: 0.7 in 50 steps at most 5e-4
 NAME = "latent"
+OF_GROUPS = ("scale", "offset")
 
 
 class Learned(PackedMatrix):

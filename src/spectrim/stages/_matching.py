@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from spectrim.stages._adam import BETAS, size_of
 from spectrim.stages._blocks import Place
 from spectrim.stages._healed import half
+from spectrim.stages._learned_numbers import OF_GROUPS
 from spectrim.walk import BlockWalk
 
 States = dict[int, Tensor]  # hidden states [batch, length, hidden] by the batch's first sequence
 CHECKED = 8  # batches on which training is judged before and after
 WARMUP = 0.05  # of all steps
-MOST = 1e-2  # of the size of a matrix or vector, a step: those of eight bits are small
+MOST = 1e-2  # of their size, for steps and offsets of packed numbers: some are very small
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,7 @@ def _steps(parameters: dict[str, nn.Parameter], goal: Goal, how: Pace, walk: Blo
     optimiser = torch.optim.Adam(
         [{"params": [one]} for one in parameters.values()], betas=BETAS, fused=True
     )
-    highest = [
-        min(how.learning_rate, MOST * size_of(name, one)) for name, one in parameters.items()
-    ]
+    highest = highest_rates(parameters, how.learning_rate)
     starts, warmup = list(walk.starts), round(WARMUP * how.steps)
     for step in range(how.steps):
         for group, most in zip(optimiser.param_groups, highest, strict=True):
@@ -116,6 +115,14 @@ def _steps(parameters: dict[str, nn.Parameter], goal: Goal, how: Pace, walk: Blo
         optimiser.zero_grad()
         error.backward()
         optimiser.step()
+
+
+def highest_rates(parameters: dict[str, nn.Parameter], asked: float) -> list[float]:
+    """Return the highest learning rate of each parameter: what is asked, less for small steps."""
+    return [
+        min(asked, MOST * size_of(name, one)) if name.rpartition(".")[2] in OF_GROUPS else asked
+        for name, one in parameters.items()
+    ]
 
 
 @torch.no_grad()

@@ -7,18 +7,18 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spectrim.errors import SpectrimError
 from spectrim.job import Progress
-from spectrim.run import atomic_file
+from spectrim.run import atomic_file, process, processes
 from spectrim.stages._matching import rate
+from spectrim.together import alike, average, joined, mean, refuse_others
 
 VERSION = "4"  # of what is trained and how; a checkpoint of another one is of no use
 LOST = 2.0  # nats above the first search loss: training has diverged
@@ -92,23 +92,23 @@ def train(run: Run, pace: Pace, folder: Path, progress: Progress) -> State:
     The model ends with the weights that had the lowest loss on the search split, those it came with
     among them. folder: of the checkpoints; training goes on from one that is there.
     """
-    accelerator = Accelerator(mixed_precision="no")  # _healed.half says what is multiplied in bf16
-    run.model.to(accelerator.device)
-    state = _load(run, folder, accelerator)
+    run.model.to(joined().device)
+    refuse_others(run.parameters)
+    state = _load(run, folder)
     if not (folder / "best.safetensors").exists():
-        state = State(first=_agreed(run.judge(run.model), accelerator))
+        state = State(first=mean(run.judge(run.model)))
         if not math.isfinite(state.first):
             raise SpectrimError(
                 "the loss of the model is no number, so it cannot be healed; cut it less"
             )
         _judged(run, state, state.first, folder)
     while state.at < pace.steps and not state.stopped:
-        loss = _step(run, pace, state.at, accelerator)
+        loss = _step(run, pace, state.at)
         state.at += 1
         if not math.isfinite(loss):
             state.stopped = f"diverged at step {state.at}, where the loss is no number"
         elif state.at % pace.every == 0 or state.at == pace.steps:
-            _judge(run, pace, state, folder, accelerator)
+            _judge(run, pace, state, folder)
         progress(state.at, pace.steps, "healing")
     if state.stopped:
         _save(run, state, folder)
@@ -119,39 +119,22 @@ def train(run: Run, pace: Pace, folder: Path, progress: Progress) -> State:
     return state
 
 
-def _step(run: Run, pace: Pace, at: int, accelerator: Accelerator) -> float:
+def _step(run: Run, pace: Pace, at: int) -> float:
     """Take one step and return its loss; gradients of several processes are averaged."""
     run.update.begin(pace.learning_rate * rate(at, pace.steps, pace.warmup))
-    total, processes = 0.0, accelerator.num_processes
+    total = 0.0
     for part in range(pace.accumulation):
-        place = (at * pace.accumulation + part) * processes + accelerator.process_index
+        place = (at * pace.accumulation + part) * processes() + process()
         loss = run.loss(run.model, _batch(run.starts, place, pace.seed)) / pace.accumulation
         total += float(loss.detach())
         if not math.isfinite(total):
             break
         loss.backward()
-    mean = _agreed(total, accelerator)
-    if math.isfinite(mean):
-        _average(run, accelerator)
+    loss_of_all = mean(total)
+    if math.isfinite(loss_of_all):
+        average(run.parameters.values())
         run.update.end()
-    return mean
-
-
-def _average(run: Run, accelerator: Accelerator) -> None:
-    """Give every process the mean of all gradients; an expert may have none in one of them."""
-    if accelerator.num_processes > 1:
-        for parameter in run.parameters.values():
-            held = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            mean: Any = accelerator.reduce(held, "mean")
-            parameter.grad = mean
-
-
-def _agreed(value: float, accelerator: Accelerator) -> float:
-    """Return the mean over all processes, so that all decide alike."""
-    if accelerator.num_processes == 1:
-        return value
-    mean: Any = accelerator.reduce(torch.tensor(value, device=accelerator.device), "mean")
-    return float(mean)
+    return loss_of_all
 
 
 def _batch(starts: list[int], place: int, seed: int) -> int:
@@ -161,8 +144,8 @@ def _batch(starts: list[int], place: int, seed: int) -> int:
     return starts[int(torch.randperm(len(starts), generator=generator)[inside])]
 
 
-def _judge(run: Run, pace: Pace, state: State, folder: Path, accelerator: Accelerator) -> None:
-    found = _agreed(run.judge(run.model), accelerator)
+def _judge(run: Run, pace: Pace, state: State, folder: Path) -> None:
+    found = mean(run.judge(run.model))
     if not math.isfinite(found) or found > state.first + LOST:
         state.stopped = f"diverged by step {state.at}, where the search loss is {found:.3f}"
         return
@@ -190,18 +173,18 @@ def _save(run: Run, state: State, folder: Path) -> None:
     tensors = {f"weight {name}": value for name, value in _values(run).items()}
     for name, value in run.update.tensors().items():
         tensors[f"update {name}"] = value.detach().cpu().contiguous()
+    about = {"version": VERSION, "processes": str(processes()), "state": json.dumps(asdict(state))}
     with atomic_file(folder / "checkpoint.safetensors") as partial:
-        save_file(
-            tensors, partial, metadata={"state": json.dumps(asdict(state)), "version": VERSION}
-        )
+        save_file(tensors, partial, metadata=about)
 
 
-def _load(run: Run, folder: Path, accelerator: Accelerator) -> State:
-    """Take up a checkpoint; several processes that were killed at different steps begin anew."""
+def _load(run: Run, folder: Path) -> State:
+    """Take up a checkpoint; several processes that do not have the same one begin anew."""
     file = folder / "checkpoint.safetensors"
     about = _about(file)
-    at = json.loads(about["state"])["at"] if about.get("version") == VERSION else -1
-    if at < 0 or _agreed(at, accelerator) != at:
+    of_use = about.get("version") == VERSION and about.get("processes") == str(processes())
+    at = json.loads(about["state"])["at"] if of_use else -1
+    if not alike(at) or at < 0:
         (folder / "best.safetensors").unlink(missing_ok=True)
         return State()
     held = load_file(file)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from accelerate import PartialState
 from pydantic import Field
 from transformers import PreTrainedModel
 
 from spectrim.errors import SpectrimError
 from spectrim.job import Job
+from spectrim.run import processes
 from spectrim.stages._end_to_end import Healing, Ready, heal
 from spectrim.stages._fused_updates import AdaLomo, Lomo
 from spectrim.stages._student import trained_parts
@@ -38,7 +38,7 @@ def low_memory(job: Job, options: Options) -> None:
     Raises:
         SpectrimError: the healing text is too short or measured on, or there are many processes.
     """
-    if PartialState().num_processes > 1:
+    if processes() > 1:
         raise SpectrimError(
             "low_memory updates where the gradient is made, so it runs in one process; take distil "
             "for several"

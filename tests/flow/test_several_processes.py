@@ -29,7 +29,7 @@ def test_two_processes_take_the_steps_that_one_takes_with_twice_the_text(tmp_pat
     said = launch(2, "shrink", "--recipe", file, "-o", together, "--cache", tmp_path / "others",
                   "--no-evaluate")  # fmt: skip
     assert said.count(f"wrote {together}") == 1
-    assert note(together)["used"]
+    assert note(together)["used"] and note(together)["processes"] == 2
     mine, theirs = stored(alone), stored(together)
     for name, tensor in mine.items():
         torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-4)

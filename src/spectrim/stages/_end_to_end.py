@@ -17,7 +17,7 @@ from spectrim.calibration import Tokens, refuse_overlap
 from spectrim.errors import SpectrimError
 from spectrim.job import BATCH, Job, key_of
 from spectrim.options import Amount, Part, parse_tokens
-from spectrim.run import atomic_file
+from spectrim.run import atomic_file, processes
 from spectrim.stages._balanced import balance
 from spectrim.stages._blocks import next_step
 from spectrim.stages._healed import begin, take, text_name
@@ -149,6 +149,7 @@ def _note(job: Job, name: str, options: Healing, tokens: Tokens, state: State) -
         "stopped": state.stopped,
         "tokens": tokens.counted(),
         "text": text_name(job, said),
+        **({"processes": processes()} if processes() > 1 else {}),  # which no recipe says
     }
 
 

@@ -92,7 +92,7 @@ def chains(healing: str, sequences: int, passes: int) -> dict[str, list[dict[str
         "batch": 1, "every": EVERY,
     }  # fmt: skip
     return {
-        SVD_LABEL: [SVD],
+        SVD_LABEL: [SVD, {"distil": distil}],
         "end to end": [CUT, {"distil": distil}],
         "block by block first": [CUT, {"distil_blocks": {}}, {"distil": distil}],
         CONTROL_LABEL: [{"distil": {**distil, "next_token": 1.0}}],

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import socket
 import sysconfig
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -20,13 +22,13 @@ from jaxtyping import Int
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, StoppingCriteriaList
 
 from spectrim import sources, text
 from spectrim.calibration import Splits, Tokens, join, split, split_sizes
 from spectrim.errors import SpectrimError
 from spectrim.job import Progress, key_of
-from spectrim.run import atomic_file
+from spectrim.run import atomic_file, own
 from spectrim.sources import Source
 
 HUB_MIX = (  # data set, part of the sequences: prose, web, code, technical
@@ -38,6 +40,8 @@ HUB_MIX = (  # data set, part of the sequences: prose, web, code, technical
 OFFLINE_MIX = (("model", 0.9), ("documentation", 0.05), ("docstrings", 0.05))
 PIECE = 256  # tokens
 SAMPLED_AT_ONCE = 64  # pieces
+SAMPLED = "sampled.safetensors"  # so far, where a run was interrupted
+SAMPLING = "sampling text from the model"  # what is told of progress, in tokens
 
 
 def splits(
@@ -55,7 +59,7 @@ def splits(
     """
     folder = cache / "text" / key_of("default", 3, source.fingerprint, size, seed)
     if not (folder / "splits.safetensors").exists():
-        made, name = _make(source, tokenizer, size, seed, cache, progress)
+        made, name = _make(source, tokenizer, size, seed, folder, progress)
         tensors = {part: getattr(made, part).ids for part in ("calibration", "search", "report")}
         with atomic_file(folder / "splits.safetensors") as partial:
             save_file(tensors, partial, metadata={"name": name})
@@ -70,7 +74,7 @@ def _make(
     tokenizer: PreTrainedTokenizerBase,
     size: tuple[int, int],
     seed: int,
-    cache: Path,
+    folder: Path,
     progress: Progress,
 ) -> tuple[Splits, str]:
     parts = _from_hub(tokenizer, size, seed) if _online() else None
@@ -82,7 +86,7 @@ def _make(
         sequences = max(round(share * size[0]), 2)
         if name == "model":
             needed = sum(split_sizes(sequences))
-            sampled = sample(source, tokenizer, (needed, size[1]), seed, progress)
+            sampled = sample(source, tokenizer, (needed, size[1]), seed, progress, folder / SAMPLED)
             parts.append(
                 split(Tokens.full(sampled), sequences, seed, "text sampled from the model")
             )
@@ -144,13 +148,15 @@ def sample(
     size: tuple[int, int],
     seed: int,
     progress: Progress,
+    kept: Path,
 ) -> Int[Tensor, "sequences length"]:
     """Return text drawn token by token from the model itself, at temperature 1.
 
     Nothing has to be brought (data-free calibration, as in LLM-QAT, 2305.17888). Each sequence is
     made of pieces of 256 tokens that begin with the tokenizer's first token, because many short
     pieces at once are drawn several times faster than a few long ones.
-    size: (sequences, tokens in each).
+    size: (sequences, tokens in each). kept: a file for what is drawn, until all is, so that a run
+    that was interrupted goes on to the same text.
     """
     sequences, length = size
     piece = min(PIECE, length)
@@ -158,24 +164,46 @@ def sample(
     model = sources.model(source)
     first = tokenizer.bos_token_id
     first = tokenizer.eos_token_id if first is None else first
+    kept = kept.with_name(own(kept.name))
+    drawn: list[Tensor] = []
+    with _own_generator(seed):
+        if kept.exists():
+            held = load_file(kept)
+            drawn.extend(held["ids"].split(SAMPLED_AT_ONCE))
+            torch.random.set_rng_state(held["generator"])
+        for begin in range(len(drawn) * SAMPLED_AT_ONCE, pieces, SAMPLED_AT_ONCE):
+            start = torch.full((min(SAMPLED_AT_ONCE, pieces - begin), 1), first or 0)
+
+            def tell(done: int, before: int = begin, count: int = len(start)) -> None:
+                progress(before * piece + done * count, pieces * piece, SAMPLING)
+
+            drawn.append(_sample_batch(model, start, piece, tell))
+            held = {"ids": torch.cat(drawn), "generator": torch.random.get_rng_state()}
+            with atomic_file(kept) as partial:
+                save_file(held, partial)
+    kept.unlink()
+    return torch.cat(drawn).view(sequences, -1)[:, :length]
+
+
+@contextmanager
+def _own_generator(seed: int) -> Iterator[None]:
+    """Draw from a seed of its own; what is drawn behind it is as if nothing had been."""
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
-    drawn: list[Tensor] = []
     try:
-        for begin in range(0, pieces, SAMPLED_AT_ONCE):
-            progress(begin, pieces, "sampling text from the model")
-            count = min(SAMPLED_AT_ONCE, pieces - begin)
-            drawn.append(_sample_batch(model, torch.full((count, 1), first or 0), piece))
+        yield
     finally:
         torch.random.set_rng_state(state)
-    progress(pieces, pieces, "sampling text from the model")
-    return torch.cat(drawn).view(sequences, -1)[:, :length]
 
 
 @torch.inference_mode()
 def _sample_batch(
-    model: Any, start: Int[Tensor, "batch 1"], length: int
+    model: Any, start: Int[Tensor, "batch 1"], length: int, tell: Callable[[int], None]
 ) -> Int[Tensor, "batch length"]:
+    def never(ids: Tensor, scores: Tensor | None) -> Tensor:
+        tell(ids.shape[1])
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
     out: Tensor = model.generate(
         start,
         attention_mask=torch.ones_like(start),
@@ -186,5 +214,6 @@ def _sample_batch(
         min_new_tokens=length - 1,
         max_new_tokens=length - 1,
         pad_token_id=model.generation_config.pad_token_id or 0,
+        stopping_criteria=StoppingCriteriaList([never]),
     )
     return out.clone()

@@ -68,7 +68,7 @@ def shrink(
     replayed = Plan.read(plan) if plan else None
     joined()
     source = sources.resolve(recipe.model, cache, trust_remote_code=recipe.trust_remote_code)
-    refuse(source, output)
+    refuse(source, output, "shrink", "plan.json")
     if replayed is not None and "recipe" in replayed.about:
         recipe = validate(
             Recipe, {**replayed.about["recipe"], "model": recipe.model}, f"the recipe in {plan}"

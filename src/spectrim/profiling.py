@@ -21,15 +21,14 @@ from spectrim.metrics._packages import versions
 from spectrim.options import Factorize
 from spectrim.pipeline import open_job
 from spectrim.recipe import Recipe
+from spectrim.refusals import refuse
 from spectrim.report.profile import write_profile
 from spectrim.run import atomic_folder
 from spectrim.sensitivity import ALONE, Part, Sensitivity, cumulative, parts
-from spectrim.sources import Source
 from spectrim.stages._allocate import Unit
 from spectrim.stages._curves import inner_sites
 from spectrim.stages._decompose import decompose
 from spectrim.stages.factorize import bought_units
-from spectrim.weights import quantised
 
 SEQUENCES = 2
 COLUMNS = ("cut", "block", "role", "site", "size", "rank", "predicted", "measured", "error",
@@ -80,7 +79,7 @@ def profile(
     asked = asked or Asked()
     cache = cache or sources.default_cache()
     source = sources.resolve(recipe.model, cache, trust_remote_code=recipe.trust_remote_code)
-    refuse(source, output)
+    refuse(source, output, "profile", "profile.json")
     job = open_job(recipe, source, cache, progress or (lambda done, total, what: None))
     job.keep = (job.keep[0], "linear")  # sizes are in numbers
     tokens = read(job, asked)
@@ -104,21 +103,6 @@ def profile(
     }
     _write(found, output)
     return found
-
-
-def refuse(source: Source, output: Path) -> None:
-    """Raise SpectrimError for a model that is small already, or where a folder would be lost."""
-    if quantised(source.folder):
-        raise SpectrimError(
-            f"{source.name} is a smaller model already; profile the model that it was made from"
-        )
-    if source.folder.resolve().is_relative_to(output.resolve()):
-        raise SpectrimError(f"{output} holds the model that is read; name another output")
-    ours = (output / "profile.json").is_file()
-    if output.is_file() or output.is_dir() and not ours and any(output.iterdir()):
-        raise SpectrimError(
-            f"{output} is there already and is no profile by spectrim; name another output"
-        )
 
 
 def read(job: Job, asked: Asked) -> Tokens:

@@ -13,18 +13,22 @@ from spectrim.stages._end_to_end import SAMPLED, Healing, healing_text
 from spectrim.weights import quantised
 
 
-def refuse(source: Source, output: Path) -> None:
-    """Raise SpectrimError for a model that is small already, or where a folder would be lost."""
+def refuse(source: Source, output: Path, verb: str, written: str) -> None:
+    """Raise SpectrimError for a model that is small already, or where a folder would be lost.
+
+    verb: what is to be done with the model. written: the file by which an output folder that an
+        earlier run of that verb wrote is known, which may be replaced.
+    """
     if quantised(source.folder):
         raise SpectrimError(
-            f"{source.name} is a smaller model already; shrink the model that it was made from"
+            f"{source.name} is a smaller model already; {verb} the model that it was made from"
         )
     if source.folder.resolve().is_relative_to(output.resolve()):
         raise SpectrimError(f"{output} holds the model that is read; name another output")
-    ours = (output / "plan.json").is_file()
-    if output.is_dir() and not ours and any(output.iterdir()) or output.is_file():
+    ours = (output / written).is_file()
+    if output.is_file() or output.is_dir() and not ours and any(output.iterdir()):
         raise SpectrimError(
-            f"{output} is there already and was not written by spectrim; name another output"
+            f"{output} is there already and was not written by spectrim {verb}; name another output"
         )
 
 

@@ -12,10 +12,11 @@ from spectrim.errors import SpectrimError
 
 HEALING = ("distil", "distil_blocks", "lora", "low_memory")  # the stages that train
 LATE = {  # stages that need whole matrices, which only some leave
-    "drop_blocks": "drop_blocks takes a model with whole maps; write it before factorize",
-    "sparsify": "sparsify needs dense weights, and an earlier stage has cut them; put it first",
+    "drop_blocks": "drop_blocks takes a model with whole maps; put drop_blocks first",
+    "sparsify": "sparsify needs dense weights, and an earlier stage has cut them; "
+    "put sparsify first",
     "factorize": "factorize needs the maps as they came, and an earlier stage has changed them; "
-    "put it first",
+    "put factorize first",
 }
 PACKED = "quantize has packed the numbers already; leave out the second one"
 NOTHING_MISSING = (

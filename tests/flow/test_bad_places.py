@@ -23,7 +23,7 @@ def test_a_folder_that_is_not_ours_is_not_replaced(place: Place) -> None:
     other = place.folder / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")
-    told = f"{other} is there already and was not written by spectrim; name another output"
+    told = f"{other} is there already and was not written by spectrim shrink; name another output"
     place.refused(told, "-o", other)
     assert (other / "thesis.tex").read_text() == "years of work"
     place.refused(f"{place.text} is there already", "-o", place.text)

@@ -225,7 +225,7 @@ def test_replayed_from_its_plan_it_is_the_same(llama: Made) -> None:
         ([{"drop_blocks": {"drop": 1}}], "cannot drop 1 of 3 blocks"),
         ([{"drop_blocks": {"layers": "0-3"}}], "layers names block 3; this model has 3, 0 to 2"),
         ([{"drop_blocks": {"layers": "0-1", "stack": "encoder"}}], "this model has no encoder;"),
-        (["factorize", {"drop_blocks": {"layers": "0"}}], "write it before factorize"),
+        (["factorize", {"drop_blocks": {"layers": "0"}}], "put drop_blocks first"),
     ],
 )
 def test_what_cannot_be_says_so(llama: Made, stages: list[object], told: str) -> None:

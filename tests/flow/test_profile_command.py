@@ -64,7 +64,7 @@ def test_folders_that_hold_something_else_are_kept(place: Place) -> None:
     other.mkdir()
     (other / "thesis.tex").write_text("years of work")
     code, err = command(place)
-    assert_told(code, err, f"{other} is there already and is no profile by spectrim; name another")
+    assert_told(code, err, f"{other} is there already and was not written by spectrim profile")
     code, err = command(place, "-o", place.source)
     assert_told(code, err, f"{place.source} holds the model that is read; name another output")
     assert (other / "thesis.tex").read_text() == "years of work"

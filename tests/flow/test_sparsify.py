@@ -265,7 +265,7 @@ def test_the_report_counts_zeros_and_calls_them_no_saving(tmp_path: Path) -> Non
         ),
         (
             [{"factorize": {"refine": "off"}}, "sparsify"],
-            "sparsify needs dense weights, and an earlier stage has cut them; put it first",
+            "sparsify needs dense weights, and an earlier stage has cut them; put sparsify first",
         ),
     ],
     ids=["groups", "score", "protected", "order"],

@@ -122,6 +122,13 @@ def test_a_model_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         hub.fetch(NAME)
 
 
+def test_a_slip_in_the_name_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (http(RepositoryNotFoundError), LocalEntryNotFoundError("offline")):
+        monkeypatch.setattr(hub, "snapshot_download", answering(error, {}))
+        with pytest.raises(SpectrimError, match="'dmeo'.*; did you mean 'demo'"):
+            hub.fetch("dmeo")
+
+
 def test_offline_a_model_that_is_not_here_is_one_line() -> None:
     with pytest.raises(SpectrimError, match="the hub cannot be reached") as error:
         hub.fetch("nobody-of-this-name/no-such-model")

@@ -191,7 +191,8 @@ def _sampled(job: Job, size: tuple[int, int]) -> Tokens:
     file = job.cache / "text" / f"{key}.safetensors"
     if not file.exists():
         tokenizer = sources.tokenizer(source)
-        ids = default_text.sample(source, tokenizer, size, SEED + job.seed, job.progress)
+        seed, kept = SEED + job.seed, file.with_name(f"{key}-{default_text.SAMPLED}")
+        ids = default_text.sample(source, tokenizer, size, seed, job.progress, kept)
         with atomic_file(file) as partial_file:
             save_file({"ids": ids}, partial_file)
     return Tokens.full(load_file(file)["ids"])

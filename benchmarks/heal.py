@@ -8,8 +8,8 @@ control trains the dense model on the same text with the same steps, so that lea
 text's kind is not called recovery; it has nothing to learn from itself, so the next token is what
 it is trained on. A chain that was interrupted goes on; the minutes of the stage in which it was are
 then those of its last part. Chains are kept by label: after a change take a new folder. Statistics
-are there before the minutes begin; decompositions and the dense model's answers are made within
-those of the chain that first needs them.
+are there before the minutes begin; decompositions and the dense model's answers are not, and every
+chain makes its own.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from spectrim.report.progress import shown
 from spectrim.stages import stages
 from spectrim.stages._healed import walk_now
 
-PLAYS = "lm/tinyshakespeare/input.txt"  # like nothing in the mix, as the novel
+PLAYS = "lm/tinyshakespeare/input.txt"  # like the dialogues of the mix in form, not in words
 LENGTH = 512  # tokens of a window, and of a sequence that is healed on
 EVERY = 100  # steps of healing between two looks at the search split
 KEEP = "60% of linear"
-SVD_LABEL, CONTROL_LABEL = "SVD alone", "control"
+SVD_LABEL, CONTROL_LABEL = "SVD end to end", "control"
 ABOUT = ("after", "minutes")  # of a stage, beside its losses by text
 SVD: dict[str, Any] = {"factorize": {"method": "loss_aware_svd", "refine": "off"}}
 CUT: dict[str, Any] = {
@@ -108,6 +108,7 @@ def healed(
         job = open_job(recipe, source, asked.cache, progress)
         job.work = asked.output / "work" / key_of(recipe.to_yaml(), commit_here())[:12]
         job.statistics()
+        job.cache = _own_cache(job)
         texts = _windows(job, second, asked, healing)
         found = [{"after": "dense", "minutes": 0.0, **_losses(job, texts)}]
         for stage in recipe.stages:
@@ -119,6 +120,15 @@ def healed(
             print(stage.name, {name: said[name]["loss"] for name in texts}, flush=True)
     shutil.rmtree(job.work)
     return {"stages": found, "notes": job.notes.get("healed", [])}
+
+
+def _own_cache(job: Job) -> Path:
+    """Return a cache with the statistics and nothing else that would shorten the minutes."""
+    own = job.work / "cache"
+    own.mkdir(parents=True, exist_ok=True)
+    if not (own / "statistics").exists():
+        (own / "statistics").symlink_to((job.cache / "statistics").resolve())
+    return own
 
 
 def _losses(job: Job, texts: dict[str, Tokens]) -> dict[str, Any]:
@@ -156,11 +166,11 @@ def _write(output: Path) -> None:
         for at, found in enumerate(row["stages"][1:], start=1):
             name = " + ".join(one["after"] for one in row["stages"][1 : at + 1])
             if row["label"] == SVD_LABEL:
-                name += ", SVD alone"
+                name += ", by SVD alone"
             control = row["label"] == CONTROL_LABEL
             cells = [f"{found['minutes']:.1f}", *(excess_of(found[t], dense[t]) for t in texts)]
             own = cut if at > 1 else None
-            other = svd if svd is not found and not control else None
+            other = None if control or row["label"] == SVD_LABEL else svd
             for of in own, other:
                 parts = [_closed(of[t], found[t], dense[t]) for t in texts] if of else []
                 cells.append(" / ".join(f"{100 * part:.0f} %" for part in parts))

@@ -28,7 +28,7 @@ from spectrim import sources, text
 from spectrim.calibration import Splits, Tokens, join, split, split_sizes
 from spectrim.errors import SpectrimError
 from spectrim.job import Progress, key_of
-from spectrim.run import atomic_file, own
+from spectrim.run import atomic_file, locked
 from spectrim.sources import Source
 
 HUB_MIX = (  # data set, part of the sequences: prose, web, code, technical
@@ -38,6 +38,7 @@ HUB_MIX = (  # data set, part of the sequences: prose, web, code, technical
     ("ccdv/arxiv-summarization:document", 0.2),
 )
 OFFLINE_MIX = (("model", 0.9), ("documentation", 0.05), ("docstrings", 0.05))
+PARTS = ("calibration", "search", "report")
 PIECE = 256  # tokens
 SAMPLED_AT_ONCE = 64  # pieces
 SAMPLED = "sampled.safetensors"  # so far, where a run was interrupted
@@ -58,15 +59,18 @@ def splits(
     later run takes the same, network or not.
     """
     folder = cache / "text" / key_of("default", 3, source.fingerprint, size, seed)
-    if not (folder / "splits.safetensors").exists():
-        made, name = _make(source, tokenizer, size, seed, folder, progress)
-        tensors = {part: getattr(made, part).ids for part in ("calibration", "search", "report")}
-        with atomic_file(folder / "splits.safetensors") as partial:
-            save_file(tensors, partial, metadata={"name": name})
-    held = load_file(folder / "splits.safetensors")
+    file = folder / "splits.safetensors"
+    with locked(file):
+        if not file.exists():
+            made, name = _make(source, tokenizer, size, seed, folder / SAMPLED, progress)
+            tensors = {part: getattr(made, part).ids for part in PARTS}
+            with atomic_file(file) as partial:
+                save_file(tensors, partial, metadata={"name": name})
+            (folder / SAMPLED).unlink(missing_ok=True)
+    held = load_file(file)
     parts = {part: Tokens.full(ids) for part, ids in held.items()}
-    with safe_open(folder / "splits.safetensors", framework="pt") as file:
-        return Splits(**parts), file.metadata()["name"]
+    with safe_open(file, framework="pt") as about:
+        return Splits(**parts), about.metadata()["name"]
 
 
 def _make(
@@ -74,7 +78,7 @@ def _make(
     tokenizer: PreTrainedTokenizerBase,
     size: tuple[int, int],
     seed: int,
-    folder: Path,
+    kept: Path,
     progress: Progress,
 ) -> tuple[Splits, str]:
     parts = _from_hub(tokenizer, size, seed) if _online() else None
@@ -86,7 +90,7 @@ def _make(
         sequences = max(round(share * size[0]), 2)
         if name == "model":
             needed = sum(split_sizes(sequences))
-            sampled = sample(source, tokenizer, (needed, size[1]), seed, progress, folder / SAMPLED)
+            sampled = sample(source, tokenizer, (needed, size[1]), seed, progress, kept)
             parts.append(
                 split(Tokens.full(sampled), sequences, seed, "text sampled from the model")
             )
@@ -155,8 +159,8 @@ def sample(
     Nothing has to be brought (data-free calibration, as in LLM-QAT, 2305.17888). Each sequence is
     made of pieces of 256 tokens that begin with the tokenizer's first token, because many short
     pieces at once are drawn several times faster than a few long ones.
-    size: (sequences, tokens in each). kept: a file for what is drawn, until all is, so that a run
-    that was interrupted goes on to the same text.
+    size: (sequences, tokens in each). kept: a file for what has been drawn, so that a run that was
+    interrupted goes on to the same text; the caller's, who removes it when the text is safe.
     """
     sequences, length = size
     piece = min(PIECE, length)
@@ -164,7 +168,6 @@ def sample(
     model = sources.model(source)
     first = tokenizer.bos_token_id
     first = tokenizer.eos_token_id if first is None else first
-    kept = kept.with_name(own(kept.name))
     drawn: list[Tensor] = []
     with _own_generator(seed):
         if kept.exists():
@@ -181,7 +184,6 @@ def sample(
             held = {"ids": torch.cat(drawn), "generator": torch.random.get_rng_state()}
             with atomic_file(kept) as partial:
                 save_file(held, partial)
-    kept.unlink()
     return torch.cat(drawn).view(sequences, -1)[:, :length]
 
 

@@ -46,12 +46,8 @@ def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise SpectrimError(
-            f"there is no model '{name}'"
-            + (
-                did_you_mean(name, [DEMO])
-                or "; expected 'demo', a folder, a .gguf file or the name of a model on "
-                "huggingface.co"
-            )
+            f"there is no model '{name}'; expected 'demo', a folder, a .gguf file or the name of "
+            f"a model on huggingface.co{did_you_mean(name, [DEMO])}"
         ) from error
     except RevisionNotFoundError as error:
         raise SpectrimError(
@@ -60,8 +56,8 @@ def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     except LocalEntryNotFoundError as error:
         raise SpectrimError(
             f"there is no folder or file '{name}', and as a model on huggingface.co it is not "
-            "(wholly) here and the hub cannot be reached"
-            + (did_you_mean(name, [DEMO]) or "; connect, or give a folder, or 'demo'")
+            "(wholly) here and the hub cannot be reached; connect, or give a folder, or 'demo'"
+            + did_you_mean(name, [DEMO])
         ) from error
     except Exception as error:  # many libraries take part in a download
         raise SpectrimError(

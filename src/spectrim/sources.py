@@ -161,7 +161,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def _locate(name: str, cache: Path, revision: str | None, trust_remote_code: bool) -> Path:
-    if name == "demo":
+    if name == hub.DEMO:
         return _demo(cache)
     path = Path(os.path.expanduser(name))  # leaves ~nobody as it is
     if path.is_dir():

@@ -25,7 +25,7 @@ from spectrim.experts import filled
 from spectrim.recorder import Call, Recorder, filled_in, shared
 from spectrim.sources import Weights
 
-HEAD_CHUNK = 128  # tokens: logits of a large vocabulary are the memory peak of the walk
+HEAD_CHUNK = 64  # tokens: logits of a large vocabulary are the memory peak of the walk
 
 
 class BlockWalk:

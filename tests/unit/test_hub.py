@@ -127,6 +127,9 @@ def test_a_slip_in_the_name_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(hub, "snapshot_download", answering(error, {}))
         with pytest.raises(SpectrimError, match="'dmeo'.*; did you mean 'demo'"):
             hub.fetch("dmeo")
+        with pytest.raises(SpectrimError) as raised:
+            hub.fetch("gpt2")
+        assert "did you mean" not in str(raised.value)
 
 
 def test_offline_a_model_that_is_not_here_is_one_line() -> None:

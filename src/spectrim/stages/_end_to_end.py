@@ -17,7 +17,7 @@ from spectrim.calibration import Tokens, refuse_overlap
 from spectrim.errors import SpectrimError
 from spectrim.job import BATCH, Job, key_of
 from spectrim.options import Amount, Part, parse_tokens
-from spectrim.run import atomic_file, processes
+from spectrim.run import atomic_file, locked, processes
 from spectrim.stages._balanced import balance
 from spectrim.stages._blocks import next_step
 from spectrim.stages._healed import begin, take, text_name
@@ -189,10 +189,12 @@ def _sampled(job: Job, size: tuple[int, int]) -> Tokens:
     source = job.original or job.source
     key = key_of("healing", 1, source.fingerprint, size, *[job.seed] * bool(job.seed))
     file = job.cache / "text" / f"{key}.safetensors"
-    if not file.exists():
-        tokenizer = sources.tokenizer(source)
-        seed, kept = SEED + job.seed, file.with_name(f"{key}-{default_text.SAMPLED}")
-        ids = default_text.sample(source, tokenizer, size, seed, job.progress, kept)
-        with atomic_file(file) as partial_file:
-            save_file({"ids": ids}, partial_file)
+    with locked(file):
+        if not file.exists():
+            tokenizer = sources.tokenizer(source)
+            seed, kept = SEED + job.seed, file.with_name(f"{key}-{default_text.SAMPLED}")
+            ids = default_text.sample(source, tokenizer, size, seed, job.progress, kept)
+            with atomic_file(file) as partial_file:
+                save_file({"ids": ids}, partial_file)
+            kept.unlink(missing_ok=True)
     return Tokens.full(load_file(file)["ids"])

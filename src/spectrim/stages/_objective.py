@@ -59,8 +59,7 @@ class Objective:
     def _part(self, leaf: Tensor, said: Said, targets: Tensor, part: slice) -> Tensor:
         how = self.weights
         logits = self.reader.logits(leaf)
-        logs = torch.log_softmax(self._cooled(logits), -1)
-        picked = logs.gather(1, said.ids[part])
+        picked = torch.log_softmax(logits / how.temperature, -1).gather(1, said.ids[part])
         teacher, student = with_remainder(said.top[part]), with_remainder(picked)
         total = how.temperature**2 * divergence(teacher, student, how.kind).sum()
         if how.next_token:
@@ -68,10 +67,6 @@ class Objective:
                 logits, targets[part], reduction="sum"
             )
         return total
-
-    def _cooled(self, logits: Tensor) -> Tensor:
-        """Divide by the temperature; by one, that would only pass over a large tensor twice."""
-        return logits if self.weights.temperature == 1 else logits / self.weights.temperature
 
 
 @torch.no_grad()

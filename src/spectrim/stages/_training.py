@@ -20,7 +20,7 @@ from spectrim.run import atomic_file, process, processes
 from spectrim.stages._matching import rate
 from spectrim.together import alike, average, joined, mean, refuse_others
 
-VERSION = "5"  # of what is trained and how; a checkpoint of another one is of no use
+VERSION = "4"  # of what is trained and how; a checkpoint of another one is of no use
 LOST = 2.0  # nats above the first search loss: training has diverged
 
 

@@ -55,7 +55,7 @@ def test_another_seed_is_another_text(tmp_path: Path) -> None:
     source = sources.resolve(str(tiny_folder(tmp_path / "model")), tmp_path / "cache")
     tokenizer = sources.tokenizer(source)
     one, other = (
-        default_text.sample(source, tokenizer, SIZE, seed, Progress(), tmp_path / "kept")
+        default_text.sample(source, tokenizer, SIZE, seed, Progress(), tmp_path / f"kept{seed}")
         for seed in (0, 1)
     )
     assert not torch.equal(one, other)

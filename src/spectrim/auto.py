@@ -21,6 +21,7 @@ from spectrim.errors import SpectrimError
 from spectrim.job import Job, Progress, key_of
 from spectrim.pipeline import open_job
 from spectrim.recipe import Keep, Recipe
+from spectrim.refusals import refuse
 from spectrim.run import Record, locked, own, processes
 from spectrim.sites import Site, find
 from spectrim.stages import stages
@@ -50,23 +51,25 @@ class Choice(NamedTuple):
 
 
 def choose(
-    asked: Recipe, size: Keep, *, cache: Path, progress: Progress, heal: bool = True
+    asked: Recipe, size: Keep, output: Path, *, cache: Path, progress: Progress, heal: bool = True
 ) -> Choice:
     """Return the recipe for a model at a size; what was tried is kept, so that it is tried once.
 
     asked: says model, calibration, seed and whether remote code is trusted; its stages do not
-    count. size: part of the bytes of the whole model, or of its linear maps. heal: train
-    afterwards. The same seed gives the same recipe.
+    count. size: part of the bytes of the whole model, or of its linear maps. output: where that
+    model will be written, which is looked at before the trials. heal: train afterwards. The same
+    seed gives the same recipe.
 
     Raises:
-        SpectrimError: the size is one of numbers, leaves too little for the linear maps, or is to
-            be healed by several processes.
+        SpectrimError: the size is one of numbers, leaves too little for the linear maps, is to be
+            healed by several processes, or what shrinking refuses of model and output.
     """
     if heal and processes() > 1:
         raise SpectrimError(
             "--size tries healing in one process; run it alone, then give its recipe to several"
         )
     source = sources.resolve(asked.model, cache, trust_remote_code=asked.trust_remote_code)
+    refuse(source, output, "shrink", "plan.json")
     skeleton = sources.skeleton(source)
     part = linear_part(Weights(source.folder, skeleton), find(skeleton), size)
     common: dict[str, Any] = {

@@ -107,7 +107,7 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
     with shown() as progress:
         if budget is not None:
             asked, why = auto.choose(
-                asked, budget, cache=cache or sources.default_cache(),
+                asked, budget, output, cache=cache or sources.default_cache(),
                 progress=progress, heal=not no_heal,
             )  # fmt: skip
         pipeline.shrink(asked, output, cache=cache, plan=plan, evaluate=evaluate,

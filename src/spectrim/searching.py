@@ -54,7 +54,7 @@ def search(
                 left.append(size)
                 continue
             else:
-                choice = auto.choose(asked, size, cache=cache, progress=progress)
+                choice = auto.choose(asked, size, folder, cache=cache, progress=progress)
                 pipeline.shrink(
                     choice.recipe, folder, cache=cache, why=choice.why, progress=progress
                 )

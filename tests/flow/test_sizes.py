@@ -33,7 +33,7 @@ def asked(made: Made) -> Recipe:
 def chosen(made: Made, size: str, heal: bool = False) -> Choice:
     with quiet():
         return auto.choose(
-            asked(made), Keep.parse(size), cache=made.folder / "cache",
+            asked(made), Keep.parse(size), made.folder / "chosen", cache=made.folder / "cache",
             progress=lambda done, total, what: None, heal=heal,
         )  # fmt: skip
 
@@ -143,6 +143,22 @@ def test_a_part_of_the_whole_leaves_the_linear_maps_what_the_ends_do_not_take(pl
 def test_a_size_that_cannot_be_is_one_line(plain: Made, size: str, said: str) -> None:
     with pytest.raises(SpectrimError, match=said):
         chosen(plain, size)
+
+
+def test_a_folder_of_ones_own_is_refused_before_the_trials(
+    plain: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+
+    def never(*args: object) -> object:
+        raise AssertionError("the calibration text was read")
+
+    monkeypatch.setattr(auto, "open_job", never)
+    with pytest.raises(SpectrimError, match="was not written by spectrim shrink"), quiet():
+        auto.choose(
+            asked(plain), Keep.parse("40%"), tmp_path, cache=plain.folder / "cache",
+            progress=lambda done, total, what: None,
+        )  # fmt: skip
 
 
 def test_a_front_is_gone_on_with_and_ends_in_one_page(plain: Made) -> None:

@@ -59,8 +59,8 @@ def test_every_kind_of_family(family: str, tmp_path: Path) -> None:
         ),
         (
             [{"lora": HOW}, CUT],
-            "factorize needs the maps as they came, and an earlier stage has changed them; put it "
-            "first",
+            "factorize needs the maps as they came, and an earlier stage has changed them; "
+            "put factorize first",
         ),
     ],
     ids=["zeros", "repeats", "targets", "order"],

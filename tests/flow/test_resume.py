@@ -111,7 +111,7 @@ def test_killed_at_random_moments_and_run_again_it_ends_in_the_same_bits(
         place = command_line.folder / name
         assert sorted(file.name for file in place.iterdir()) == ["cache", "log", "small"]
         assert not list((place / "cache" / "work").iterdir())
-    assert len(states) > 2, "the moments are spread over the run"  # more on a quiet machine
+    assert len(states) > 4, "the moments are spread over the run"
 
 
 def test_an_output_is_replaced_although_a_run_was_killed_while_replacing_it(tmp_path: Path) -> None:

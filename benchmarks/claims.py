@@ -30,10 +30,10 @@ from measuring import (
     windows_of,
 )
 
-from spectrim.calibration import Tokens
 from spectrim.errors import SpectrimError
-from spectrim.job import Job
+from spectrim.job.job import Job
 from spectrim.stages import drop_blocks, sparsify
+from spectrim.text.tokens import Tokens
 
 WINDOWS = {"WikiText-2": 8, "C4": 6}
 LENGTH = 512  # tokens of a window

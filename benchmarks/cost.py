@@ -90,14 +90,14 @@ def _ids(sequences: int) -> Any:
 def _model(cache: Path, dtype: str) -> Any:
     import torch
 
-    from spectrim import sources
+    from spectrim.model import sources
 
     return sources.model(sources.resolve("demo", cache), dtype=getattr(torch, dtype))
 
 
 def _libraries(sequences: int, cache: Path) -> float:
     began = time.perf_counter()
-    import spectrim.job  # noqa: F401
+    import spectrim.job.job  # noqa: F401
 
     return time.perf_counter() - began
 
@@ -125,9 +125,9 @@ def _gradients(sequences: int, cache: Path) -> float:
 
 
 def _job(sequences: int, cache: Path) -> Any:
-    from spectrim import architectures, sites, sources
-    from spectrim.calibration import Splits, Tokens
-    from spectrim.job import Job, load_rest
+    from spectrim.job.job import Job, load_rest
+    from spectrim.model import architectures, sites, sources
+    from spectrim.text.tokens import Splits, Tokens
 
     source = sources.resolve("demo", cache)
     model = sources.skeleton(source)
@@ -153,8 +153,8 @@ def _sweeps(sequences: int, cache: Path) -> float:
 
 def _shrink(sequences: int, cache: Path) -> float:
     """Decompose, allocate, cut, refine and write, from cached statistics."""
-    from spectrim.options import Factorize
-    from spectrim.pipeline import write_model
+    from spectrim.job.output import write_model
+    from spectrim.recipe.options import Factorize
     from spectrim.stages.factorize import factorize
 
     shutil.rmtree(cache / "work", ignore_errors=True)

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from spectrim import sites, sources
 from spectrim.errors import SpectrimError
-from spectrim.formats._packed import PackedMatrix
+from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.formats.quantized_dense import QuantizedDense
 from spectrim.metrics.speed import one_round
-from spectrim.sources import Source
+from spectrim.model import sites, sources
+from spectrim.model.sources import Source
 
 GROUP = 64
 ROUNDS, PROMPT, NEW_TOKENS = 5, 64, 32

@@ -16,20 +16,19 @@ from mixed_text import mixed
 from rotated import chosen
 from transformers import PreTrainedModel
 
-from spectrim import sites, sources
-from spectrim.calibration import Tokens
 from spectrim.errors import SpectrimError
-from spectrim.evaluation import refuse_used
-from spectrim.job import key_of
+from spectrim.files import atomic_folder, key_of
 from spectrim.metrics import Evaluation, Pair, harness, read
 from spectrim.metrics.size import size
-from spectrim.options import validate
-from spectrim.pipeline import shrink
-from spectrim.recipe import Recipe
+from spectrim.model import sites, sources
+from spectrim.model.sources import Source
+from spectrim.model.tensor_files import stored
+from spectrim.recipe.options import validate
+from spectrim.recipe.recipe import Recipe
 from spectrim.report.progress import shown
-from spectrim.run import atomic_folder
-from spectrim.sources import Source
-from spectrim.tensor_files import stored
+from spectrim.text.tokens import Tokens
+from spectrim.verbs.evaluate import refuse_used
+from spectrim.verbs.shrink import shrink
 
 HEALING = "the healing text"  # in a row's recipe: the file of it
 TASKS = ("arc_easy", "winogrande", "copa")

@@ -35,15 +35,17 @@ from measuring import (
 from mixed_text import mixed
 from rotated import chosen
 
-from spectrim import sources, text
-from spectrim.calibration import Tokens, refuse_overlap
 from spectrim.errors import SpectrimError
-from spectrim.job import Job, key_of
-from spectrim.pipeline import open_job
-from spectrim.recipe import Recipe
+from spectrim.files import key_of
+from spectrim.job.job import Job
+from spectrim.job.loss import walk_now
+from spectrim.job.opening import open_job
+from spectrim.model import sources
+from spectrim.recipe.recipe import Recipe
 from spectrim.report.progress import shown
 from spectrim.stages import stages
-from spectrim.stages._healed import walk_now
+from spectrim.text import documents
+from spectrim.text.tokens import Tokens, refuse_overlap
 
 PLAYS = "lm/tinyshakespeare/input.txt"  # like the dialogues of the mix in form, not in words
 LENGTH = 512  # tokens of a window, and of a sequence that is healed on
@@ -138,9 +140,9 @@ def _losses(job: Job, texts: dict[str, Tokens]) -> dict[str, Any]:
 def _windows(job: Job, second: Path, asked: argparse.Namespace, healing: Path) -> dict[str, Tokens]:
     tokenizer = sources.tokenizer(job.source)
     texts = texts_of(job.source, second, asked.data, 8, LENGTH)
-    plays = text.read(str(asked.data / PLAYS), tokenizer, LENGTH, at_most=6)
+    plays = documents.read(str(asked.data / PLAYS), tokenizer, LENGTH, at_most=6)
     texts["plays"] = Tokens.full(plays.ids[:6])
-    trained = text.read(str(healing), tokenizer, LENGTH)
+    trained = documents.read(str(healing), tokenizer, LENGTH)
     for name, windows in texts.items():
         refuse_overlap(job.splits.calibration, windows, f"calibration and {name}")
         refuse_overlap(trained, windows, f"the healing text and {name}")

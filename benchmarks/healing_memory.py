@@ -25,11 +25,11 @@ from measuring import arguments, keep_row, known_rows, read_arguments, two_halve
 from mixed_text import mixed
 from rotated import chosen
 
-from spectrim import sources
 from spectrim.errors import SpectrimError
+from spectrim.job.opening import open_job
 from spectrim.metrics._fresh_process import peak
-from spectrim.pipeline import open_job
-from spectrim.recipe import Recipe
+from spectrim.model import sources
+from spectrim.recipe.recipe import Recipe
 from spectrim.report.progress import shown
 from spectrim.stages import stages
 

@@ -22,7 +22,7 @@ from mixed_text import mixed
 from rotated import chosen
 
 from spectrim.errors import SpectrimError
-from spectrim.recipe import Recipe
+from spectrim.recipe.recipe import Recipe
 
 KILLS = 3
 AFTER = 1.0  # seconds behind a checkpoint

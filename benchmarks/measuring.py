@@ -14,13 +14,14 @@ import torch
 import transformers
 from scipy import stats
 
-from spectrim import sources, text
-from spectrim.calibration import Tokens, refuse_overlap
-from spectrim.job import Job
-from spectrim.pipeline import open_job
-from spectrim.recipe import Recipe
+from spectrim.job.job import Job
+from spectrim.job.opening import open_job
+from spectrim.model import sources
+from spectrim.model.sources import Source
+from spectrim.recipe.recipe import Recipe
 from spectrim.report.progress import shown
-from spectrim.sources import Source
+from spectrim.text import documents
+from spectrim.text.tokens import Tokens, refuse_overlap
 
 OUTSIDE = {
     "C4": "lm/exllamav2_cal/c4.utf8",
@@ -86,10 +87,10 @@ def texts_of(
 ) -> dict[str, Tokens]:
     """Return 16 windows of WikiText-2 and 6 of each other text, and at most so many of each."""
     tokenizer = sources.tokenizer(source)
-    wiki = text.read(str(second), tokenizer, length)
+    wiki = documents.read(str(second), tokenizer, length)
     texts = {"WikiText-2": Tokens.full(wiki.ids[: min(16, most)])}
     for name, path in OUTSIDE.items():
-        windows = text.read(str(data / path), tokenizer, length)
+        windows = documents.read(str(data / path), tokenizer, length)
         texts[name] = Tokens.full(windows.ids[2 : 2 + min(6, most)])
     return texts
 

@@ -30,16 +30,16 @@ from measuring import (
     windows_of,
 )
 
-from spectrim import sources
-from spectrim.calibration import Tokens
 from spectrim.errors import SpectrimError
-from spectrim.job import Job
+from spectrim.job.job import Job
+from spectrim.job.output import write_model
 from spectrim.methods import methods
 from spectrim.metrics.speed import speed
-from spectrim.options import Factorize
-from spectrim.pipeline import write_model
-from spectrim.sources import Source
+from spectrim.model import sources
+from spectrim.model.sources import Source
+from spectrim.recipe.options import Factorize
 from spectrim.stages.factorize import factorize
+from spectrim.text.tokens import Tokens
 
 WINDOWS = {"WikiText-2": 8, "C4": 6}
 LENGTH = 512  # tokens of a window

@@ -14,7 +14,8 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from spectrim.default_text import HUB_MIX
+from spectrim.text.default_mix import HUB_MIX
+
 from spectrim.errors import SpectrimError
 
 PIECE = 3000  # characters, some 700 tokens
@@ -51,7 +52,7 @@ def mixed(data: Path, first_half: Path, output: Path) -> tuple[Path, Path]:
 def with_a_network(data: Path, first_half: Path, output: Path) -> Path:
     """Write network.jsonl, local text of the kinds and shares of the default text with a network.
 
-    That text is made of hub data sets (default_text.HUB_MIX); of the same kinds are WikiText-2, C4,
+    That text is made of hub data sets (default_mix.HUB_MIX); of the same kinds are WikiText-2, C4,
     code and technical prose here.
     """
     shares = {LIKE[name.partition(":")[0]]: share for name, share in HUB_MIX}

@@ -31,12 +31,12 @@ from measuring import (
 )
 from mixed_text import with_a_network
 
-from spectrim.calibration import Tokens
+from spectrim.cutting.prediction import prediction
 from spectrim.errors import SpectrimError
-from spectrim.job import Job
-from spectrim.options import Factorize
-from spectrim.prediction import prediction
+from spectrim.job.job import Job
+from spectrim.recipe.options import Factorize
 from spectrim.stages.factorize import factorize
+from spectrim.text.tokens import Tokens
 
 PUBLISHED = {"method": "whitened_svd", "allocator": "uniform", "rank_multiple": 1}
 ROWS: dict[str, dict[str, Any]] = {

@@ -24,14 +24,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from spectrim import baselines, sites, sources, text
 from spectrim.errors import SpectrimError
+from spectrim.files import atomic_folder
+from spectrim.job.remake import copy_companions
 from spectrim.metrics.grid import grid
 from spectrim.metrics.perplexity import perplexity
-from spectrim.run import atomic_folder
-from spectrim.sources import Source
-from spectrim.stages._remake import copy_companions
-from spectrim.weights import quiet
+from spectrim.model import sites, sources
+from spectrim.model.sources import Source
+from spectrim.model.weights import quiet
+from spectrim.rounding import baselines
+from spectrim.text import documents
 
 RECORD = "rotated.json"  # the seed and what was measured
 TEXT = "lm/wikitext2_tokens/valid.txt"
@@ -70,7 +72,7 @@ def write_demo(folder: Path, cache: Path, data: Path, seed: int = 0) -> None:
         print(f"{folder} is there already")
         return
     source = sources.resolve("demo", cache)
-    ids = text.read(str(data / TEXT), sources.tokenizer(source), LENGTH).ids[:WINDOWS]
+    ids = documents.read(str(data / TEXT), sources.tokenizer(source), LENGTH).ids[:WINDOWS]
     write(source, folder, ids, seed)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from spectrim.allocators.knee import bend
 from spectrim.metrics import Score
-from spectrim.metrics._certainty import paired
+from spectrim.metrics.asking.certainty import paired
 from spectrim.report.drawing import Drawing, Frame, Scale, axes
 
 Row = dict[str, Any]

@@ -32,18 +32,22 @@ import transformers
 from bart_training import Settings, Splits, encoded, padded
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from spectrim import __version__, calibration, pipeline, sources
-from spectrim.calibration import Tokens
 from spectrim.errors import SpectrimError
+from spectrim.files import atomic_folder
 from spectrim.formats import formats
-from spectrim.job import Job
+from spectrim.job.job import Job
+from spectrim.job.opening import open_job
+from spectrim.job.output import write_model, write_record
 from spectrim.methods import methods
 from spectrim.metrics.multiply_adds import multiply_adds
 from spectrim.metrics.size import bytes_on_disk
 from spectrim.metrics.summarisation import rouge
-from spectrim.recipe import Recipe
-from spectrim.run import atomic_folder
+from spectrim.model import sources
+from spectrim.recipe.recipe import Recipe
 from spectrim.stages import stages
+from spectrim.text import tokens
+from spectrim.text.tokens import Tokens
+from spectrim.version import __version__
 
 METHODS = ("truncated_svd", "whitened_svd", "loss_aware_svd")
 FORMATS = ("low_rank", "pivoted")
@@ -131,7 +135,7 @@ class Sweep:
         self.report = encoded(self.tokenizer, splits.report)
         self.search = encoded(self.tokenizer, splits.search)
         pairs = encoded(self.tokenizer, splits.train[:calibrating])
-        self.job_splits = calibration.Splits(*map(self._tokens, (pairs, self.search, self.report)))
+        self.job_splits = tokens.Splits(*map(self._tokens, (pairs, self.search, self.report)))
 
     def _tokens(self, pairs: bart_training.Pairs) -> Tokens:
         """Return pairs as spectrim reads them: half a window for the encoder, half to predict."""
@@ -194,8 +198,8 @@ class Sweep:
         assert ranks == {rank}, f"asked for rank {rank}, got {sorted(ranks)}"
         small = self.output / "small" / f"{method}-{rank}-{form}"
         with atomic_folder(small) as folder:
-            pipeline.write_model(job, folder)
-            pipeline.write_record(job, recipe, folder)
+            write_model(job, folder)
+            write_record(job, recipe, folder)
         shutil.rmtree(job.work)
         return small
 
@@ -223,7 +227,7 @@ class Sweep:
 
         Running text, cut in two halves, is not what this encoder and this decoder read.
         """
-        job = pipeline.open_job(recipe, self.source, self.output / "cache", lambda *_: None)
+        job = open_job(recipe, self.source, self.output / "cache", lambda *_: None)
         job.splits = self.job_splits
         job.notes["calibration"] = "dialogues and summaries of the training split"
         job.work = self.output / "work"

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from spectrim import sources
 from spectrim.metrics import Evaluation, Measurement, Pair, Score
+from spectrim.model import sources
 from tiny_folders import tiny_folder
 from tiny_models import build
 

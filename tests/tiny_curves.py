@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from spectrim.model.sites import Site
 from spectrim.plan import Curve
-from spectrim.sites import Site
 
 FULL = 20
 DENSE_LOSS = 3.0

@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from spectrim.weights import quiet
+from spectrim.model.weights import quiet
 from tiny_models import VOCABULARY, build
 
 WEIGHTS = "model.safetensors"

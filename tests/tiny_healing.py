@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spectrim.recipe import Recipe
+from spectrim.recipe.recipe import Recipe
 from tiny_runs import plan_of
 
 CUT: dict[str, Any] = {"factorize": {"refine": "off", "method": "whitened_svd"}}

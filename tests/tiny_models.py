@@ -16,8 +16,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from spectrim.architectures import ARCHITECTURES, of
-from spectrim.experts import unpack_experts
+from spectrim.model.architectures import ARCHITECTURES, of
+from spectrim.model.experts import unpack_experts
 
 VOCABULARY = 112
 

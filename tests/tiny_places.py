@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spectrim import cli
+from spectrim.cli import main
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Place:
     def run(self, *arguments: str | Path) -> tuple[int, str]:
         """Return exit code and standard error."""
         with pytest.raises(SystemExit) as leaving:
-            cli.main([str(argument) for argument in arguments])
+            main.main([str(argument) for argument in arguments])
         return leaving.value.code, self.capsys.readouterr().err
 
     def shrink(self, *options: str | Path, cache: Path | None = None) -> tuple[int, str]:

@@ -20,15 +20,16 @@ from transformers import (
 )
 
 import spectrim
-from spectrim import pipeline, sources
-from spectrim.job import Job
-from spectrim.options import Factorize
+from spectrim.cutting import trial
+from spectrim.cutting.allocation import allocate, units
+from spectrim.job.job import Job
+from spectrim.model import sources
+from spectrim.model.sources import Source
+from spectrim.model.weights import quiet
 from spectrim.plan import Curve, Decision, Plan
-from spectrim.recipe import Recipe
-from spectrim.sources import Source
-from spectrim.stages import _trial
-from spectrim.stages._allocate import allocate, units
-from spectrim.weights import quiet
+from spectrim.recipe.options import Factorize
+from spectrim.recipe.recipe import Recipe
+from spectrim.verbs.shrink import shrink as whole_shrink
 from tiny_folders import tiny_folder
 from tiny_models import VOCABULARY, logits, tokens
 
@@ -69,9 +70,7 @@ def recipe(source: Path, text: Path, keep: str = "70% of linear", **factorize: o
 def shrink(asked: Recipe, output: Path, plan: Path | None = None) -> Path:
     """Run a recipe with its cache beside the output, without measuring."""
     with quiet():
-        return pipeline.shrink(
-            asked, output, cache=output.parent / "cache", plan=plan, evaluate=False
-        )
+        return whole_shrink(asked, output, cache=output.parent / "cache", plan=plan, evaluate=False)
 
 
 @contextmanager
@@ -82,7 +81,7 @@ def envelope_kept() -> Iterator[None]:
         return allocate(job, options, units(job, options, curves)), {}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_trial, "mixed", kept)
+        patch.setattr(trial, "mixed", kept)
         yield
 
 

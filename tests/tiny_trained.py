@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from spectrim import sources
-from spectrim.calibration import Tokens
-from spectrim.sources import Source
-from spectrim.weights import quiet
+from spectrim.model import sources
+from spectrim.model.sources import Source
+from spectrim.model.weights import quiet
+from spectrim.text.tokens import Tokens
 from tiny_models import VOCABULARY
 from tiny_runs import family_folder
 

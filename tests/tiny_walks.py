@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spectrim.architectures import of
-from spectrim.calibration import Tokens
-from spectrim.walk import BlockWalk
-from spectrim.weights import Weights
+from spectrim.model.architectures import of
+from spectrim.model.weights import Weights
+from spectrim.text.tokens import Tokens
+from spectrim.walk.walk import BlockWalk
 from tiny_models import build, tokens
 
 LENGTH = 16

@@ -18,20 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-if TYPE_CHECKING:
-    from spectrim import sources
-    from spectrim.errors import SpectrimError
-    from spectrim.evaluation import evaluate
-    from spectrim.formats import FactoredLinear
-    from spectrim.inspection import inspect
-    from spectrim.methods import Decomposition
-    from spectrim.pipeline import shrink_from_options as shrink
-    from spectrim.plan import Plan
-    from spectrim.recipe import Recipe
-    from spectrim.sites import Site
-    from spectrim.statistics import Statistics
+from spectrim.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from spectrim.errors import SpectrimError
+    from spectrim.formats import FactoredLinear
+    from spectrim.methods import Decomposition
+    from spectrim.model import sources
+    from spectrim.model.sites import Site
+    from spectrim.plan import Plan
+    from spectrim.recipe.recipe import Recipe
+    from spectrim.verbs.evaluate import evaluate
+    from spectrim.verbs.inspect import inspect
+    from spectrim.verbs.shrink import shrink_from_options as shrink
+    from spectrim.walk.statistics import Statistics
+
 
 __all__ = [
     "Decomposition",
@@ -53,14 +54,14 @@ _HOMES = {
     "Decomposition": "spectrim.methods:Decomposition",
     "FactoredLinear": "spectrim.formats:FactoredLinear",
     "Plan": "spectrim.plan:Plan",
-    "Recipe": "spectrim.recipe:Recipe",
-    "Site": "spectrim.sites:Site",
+    "Recipe": "spectrim.recipe.recipe:Recipe",
+    "Site": "spectrim.model.sites:Site",
     "SpectrimError": "spectrim.errors:SpectrimError",
-    "Statistics": "spectrim.statistics:Statistics",
-    "evaluate": "spectrim.evaluation:evaluate",
-    "inspect": "spectrim.inspection:inspect",
-    "shrink": "spectrim.pipeline:shrink_from_options",
-    "sources": "spectrim.sources",
+    "Statistics": "spectrim.walk.statistics:Statistics",
+    "evaluate": "spectrim.verbs.evaluate:evaluate",
+    "inspect": "spectrim.verbs.inspect:inspect",
+    "shrink": "spectrim.verbs.shrink:shrink_from_options",
+    "sources": "spectrim.model.sources",
 }
 
 
@@ -81,13 +82,13 @@ def __dir__() -> list[str]:
 
 
 def _register_checkpoint(loaded: ModuleType) -> None:
-    # While spectrim.sites is what loads transformers, the checkpoint, which needs the sites, has to
+    # While the sites are what loads transformers, the checkpoint, which needs them, has to
     # wait for them.
     if loaded.__name__ == _SITES or _SITES not in sys.modules:
-        importlib.import_module("spectrim.checkpoint")
+        importlib.import_module("spectrim.model.checkpoint")
 
 
-_SITES = "spectrim.sites"
+_SITES = "spectrim.model.sites"
 # from_pretrained lives in this module, so the format is known before anything can be loaded; by
 # then transformers is whole, which it is not yet where `transformers.quantizers.auto` is imported.
 wrapt.register_post_import_hook(_register_checkpoint, "transformers.modeling_utils")

@@ -1,5 +1,5 @@
 """`python -m spectrim`: what launchers of several processes, accelerate's and torchrun, start."""
 
-from spectrim.cli import main
+from spectrim.cli.main import main
 
 main()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, formats
-from spectrim.sites import Site
+from spectrim.model.sites import Site
 
 VERSION = 2
 
@@ -260,3 +260,20 @@ def thin(curve: Curve, points: int = 64) -> dict[str, list[float]]:
         "sizes": curve.sizes[step].tolist(),
         "losses": [float(f"{loss:.4g}") for loss in curve.losses[step].tolist()],
     }
+
+
+def left_dense(site: Site) -> Decision:
+    """Return the decision that leaves a site as it is."""
+    numbers = site.out_features * site.in_features
+    return Decision(
+        site=site.name,
+        block=site.block,
+        role=site.role,
+        out_features=site.out_features,
+        in_features=site.in_features,
+        format="dense",
+        rank=min(site.out_features, site.in_features),
+        stored=numbers,
+        dense=numbers,
+        predicted_loss=0.0,
+    )

@@ -10,8 +10,8 @@ import torch
 
 from spectrim.allocators import Measure, allocators
 from spectrim.errors import SpectrimError
+from spectrim.model.sites import Site
 from spectrim.plan import Curve
-from spectrim.sites import Site
 
 NAMES = allocators.names()
 MEASURING = [name for name in NAMES if allocators.constant(name, "MEASURES")]

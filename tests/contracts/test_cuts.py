@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from spectrim.currency import currency_losses
+from spectrim.cutting.currency import currency_losses
+from spectrim.cutting.groups import ranks_of
 from spectrim.formats import FactoredLinear, filled, formats, low_rank_formats
-from spectrim.methods import Damping, Decomposition, methods
-from spectrim.sites import Site
-from spectrim.stages._curves import ranks_of
-from spectrim.statistics import Statistics
+from spectrim.methods import Decomposition, methods
+from spectrim.model.sites import Site
+from spectrim.walk.moments import Damping
+from spectrim.walk.statistics import Statistics
 from tiny_heads import HEAD_DIM, through_heads
 
 NONE = Damping(0.0, 0.0)

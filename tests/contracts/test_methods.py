@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrim.currency import currency_losses
-from spectrim.methods import Damping, Decomposition, methods
-from spectrim.statistics import Statistics
+from spectrim.cutting.currency import currency_losses
+from spectrim.methods import Decomposition, methods
+from spectrim.walk.moments import Damping
+from spectrim.walk.statistics import Statistics
 
 NAMES = [name for name in methods.names() if methods.constant(name, "FORMAT") is None]
 SHAPES = [(12, 9), (9, 12), (10, 10)]

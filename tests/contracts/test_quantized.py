@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, formats, low_rank_formats
-from spectrim.formats import _packed as packed
-from spectrim.formats._packed import PackedMatrix, pack, unpack
-from spectrim.formats._quantized import Quantized
-from spectrim.formats._rounding import Grid, Rounded, nearest
-from spectrim.options import Factorize, validate
+from spectrim.formats.packed import matrix as packed
+from spectrim.formats.packed.matrix import PackedMatrix, pack, unpack
+from spectrim.formats.packed.quantized import Quantized
+from spectrim.formats.packed.steps import Grid
+from spectrim.recipe.options import Factorize, validate
+from spectrim.rounding.nearest import Rounded, nearest
 
 ENDS = {"quantized_embedding", "tied_embedding", "tied_head"}
 NAMES = [name for name in formats.names() if formats.constant(name, "STAGE") and name not in ENDS]

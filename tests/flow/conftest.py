@@ -27,7 +27,7 @@ def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Place:
 def demo_models(demo_cache: Path) -> tuple[Any, Any, Any]:
     """Return the demo model, a copy with noise on the weights of its blocks, and the tokenizer."""
     from noise import with_noise
-    from spectrim import sources
+    from spectrim.model import sources
 
     source = sources.resolve("demo", demo_cache)
     dense = sources.model(source)

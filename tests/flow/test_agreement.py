@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from spectrim.text.default_mix import documentation
 from transformers import AutoModelForCausalLM
 
-from spectrim import sources
-from spectrim.default_text import documentation
 from spectrim.metrics import Evaluation, Pair, harness, windows
-from spectrim.metrics._harness_tasks import YAML
+from spectrim.metrics.asking.harness_tasks import YAML
 from spectrim.metrics.perplexity import perplexity
-from spectrim.weights import quiet
+from spectrim.model import sources
+from spectrim.model.weights import quiet
 
 # Right or wrong, and a probability: all its digits depend on every logit.
 TASKS = ("arc_easy", "truthfulqa_mc2")

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from spectrim import sources
+from spectrim.cutting.bit_losses import bit_losses, cut_key, tried
+from spectrim.cutting.decompose import decompose
+from spectrim.cutting.groups import format_of, together
 from spectrim.errors import SpectrimError
 from spectrim.formats.fewer_inputs import FewerInputs
 from spectrim.formats.fewer_outputs import FewerOutputs
-from spectrim.pipeline import open_job
-from spectrim.recipe import Recipe
-from spectrim.stages._bit_losses import bit_losses, cut_key, tried
-from spectrim.stages._curves import format_of
-from spectrim.stages._decompose import decompose, together
-from spectrim.stages._few_bits import seen_by
-from spectrim.statistics import Statistics
+from spectrim.job.opening import open_job
+from spectrim.model import sources
+from spectrim.recipe.recipe import Recipe
+from spectrim.rounding.few_bits import seen_by
+from spectrim.walk.statistics import Statistics
 from tiny_models import logits, tokens
 from tiny_runs import (
     TOKENS,

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from spectrim.architectures import of
+from spectrim.model.architectures import of
+from spectrim.model.sites import bias, weight
 from spectrim.plan import Decision
-from spectrim.recipe import Calibration
-from spectrim.sites import bias, weight
-from spectrim.statistics import Statistics, load_block
+from spectrim.recipe.recipe import Calibration
+from spectrim.walk.statistics import Statistics, load_block
 from tiny_models import unpack
 from tiny_runs import (
     TOKENS,

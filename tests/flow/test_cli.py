@@ -9,21 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from spectrim import cli
+import spectrim
+from spectrim.cli import main
 from spectrim.errors import SpectrimError
 from spectrim.formats import low_rank_formats
 
 
 def named(kind: str) -> str:
     """Return what a message lists of a kind: the files of its folder."""
-    stems = [path.stem for path in Path(cli.__file__).with_name(kind).glob("[!_]*.py")]
+    stems = [path.stem for path in (Path(spectrim.__file__).parent / kind).glob("[!_]*.py")]
     return f"({kind}: {', '.join(sorted(stem.removesuffix('_') for stem in stems))})"
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
     """Return (exit code, standard output, standard error) of a command line."""
     with pytest.raises(SystemExit) as leaving:
-        cli.main(arguments)
+        main.main(arguments)
     captured = capsys.readouterr()
     return leaving.value.code, captured.out, captured.err
 
@@ -32,7 +33,7 @@ def run_alone(*arguments: str, folder: Path, then: str = "") -> subprocess.Compl
     """Run a command line in a process of its own, which fails where it has loaded torch."""
     code = (
         "import atexit, sys\n"
-        "from spectrim.cli import main\n"
+        "from spectrim.cli.main import main\n"
         "atexit.register(lambda: print('torch loaded:', 'torch' in sys.modules))\n"
         "main(sys.argv[1:])"
     )
@@ -240,7 +241,7 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(capsys, monkeypatch):
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     failing(monkeypatch, ZeroDivisionError("ours"))
     with pytest.raises(ZeroDivisionError, match="ours"):
-        cli.main(["list", "methods"])
+        main.main(["list", "methods"])
 
 
 def test_a_real_interrupt_ends_with_130(tmp_path):

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from spectrim import cli
+import spectrim
+from spectrim.cli import main
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
     """Return (exit code, standard output, standard error) of a command line."""
     with pytest.raises(SystemExit) as leaving:
-        cli.main(arguments)
+        main.main(arguments)
     captured = capsys.readouterr()
     return leaving.value.code, captured.out, captured.err
 
@@ -21,7 +22,7 @@ def test_list_names_every_plug_in_with_a_line_on_each(capsys):
     assert code == 0
     lines = out.splitlines()
     assert lines[0] == "methods:"
-    folder = Path(cli.__file__).with_name("methods")
+    folder = Path(spectrim.__file__).with_name("methods")
     files = sorted(path.stem for path in folder.glob("[!_]*.py"))
     assert [line.split()[0] for line in lines[1:]] == files and "loss_aware_svd" in files
     assert all(len(line.split()) > 3 for line in lines[1:])
@@ -36,7 +37,7 @@ def test_list_alone_lists_every_kind(capsys):
 
 
 def test_every_task_is_listed_once_with_all_that_answer_it(capsys):
-    from spectrim.help_texts import LM_EVAL
+    from spectrim.cli.help_texts import LM_EVAL
 
     _, out, _ = run(capsys, "list", "tasks")
     lines = out.splitlines()[1:]
@@ -49,7 +50,6 @@ def test_every_task_is_listed_once_with_all_that_answer_it(capsys):
 
 
 def test_options_change_the_recipe(monkeypatch, tmp_path, capsys):
-    from spectrim import pipeline
 
     asked = {}
 
@@ -57,7 +57,7 @@ def test_options_change_the_recipe(monkeypatch, tmp_path, capsys):
         asked.update(recipe=recipe, output=output, **options)
         return output
 
-    monkeypatch.setattr(pipeline, "shrink", shrink)
+    monkeypatch.setattr("spectrim.verbs.shrink.shrink", shrink)
     (tmp_path / "recipe.yaml").write_text(
         "model: other\nkeep: 50%\nstages: [factorize: {method: truncated_svd, refine: on}]"
     )
@@ -82,7 +82,7 @@ def test_options_change_the_recipe(monkeypatch, tmp_path, capsys):
 def test_scores_are_shown_after_shrinking_and_progress_stays_out_of_the_output(
     monkeypatch, tmp_path, capsys
 ):
-    from spectrim import pipeline
+
     from spectrim.report import terminal
 
     def shrink(recipe, output, *, progress, **options):
@@ -92,7 +92,7 @@ def test_scores_are_shown_after_shrinking_and_progress_stays_out_of_the_output(
         return output
 
     shown = []
-    monkeypatch.setattr(pipeline, "shrink", shrink)
+    monkeypatch.setattr("spectrim.verbs.shrink.shrink", shrink)
     monkeypatch.setattr(terminal, "show", shown.append)
     output = tmp_path / "small"
     code, out, err = run(capsys, "shrink", "demo", "-o", str(output))
@@ -102,7 +102,7 @@ def test_scores_are_shown_after_shrinking_and_progress_stays_out_of_the_output(
 
 
 def test_evaluate_hands_its_options_on_and_shows_the_scores(monkeypatch, tmp_path, capsys):
-    from spectrim import evaluation
+
     from spectrim.metrics import Evaluation
     from spectrim.report import terminal
 
@@ -112,7 +112,7 @@ def test_evaluate_hands_its_options_on_and_shows_the_scores(monkeypatch, tmp_pat
         asked.update(folder=folder, **options)
         return {"model": "demo"}
 
-    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr("spectrim.verbs.evaluate.evaluate", evaluate)
     monkeypatch.setattr(terminal, "show", shown.append)
     scores = tmp_path / "scores.json"
     code, _, err = run(
@@ -160,9 +160,8 @@ SITES = {
 
 
 def test_inspect_shows_what_is_stored_beside_the_dense_shape(monkeypatch, capsys):
-    from spectrim import inspection
 
-    monkeypatch.setattr(inspection, "inspect", lambda model, cache: SITES)
+    monkeypatch.setattr("spectrim.verbs.inspect.inspect", lambda model, cache: SITES)
     _, out, _ = run(capsys, "inspect", "small")
     rows = {words[0]: words[1:] for line in out.splitlines() if (words := line.split())}
     assert rows["a.q"] == ["q", "4", "x", "8", "pivoted", "2", "20", "62.5%"]
@@ -171,22 +170,20 @@ def test_inspect_shows_what_is_stored_beside_the_dense_shape(monkeypatch, capsys
 
 
 def test_inspect_begins_with_totals_by_role(monkeypatch, capsys):
-    from spectrim import inspection
 
     twice = {**SITES, "sites": [*SITES["sites"], SITES["sites"][0] | {"site": "b.q", "stored": 32}]}
-    monkeypatch.setattr(inspection, "inspect", lambda model, cache: twice)
+    monkeypatch.setattr("spectrim.verbs.inspect.inspect", lambda model, cache: twice)
     _, out, _ = run(capsys, "inspect", "small")
     assert "q 2 2 52 81.2%" in (said := " ".join(out.split()))
     assert "k 1 0 32 100.0%" in said and said.index("k 1 0 32") < said.index("a.q")
 
 
 def test_inspect_shows_formats_without_a_rank(monkeypatch, capsys):
-    from spectrim import inspection
 
     sparse = SITES["sites"][0] | {"format": "block_sparse", "rank": None}
     bare = {key: one for key, one in sparse.items() if key != "rank"} | {"site": "[b]"}
     found = {"model": "[red]small[/red]", "sites": [sparse, bare]}
-    monkeypatch.setattr(inspection, "inspect", lambda model, cache: found)
+    monkeypatch.setattr("spectrim.verbs.inspect.inspect", lambda model, cache: found)
     _, out, _ = run(capsys, "inspect", "small")
     assert "a.q q 4 x 8 block_sparse – 20 62.5%" in " ".join(out.split())
     assert "[b] q 4 x 8 block_sparse – 20 62.5%" in " ".join(out.split())
@@ -194,9 +191,8 @@ def test_inspect_shows_formats_without_a_rank(monkeypatch, capsys):
 
 
 def test_inspect_prints_json_for_machines(monkeypatch, capsys):
-    from spectrim import inspection
 
-    monkeypatch.setattr(inspection, "inspect", lambda model, cache: SITES)
+    monkeypatch.setattr("spectrim.verbs.inspect.inspect", lambda model, cache: SITES)
     _, out, _ = run(capsys, "inspect", "small", "--json")
     assert json.loads(out) == SITES
 

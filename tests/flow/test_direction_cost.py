@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from noise import with_noise
-from spectrim import baselines, sites, sources
-from spectrim.checkpoint import attach
 from spectrim.formats import from_factors
 from spectrim.metrics import Evaluation, Pair, read
 from spectrim.metrics.memory import measure
-from spectrim.weights import quiet
+from spectrim.model import sites, sources
+from spectrim.model.checkpoint import attach
+from spectrim.model.weights import quiet
+from spectrim.rounding import baselines
 from tiny_models import build
 
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog sleeps on in the warm sun. " * 4

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from spectrim import default_text, text
 from spectrim.metrics import Evaluation, Pair, Score, divergence, perplexity
+from spectrim.text import default_mix, documents
 
 Models = tuple[Any, Any, Any]
 
@@ -16,7 +16,7 @@ Models = tuple[Any, Any, Any]
 def scores(demo_models: Models) -> dict[str, dict[str, Score]]:
     """Return label → name → score on four short windows that every machine has."""
     dense, noisy, tokenizer = demo_models
-    ids = text.encode(default_text.documentation(), tokenizer, 128).ids[40:44]
+    ids = documents.encode(default_mix.documentation(), tokenizer, 128).ids[40:44]
     pair = Pair({"dense": dense, "small": noisy, "same": dense}, {"manual": ids}, Evaluation())
     found: dict[str, dict[str, Score]] = {label: {} for label in pair.models}
     for metric in (perplexity, divergence):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from spectrim.errors import SpectrimError
-from spectrim.stages import _end_to_end
+from spectrim.healing import end_to_end
 from tiny_healing import CUT, asked, note
 from tiny_models import logits, tokens
 from tiny_runs import equal, family_folder, files, load, shrink, stored, write_text
@@ -131,10 +131,10 @@ import sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
 sys.path[:0] = sys.argv[3:]
-from spectrim import pipeline
-from spectrim.recipe import Recipe
+from spectrim.verbs.shrink import shrink
+from spectrim.recipe.recipe import Recipe
 out = Path(sys.argv[2])
-pipeline.shrink(Recipe.from_yaml(sys.argv[1]), out, cache=out.parent / "cache", evaluate=False)
+shrink(Recipe.from_yaml(sys.argv[1]), out, cache=out.parent / "cache", evaluate=False)
 """
 
 
@@ -223,6 +223,6 @@ def test_an_amount_of_tokens_that_is_none(source: Path) -> None:
 def test_a_model_without_a_loss_is_not_healed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_end_to_end, "_judge", lambda *_: float("nan"))
+    monkeypatch.setattr(end_to_end, "_judge", lambda *_: float("nan"))
     with pytest.raises(SpectrimError, match="is no number, so it cannot be healed; cut it less"):
         shrink(asked(source, CUT, {"distil": QUICK}), tmp_path / "small")

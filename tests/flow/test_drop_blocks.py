@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spectrim.architectures import of
 from spectrim.errors import SpectrimError
-from spectrim.inspection import inspect
 from spectrim.metrics.size import size
-from spectrim.recipe import Recipe
-from spectrim.sites import find
+from spectrim.model.architectures import of
+from spectrim.model.sites import find
+from spectrim.model.weights import quiet
+from spectrim.recipe.recipe import Recipe
 from spectrim.stages import _importance
-from spectrim.weights import quiet
+from spectrim.verbs.inspect import inspect
 from tiny_models import assert_generates_alike, build_empty, logits, tokens
 from tiny_runs import (
     TOKENS,

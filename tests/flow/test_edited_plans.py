@@ -12,7 +12,7 @@ import pytest
 from spectrim.errors import SpectrimError
 from spectrim.methods import methods
 from spectrim.plan import Decision
-from spectrim.recipe import Recipe
+from spectrim.recipe.recipe import Recipe
 from tiny_runs import Made, family_folder, files, plan_of, recipe, shrink, write_text
 
 ALL = methods.names()

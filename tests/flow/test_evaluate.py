@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from spectrim import evaluation, sources
 from spectrim.errors import SpectrimError
-from spectrim.metrics import Evaluation, _answers
+from spectrim.metrics import Evaluation
+from spectrim.metrics.asking import answers
+from spectrim.model import sources
+from spectrim.verbs.evaluate import evaluate
 from tiny_folders import tiny_folder
 from tiny_runs import recipe, shrink, write_text
 
@@ -28,7 +30,7 @@ def measure(small: Path, *texts: Path, **chosen: Any) -> dict[str, Any]:
     names = [str(text) for text in texts]
     cache = small.parent / "cache"
     asked = Evaluation(rounds=1, new_tokens=2, prompt_tokens=8, sample_tokens=0, **chosen)
-    return evaluation.evaluate(str(small), text=names, tokens=SIZE, tasks=asked, cache=cache)
+    return evaluate(str(small), text=names, tokens=SIZE, tasks=asked, cache=cache)
 
 
 def test_dense_small_and_both_baselines_on_every_text(small: Path) -> None:
@@ -50,13 +52,13 @@ def test_a_second_time_nothing_is_read_again_unless_asked(
     held_out = write_text(small.parent / "held_out.txt", seed=1)
     first = measure(small, held_out)
     read: list[int] = []
-    plain = _answers.read
+    plain = answers.read
 
     def counted(models: Any, ids: Any, **rest: Any) -> Any:
         read.append(len(ids))
         return plain(models, ids, **rest)
 
-    monkeypatch.setattr(_answers, "read", counted)
+    monkeypatch.setattr(answers, "read", counted)
     again = measure(small, held_out)
     assert not read
     assert [row["texts"] for row in again["rows"]] == [row["texts"] for row in first["rows"]]
@@ -67,13 +69,13 @@ def test_a_second_time_nothing_is_read_again_unless_asked(
 def test_another_tokenizer_is_another_question(small: Path) -> None:
     held_out = write_text(small.parent / "held_out.txt", seed=1)
     measure(small, held_out)
-    answers = small.parent / "cache" / "answers"
-    before = set(answers.glob("*.jsonl"))
+    kept = small.parent / "cache" / "answers"
+    before = set(kept.glob("*.jsonl"))
     for folder in (small, small.parent / "source"):
         file = folder / "tokenizer_config.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": 77}))
     measure(small, held_out)
-    assert set(answers.glob("*.jsonl")) > before
+    assert set(kept.glob("*.jsonl")) > before
 
 
 def test_text_that_was_calibrated_on_is_refused(small: Path) -> None:
@@ -126,7 +128,7 @@ def test_models_that_read_differently_are_not_compared(small: Path) -> None:
     file = other / "tokenizer.json"
     file.write_text(file.read_text().replace('"w9"', '"x9"'))
     with pytest.raises(SpectrimError, match="do not share a tokenizer"):
-        evaluation.evaluate(str(small), text=str(held_out), against=str(other), tokens=SIZE)
+        evaluate(str(small), text=str(held_out), against=str(other), tokens=SIZE)
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from spectrim.errors import SpectrimError
-from spectrim.inspection import inspect
 from spectrim.metrics.size import size
 from spectrim.plan import Decision, Plan
-from spectrim.profiling import Asked, profile
 from spectrim.report import notes
+from spectrim.verbs.inspect import inspect
+from spectrim.verbs.profile import Asked, profile
 from tiny_folders import change_tensors, starve_expert
 from tiny_models import logits, tokens, unpack
 from tiny_runs import (

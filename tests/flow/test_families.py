@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import spectrim
-from spectrim import sources
-from spectrim.architectures import of
 from spectrim.formats import FactoredLinear, formats
-from spectrim.inspection import inspect
-from spectrim.sites import bias, find, module, replace, tied
-from spectrim.weights import Weights, quiet
+from spectrim.model import sources
+from spectrim.model.architectures import of
+from spectrim.model.sites import bias, find, module, replace, tied
+from spectrim.model.weights import Weights, quiet
+from spectrim.verbs.inspect import inspect
 from tiny_folders import change_tensors, starve_expert
 from tiny_models import FAMILIES, assert_generates_alike, build_empty, logits, tokens, unpack
 from tiny_runs import (

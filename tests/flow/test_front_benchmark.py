@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from noise import with_noise
-from spectrim import sources, text
-from spectrim.calibration import Tokens
 from spectrim.errors import SpectrimError
 from spectrim.metrics.size import size
-from spectrim.weights import quiet
+from spectrim.model import sources
+from spectrim.model.weights import quiet
+from spectrim.text import documents
+from spectrim.text.tokens import Tokens
 from tiny_folders import tiny_folder
 from tiny_models import tokens
 from tiny_runs import load, write_text
@@ -121,7 +122,7 @@ def test_text_that_a_row_was_calibrated_on_is_refused(frame):
     used = json.loads((module.made(bench, row) / "calibration.json").read_text())
     assert used["fingerprints"]
     tokenizer = sources.tokenizer(bench.source)
-    seen = text.read(bench.calibration["text"], tokenizer, 32)
+    seen = documents.read(bench.calibration["text"], tokenizer, 32)
     with pytest.raises(SpectrimError, match="C4 and the text that .* was calibrated on share"):
         module.run(replace(bench, texts={"C4": Tokens.full(seen.ids)}), row)
 

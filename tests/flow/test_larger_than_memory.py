@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from spectrim.weights import quiet
+from spectrim.model.weights import quiet
 from tiny_folders import WEIGHTS, tiny_folder
 from tiny_models import VOCABULARY
 from tiny_runs import plan_of, stored, write_text

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from spectrim.stages._fused_updates import AdaLomo, Lomo
+from spectrim.healing.fused_updates import AdaLomo, Lomo
 from tiny_healing import CUT, asked, note
 from tiny_runs import shrink
 from tiny_trained import trained_folder, write_learnable

@@ -13,20 +13,21 @@ import torch
 from rich.console import Console
 
 import report_folder
-from spectrim import pipeline, prediction, sources
 from spectrim.allocators import allocators
-from spectrim.options import Factorize
+from spectrim.cutting import prediction
+from spectrim.cutting.allocation import bought_units, decided
+from spectrim.cutting.cut import try_out
+from spectrim.cutting.decompose import decompose
+from spectrim.cutting.trial import Trial
+from spectrim.job.opening import open_job
+from spectrim.model import sources
+from spectrim.model.weights import quiet
 from spectrim.plan import Decision
-from spectrim.recipe import Recipe
+from spectrim.recipe.options import Factorize
+from spectrim.recipe.recipe import Recipe
 from spectrim.report import terminal
 from spectrim.report.folder import read
 from spectrim.report.page import page
-from spectrim.stages._allocate import decided
-from spectrim.stages._cut import try_out
-from spectrim.stages._decompose import decompose
-from spectrim.stages._trial import Trial
-from spectrim.stages.factorize import bought_units
-from spectrim.weights import quiet
 from tiny_runs import Made, family_folder, files, make, plan_of, recipe, shrink, write_text
 
 MEASURING = [name for name in allocators.names() if allocators.constant(name, "MEASURES")]
@@ -143,7 +144,7 @@ def trial_in(folder: Path, asked: Recipe) -> Trial:
     found = sources.resolve(asked.model, folder / "cache")
     options: Factorize = asked.stages[0].options
     with quiet():
-        job = pipeline.open_job(asked, found, folder / "cache", lambda *_: None)
+        job = open_job(asked, found, folder / "cache", lambda *_: None)
         job.work = folder / "trial"
         shutil.rmtree(job.work, ignore_errors=True)
         decompose(job, options)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from spectrim.cutting.mixture import SCALED
+from spectrim.cutting.trial import Trial
 from spectrim.plan import Decision
 from spectrim.report import notes
-from spectrim.stages._mixture import SCALED
-from spectrim.stages._trial import Trial
 from tiny_runs import family_folder, files, plan_of, recipe, shrink, write_text
 
 BOTH = "loss_aware_svd,loss_aware_neuron_selection"

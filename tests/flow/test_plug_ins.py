@@ -9,13 +9,14 @@ import torch
 from transformers import PreTrainedModel
 
 from spectrim.allocators import allocators
-from spectrim.architectures import of
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, formats, low_rank_formats
-from spectrim.methods import Damping, damped, methods
+from spectrim.methods import methods
+from spectrim.model.architectures import of
+from spectrim.model.sites import weight
 from spectrim.plan import Decision
-from spectrim.sites import weight
-from spectrim.statistics import Statistics, load_block
+from spectrim.walk.moments import Damping, damped
+from spectrim.walk.statistics import Statistics, load_block
 from tiny_models import logits, tokens, unpack
 from tiny_runs import Made, from_pretrained, kept, load, make, plan_of, recipe, shrink, stored
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from spectrim import pipeline, sensitivity, sources
+from spectrim.cutting import sensitivity
+from spectrim.job.job import dense_plan
+from spectrim.job.opening import open_job
+from spectrim.model import sources
+from spectrim.model.weights import quiet
 from spectrim.plan import Plan
-from spectrim.profiling import Asked, profile
-from spectrim.stages._curves import dense_plan
-from spectrim.weights import quiet
+from spectrim.verbs.profile import Asked, profile
 from tiny_folders import tiny_folder
 from tiny_runs import files, load, recipe, shrink, write_text
 
@@ -54,7 +56,7 @@ def of(found: dict[str, Any], cut: str = "alone", size: float | None = None) -> 
 def job_of(folder: Path) -> Any:
     source = sources.resolve(str(folder / "source"), folder / "cache")
     asked = recipe(folder / "source", folder / "text.txt")
-    return pipeline.open_job(asked, source, folder / "cache", lambda *_: None)
+    return open_job(asked, source, folder / "cache", lambda *_: None)
 
 
 def whole_loss(model: Any, ids: torch.Tensor) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from spectrim import cli
+from spectrim.cli import main
 from tiny_places import Place, assert_clean, assert_told
 
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -22,7 +22,7 @@ def command(place: Place, *options: str | Path) -> tuple[int, str]:
 
 def test_the_command_line_writes_the_folder_and_sums_up(place: Place) -> None:
     with pytest.raises(SystemExit) as leaving:
-        cli.main(
+        main.main(
             ["profile", str(place.source), "--calibration", str(place.text), "--tokens", "12x32",
              "--cache", str(place.folder / "cache"), "-o", str(place.folder / "profile"),
              "--sizes", "60%", "--sequences", "1"]

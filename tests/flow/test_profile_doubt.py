@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from spectrim.profiling import Asked, _agreement, profile
-from spectrim.sensitivity import STRETCH, STRETCHES, standard_error
-from spectrim.walk import BlockWalk
-from spectrim.weights import quiet
+from spectrim.cutting.sensitivity import STRETCH, STRETCHES, standard_error
+from spectrim.model.weights import quiet
+from spectrim.verbs.profile import Asked, _agreement, profile
+from spectrim.walk.walk import BlockWalk
 from tiny_folders import tiny_folder
 from tiny_places import Place, assert_clean, assert_told
 from tiny_runs import recipe, write_text

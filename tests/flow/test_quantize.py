@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from spectrim import pipeline
-from spectrim.baselines import BITS, weight_only
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear
-from spectrim.formats._packed import PackedMatrix
-from spectrim.inspection import inspect
+from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.metrics.size import bytes_on_disk, size
-from spectrim.recipe import Recipe
-from spectrim.weights import quiet
+from spectrim.model.weights import quiet
+from spectrim.recipe.recipe import Recipe
+from spectrim.rounding.baselines import BITS, weight_only
+from spectrim.verbs.inspect import inspect
+from spectrim.verbs.shrink import shrink as whole_shrink
 from tiny_models import logits, tokens
 from tiny_runs import (
     TOKENS,
@@ -192,7 +192,7 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     cache = tmp_path / "cache"
     with pytest.raises(KeyboardInterrupt):
-        pipeline.shrink(recipe, tmp_path / "small", cache=cache, evaluate=False, progress=stop)
+        whole_shrink(recipe, tmp_path / "small", cache=cache, evaluate=False, progress=stop)
     packed: list[object] = []
     from spectrim.stages import quantize
 
@@ -242,7 +242,7 @@ def test_the_report_says_bits_and_packed_bytes(tmp_path: Path) -> None:
     source = family_folder(tmp_path / "source", "llama", dtype=torch.bfloat16)
     small, cache = tmp_path / "small", tmp_path / "cache"
     with quiet():
-        pipeline.shrink(asked(source, CUT, QUANTIZE), small, cache=cache)
+        whole_shrink(asked(source, CUT, QUANTIZE), small, cache=cache)
     said = f"{len(plan_of(small).decisions)} in 4 bits"
     for name in ("README.md", "report.html"):
         assert said in (small / name).read_text()

@@ -10,21 +10,21 @@ import pytest
 import torch
 from torch import nn
 
-from spectrim import sources
+from spectrim.cutting.refinement import search_loss
 from spectrim.errors import SpectrimError
 from spectrim.formats import formats
-from spectrim.formats._rounding import Grid, nearest
+from spectrim.formats.packed.steps import Grid
 from spectrim.formats.quantized_embedding import QuantizedEmbedding
-from spectrim.inspection import inspect
-from spectrim.job import Job
+from spectrim.job.job import Job, dense_plan
+from spectrim.job.opening import open_job
 from spectrim.metrics.multiply_adds import multiply_adds
 from spectrim.metrics.size import size
-from spectrim.pipeline import open_job
-from spectrim.recipe import Recipe
-from spectrim.refinement import search_loss
-from spectrim.sites import find, tied
-from spectrim.stages._curves import dense_plan
+from spectrim.model import sources
+from spectrim.model.sites import find, tied
+from spectrim.recipe.recipe import Recipe
+from spectrim.rounding.nearest import nearest
 from spectrim.stages.quantize import quantize
+from spectrim.verbs.inspect import inspect
 from tiny_models import assert_generates_alike, logits, tokens
 from tiny_runs import (
     TOKENS,

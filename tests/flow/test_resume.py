@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectrim import cli, pipeline
+from spectrim.cli import main
+from spectrim.files import atomic_folder
 from spectrim.plan import Plan
-from spectrim.run import atomic_folder
 from tiny_folders import tiny_folder
 from tiny_runs import equal, files, kept, plan_of, recipe, shrink, stored, write_text
 
@@ -44,7 +44,7 @@ def run(arguments: list[str], log: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    cli.main(arguments)
+    main.main(arguments)
 
 
 class CommandLine:
@@ -85,7 +85,7 @@ class CommandLine:
 @pytest.fixture
 def command_line(tmp_path: Path, source: Path, text: Path) -> CommandLine:
     context = get_context("forkserver")
-    context.set_forkserver_preload(["spectrim.pipeline", "spectrim.report.terminal", __name__])
+    context.set_forkserver_preload(["spectrim.verbs.shrink", "spectrim.report.terminal", __name__])
     return CommandLine(tmp_path, source, text, context)
 
 
@@ -136,7 +136,7 @@ def test_another_text_under_the_same_name_is_not_mixed_into_a_resumed_run(
         raise Killed
 
     with monkeypatch.context() as killing, pytest.raises(Killed):
-        killing.setattr(pipeline, "write_model", kill)
+        killing.setattr("spectrim.verbs.shrink.write_model", kill)
         shrink(recipe(source, text), tmp_path / "small")
     write_text(text, seed=1)
     resumed = files(shrink(recipe(source, text), tmp_path / "small"))
@@ -241,8 +241,8 @@ def test_another_budget_does_not_touch_the_model_again(
     for keep in ("60% of linear", "80% of bytes"):
         asked = recipe(source, text, keep, allocator="uniform", format="low_rank", refine="off")
         with monkeypatch.context() as watched:
-            watched.setattr("spectrim.walk.BlockWalk.run", None)  # it is not run through
-            watched.setattr("spectrim.stages._decompose._decompose_block", None)
+            watched.setattr("spectrim.walk.walk.BlockWalk.run", None)  # it is not run through
+            watched.setattr("spectrim.cutting.decompose._decompose_block", None)
             shrink(asked, tmp_path / "other")
         assert stamps(tmp_path / "cache") == before
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spectrim import baselines, sites, sources
 from spectrim.errors import SpectrimError
 from spectrim.metrics.grid import grid
-from spectrim.sources import Source
+from spectrim.model import sites, sources
+from spectrim.model.sources import Source
+from spectrim.rounding import baselines
 from tiny_folders import change_tensors, tiny_folder
 from tiny_models import build, logits, tokens
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from spectrim.formats.shared_follower import SharedFollower
-from spectrim.inspection import inspect
 from spectrim.metrics.multiply_adds import multiply_adds
 from spectrim.metrics.size import bytes_on_disk, size
 from spectrim.plan import Decision
 from spectrim.report.folder import read
 from spectrim.report.page import page
+from spectrim.verbs.inspect import inspect
 from tiny_models import assert_generates_alike, logits, tokens
 from tiny_runs import (
     Made,

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from spectrim import auto, pipeline, searching, sources
-from spectrim.auto import Choice, linear_part
 from spectrim.errors import SpectrimError
-from spectrim.job import Job
+from spectrim.job.job import Job
 from spectrim.metrics.size import bytes_on_disk
-from spectrim.recipe import Keep, Recipe
-from spectrim.sites import find
+from spectrim.model import sources
+from spectrim.model.sites import find
+from spectrim.model.weights import Weights, quiet
+from spectrim.recipe.recipe import Keep, Recipe
 from spectrim.stages import stages
-from spectrim.weights import Weights, quiet
+from spectrim.verbs import auto
+from spectrim.verbs.auto import Choice, linear_part
+from spectrim.verbs.search import Front, search
+from spectrim.verbs.shrink import shrink
 from tiny_runs import TOKENS, Made, from_pretrained, make, plan_of
 
 
@@ -42,9 +45,7 @@ def test_the_model_is_as_small_as_asked(plain: Made) -> None:
     choice = chosen(plain, "40%")
     small = plain.folder / "forty"
     with quiet():
-        pipeline.shrink(
-            choice.recipe, small, cache=plain.folder / "cache", evaluate=False, why=choice.why
-        )
+        shrink(choice.recipe, small, cache=plain.folder / "cache", evaluate=False, why=choice.why)
     part = bytes_on_disk(small) / bytes_on_disk(plain.source)
     assert 0.3 < part <= 0.4
     from_pretrained(plain, small)
@@ -164,9 +165,9 @@ def test_a_folder_of_ones_own_is_refused_before_the_trials(
 def test_a_front_is_gone_on_with_and_ends_in_one_page(plain: Made) -> None:
     front = plain.folder / "front"
 
-    def searched(minutes: float | None) -> searching.Front:
+    def searched(minutes: float | None) -> Front:
         with quiet():
-            return searching.search(
+            return search(
                 asked(plain), [Keep.parse("60%"), Keep.parse("45%")], front, minutes=minutes,
                 cache=plain.folder / "cache", progress=lambda done, total, what: None,
             )  # fmt: skip
@@ -190,7 +191,7 @@ def test_a_front_is_gone_on_with_and_ends_in_one_page(plain: Made) -> None:
 def test_a_front_of_another_model_is_not_taken_for_ones_own(plain: Made) -> None:
     other = asked(plain).model_copy(update={"seed": 7})
     with pytest.raises(SpectrimError, match="made with another seed"):
-        searching.search(
+        search(
             other, [Keep.parse("60%")], plain.folder / "front", minutes=None,
             cache=plain.folder / "cache", progress=lambda done, total, what: None,
         )  # fmt: skip
@@ -200,7 +201,7 @@ def test_the_whole_size_rounds_no_map(plain: Made) -> None:
     choice = chosen(plain, "100% of linear bytes")
     small = plain.folder / "whole"
     with quiet():
-        pipeline.shrink(choice.recipe, small, cache=plain.folder / "cache", evaluate=False)
+        shrink(choice.recipe, small, cache=plain.folder / "cache", evaluate=False)
     assert {one.bits for one in plan_of(small).decisions} == {0}
 
 

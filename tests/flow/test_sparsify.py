@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from spectrim import pipeline
 from spectrim.errors import SpectrimError
 from spectrim.metrics.size import bytes_on_disk
 from spectrim.metrics.zeros import zeros
-from spectrim.recipe import Recipe
-from spectrim.sites import find, weight
-from spectrim.weights import quiet
+from spectrim.model.sites import find, weight
+from spectrim.model.weights import quiet
+from spectrim.recipe.recipe import Recipe
+from spectrim.verbs.shrink import shrink as whole_shrink
 from tiny_folders import change_tensors
 from tiny_models import build_empty, logits, tokens, unpack
 from tiny_runs import (
@@ -227,7 +227,7 @@ def test_it_loads_where_there_is_no_spectrim(made: Made) -> None:
 def test_the_report_counts_zeros_and_calls_them_no_saving(tmp_path: Path) -> None:
     source = family_folder(tmp_path / "source", "llama")
     with quiet():
-        small = pipeline.shrink(
+        small = whole_shrink(
             asked(source, {"sparsify": {"pattern": "1:4"}}),
             tmp_path / "small",
             cache=tmp_path / "cache",

@@ -11,20 +11,20 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from spectrim.architectures import ARCHITECTURES
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, formats
-from spectrim.fused import ROLE, Fused, fused_maps
-from spectrim.inspection import inspect
+from spectrim.job.opening import open_job
 from spectrim.methods import methods
 from spectrim.metrics.size import size
-from spectrim.pipeline import open_job
-from spectrim.pipeline import shrink as measured
-from spectrim.profiling import Asked, profile
-from spectrim.sites import replace as put
-from spectrim.sources import resolve
-from spectrim.statistics import Statistics, load_block
-from spectrim.weights import quiet
+from spectrim.model.architectures import ARCHITECTURES
+from spectrim.model.fused import ROLE, Fused, fused_maps
+from spectrim.model.sites import replace as put
+from spectrim.model.sources import resolve
+from spectrim.model.weights import quiet
+from spectrim.verbs.inspect import inspect
+from spectrim.verbs.profile import Asked, profile
+from spectrim.verbs.shrink import shrink as measured
+from spectrim.walk.statistics import Statistics, load_block
 from tiny_models import FAMILIES, assert_generates_alike, logits, model_type, tokens
 from tiny_runs import (
     Made,

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectrim import stock
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear
-from spectrim.inspection import inspect
+from spectrim.job import stock
 from spectrim.metrics.multiply_adds import multiply_adds
 from spectrim.metrics.size import size
+from spectrim.model.sites import find
+from spectrim.model.weights import quiet
 from spectrim.plan import Plan
 from spectrim.report.card import write_card
-from spectrim.sites import find
-from spectrim.weights import quiet
+from spectrim.verbs.inspect import inspect
 from tiny_models import assert_generates_alike, logits, tokens
 from tiny_runs import (
     Made,

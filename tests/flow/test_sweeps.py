@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from spectrim.architectures import of
-from spectrim.calibration import Tokens
-from spectrim.sites import find
-from spectrim.statistics import Statistics, load_block
-from spectrim.sweeps import collect
-from spectrim.walk import BlockWalk
+from spectrim.model.architectures import of
+from spectrim.model.sites import find
+from spectrim.text.tokens import Tokens
+from spectrim.walk.statistics import Statistics, load_block
+from spectrim.walk.sweeps import collect
+from spectrim.walk.walk import BlockWalk
 from tiny_models import FAMILIES, unpack
 from tiny_walks import LENGTH, model_of, text, walk_of, wanted, whole
 

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from spectrim import sources
-from spectrim.architectures import of
-from spectrim.job import load_rest
-from spectrim.walk import BlockWalk
+from spectrim.job.job import load_rest
+from spectrim.model import sources
+from spectrim.model.architectures import of
+from spectrim.walk.walk import BlockWalk
 from tiny_folders import change_tensors
 from tiny_models import FAMILIES
 from tiny_runs import family_folder

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from spectrim.architectures import ARCHITECTURES, of
 from spectrim.errors import SpectrimError
+from spectrim.model.architectures import ARCHITECTURES, of
 from tiny_models import FAMILIES, build, build_empty, logits, model_type, tokens
 
 torch.set_num_threads(1)
@@ -82,5 +82,5 @@ def test_a_config_without_a_model_type_is_answered_too() -> None:
 
 
 def test_the_table_is_read_without_torch() -> None:
-    code = "import spectrim.architectures, sys; assert 'torch' not in sys.modules"
+    code = "import spectrim.model.architectures, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from spectrim.errors import SpectrimError
 from spectrim.formats import filled
-from spectrim.methods import Damping, Decomposition
+from spectrim.methods import Decomposition
 from spectrim.methods.autoencoder import BATCH, FEWEST, Bottleneck, autoencoder, trained
 from spectrim.methods.loss_aware_svd import loss_aware_svd
-from spectrim.statistics import Statistics
+from spectrim.walk.moments import Damping
+from spectrim.walk.statistics import Statistics
 
 RANK = 3
 NONE = Damping(0.0, 0.0)

@@ -8,7 +8,7 @@ from torch import nn
 
 from spectrim.formats.low_rank import LowRank
 from spectrim.formats.pivoted import Pivoted
-from spectrim.stages._balanced import Balanced, balance, pivot
+from spectrim.healing.balanced import Balanced, balance, pivot
 
 
 def made(kind: type[Pivoted | LowRank], bias: bool) -> Pivoted | LowRank:

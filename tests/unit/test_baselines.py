@@ -6,11 +6,12 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from spectrim import baselines, sites
 from spectrim.errors import UnavailableError
 from spectrim.formats import from_factors
 from spectrim.metrics import Evaluation, Pair
 from spectrim.metrics.size import bytes_on_disk, measure
+from spectrim.model import sites
+from spectrim.rounding import baselines
 from tiny_models import build, logits, tokens
 
 HIDDEN, INNER, BLOCKS, KEYS = 48, 80, 3, 24

@@ -11,14 +11,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from spectrim import pipeline, sources
 from spectrim.errors import SpectrimError
-from spectrim.job import Job
-from spectrim.options import validate
+from spectrim.job.job import Job
+from spectrim.job.opening import open_job
+from spectrim.job.order import ordered
+from spectrim.model import sources
+from spectrim.model.weights import quiet
+from spectrim.recipe.options import validate
 from spectrim.stages._importance import importance, losses_without, search_loss
-from spectrim.stages._order import ordered
 from spectrim.stages.drop_blocks import Options, shortened, stitched
-from spectrim.weights import quiet
 from tiny_folders import change_config, change_tensors
 from tiny_models import logits
 from tiny_runs import family_folder, load, recipe, write_text
@@ -39,7 +40,7 @@ def job_of(folder: Path, family: str = "llama") -> Job:
     cache = folder / "cache"
     with quiet():
         found = sources.resolve(str(source), cache)
-        return pipeline.open_job(asked, found, cache, lambda done, total, what: None)
+        return open_job(asked, found, cache, lambda done, total, what: None)
 
 
 def silent(done: int, total: int, what: str) -> None: ...

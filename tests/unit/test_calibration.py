@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrim.calibration import (
+from spectrim.errors import SpectrimError
+from spectrim.text.tokens import (
     MOST_SHARED,
     SHINGLE,
     Tokens,
@@ -19,7 +20,6 @@ from spectrim.calibration import (
     split,
     split_sizes,
 )
-from spectrim.errors import SpectrimError
 
 
 def numbered(sequences: int, length: int = 4, first: int = 0) -> Tokens:

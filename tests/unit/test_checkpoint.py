@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from spectrim import checkpoint
-from spectrim.checkpoint import SpectrimConfig, attach, empty, install, write_shards
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, from_factors
-from spectrim.sites import replace
-from spectrim.tensor_files import stored
-from spectrim.weights import quiet
+from spectrim.model import checkpoint
+from spectrim.model.checkpoint import SpectrimConfig, attach, empty, install, write_shards
+from spectrim.model.sites import replace
+from spectrim.model.tensor_files import stored
+from spectrim.model.weights import quiet
 from tiny_folders import change_config
 from tiny_models import build, build_empty, logits, tokens
 

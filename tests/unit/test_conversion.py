@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectrim import conversion
 from spectrim.errors import SpectrimError
-from spectrim.sources import Weights, resolve
+from spectrim.model import conversion
+from spectrim.model.sources import Weights, resolve
 from tiny_folders import change_tensors, tiny_folder
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrim.stages._divergences import divergence, with_remainder
+from spectrim.healing.divergences import divergence, with_remainder
 
 VOCABULARY = 50
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from spectrim import earlier
+from spectrim.verbs import earlier
 
 IDS = torch.arange(12).reshape(2, 6)
 HASH = earlier.content(IDS)

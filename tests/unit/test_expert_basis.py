@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrim.methods import Damping, Decomposition
+from spectrim.methods import Decomposition
 from spectrim.methods.expert_basis import expert_basis
 from spectrim.methods.loss_aware_shared_basis import loss_aware_shared_basis
-from spectrim.statistics import Statistics
+from spectrim.walk.moments import Damping
+from spectrim.walk.statistics import Statistics
 
 NONE = Damping(0.0, 0.0)
 OUT, IN = 14, 10

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from spectrim import sites
-from spectrim.architectures import ARCHITECTURES
 from spectrim.errors import SpectrimError
-from spectrim.experts import Experts
+from spectrim.model import sites
+from spectrim.model.architectures import ARCHITECTURES
+from spectrim.model.experts import Experts
 from tiny_models import build, build_empty, logits, tokens, unpack
 
 torch.set_num_threads(1)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spectrim import sites
-from spectrim.architectures import ARCHITECTURES
-from spectrim.fused import ROLE, Fused, Layout, fused_maps, merge_fused, split_fused
+from spectrim.model import sites
+from spectrim.model.architectures import ARCHITECTURES
+from spectrim.model.fused import ROLE, Fused, Layout, fused_maps, merge_fused, split_fused
 from tiny_models import FAMILIES, build, build_empty, logits, model_type, tokens
 
 torch.set_num_threads(1)

@@ -15,9 +15,9 @@ from gguf import GGUFWriter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from spectrim import gguf
 from spectrim.errors import SpectrimError
-from spectrim.weights import Weights, quiet
+from spectrim.model import gguf
+from spectrim.model.weights import Weights, quiet
 from tiny_folders import tiny_folder
 
 SPECIAL = ["<|end|>", "<|start|>", "<|turn|>"]

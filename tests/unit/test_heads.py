@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spectrim.architectures import of
+from spectrim.cutting.groups import role_in, together
 from spectrim.formats import filled
-from spectrim.fused import split_fused
-from spectrim.methods import Damping, Decomposition, methods
-from spectrim.sites import Site, bias, find, module, replace, weight
-from spectrim.stages._decompose import role_in, together
-from spectrim.statistics import Statistics
+from spectrim.methods import Decomposition, methods
+from spectrim.model.architectures import of
+from spectrim.model.fused import split_fused
+from spectrim.model.sites import Site, bias, find, module, replace, weight
+from spectrim.walk.moments import Damping
+from spectrim.walk.statistics import Statistics
 from tiny_models import FAMILIES, build, logits, tokens, unpack
 
 NONE = Damping(0.0, 0.0)

@@ -18,8 +18,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from spectrim import hub
 from spectrim.errors import SpectrimError
+from spectrim.model import hub
 
 NAME = "someone/some-model"
 WANTED = [

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spectrim.formats._packed import PackedMatrix
-from spectrim.formats._rounding import Grid, nearest
-from spectrim.stages._adam import Adam
-from spectrim.stages._learned_numbers import Learned, learn, settle
-from spectrim.stages._matching import highest_rates
+from spectrim.formats.packed.matrix import PackedMatrix
+from spectrim.formats.packed.steps import Grid
+from spectrim.healing.adam import Adam
+from spectrim.healing.learned_numbers import Learned, learn, settle
+from spectrim.healing.windows import highest_rates
+from spectrim.rounding.nearest import nearest
 
 ROWS, COLUMNS = 24, 64
 BITS = (2, 3, 4, 8)

@@ -10,7 +10,7 @@ import pytest
 
 from spectrim.errors import SpectrimError
 from spectrim.metrics import crows_pairs, stereoset
-from spectrim.metrics._preferences import changed, preferred
+from spectrim.metrics.asking.preferences import changed, preferred
 from spectrim.metrics.stereoset import DOMAINS, ITEMS, from_hub, icat, over_terms, preferences
 from tiny_answers import asking, by_name, unigram, written_to
 from tiny_models import build

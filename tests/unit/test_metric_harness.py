@@ -10,8 +10,8 @@ import torch
 
 from spectrim.errors import SpectrimError, UnavailableError
 from spectrim.metrics import Evaluation, Pair, Score, harness
-from spectrim.metrics._harness_files import LOCAL
-from spectrim.metrics._harness_model import batch_size
+from spectrim.metrics.asking.harness_files import LOCAL
+from spectrim.metrics.asking.harness_model import batch_size
 from tiny_folders import tiny_folder
 from tiny_models import build
 

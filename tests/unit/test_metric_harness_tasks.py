@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from spectrim.errors import SpectrimError, UnavailableError
-from spectrim.metrics import Evaluation, _harness_tasks, check_tasks, compare, harness
-from spectrim.metrics._harness_tasks import YAML
+from spectrim.metrics import Evaluation, check_tasks, compare, harness
+from spectrim.metrics.asking import harness_tasks
+from spectrim.metrics.asking.harness_tasks import YAML
 from tiny_models import build
 
 
@@ -20,7 +21,7 @@ def test_unknown_tasks_are_said_and_known_ones_are_not() -> None:
 
 
 def test_our_own_tasks_are_known_without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
-    _harness_tasks.manager.cache_clear()
+    harness_tasks.manager.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     check_tasks([*harness.TASKS, "stereoset", "trivia_qa_open", "energy"])
     with pytest.raises(UnavailableError, match="needs the package lm-eval; pip install"):
@@ -40,7 +41,7 @@ def test_it_takes_part_for_names_that_only_lm_eval_has(monkeypatch: pytest.Monke
 def test_our_prompts_are_those_of_lm_eval(name: str) -> None:
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    theirs = load_yaml(_harness_tasks.manager().task_index[name].yaml_path, resolve_func=False)
+    theirs = load_yaml(harness_tasks.manager().task_index[name].yaml_path, resolve_func=False)
     ours = load_yaml(YAML / f"{name}.yaml", resolve_func=False)
     for part in ("doc_to_text", "doc_to_target", "doc_to_choice", "process_results", "output_type"):
         assert function(ours.get(part)) == function(theirs.get(part)), part

@@ -13,8 +13,8 @@ from sklearn.metrics import f1_score
 
 from spectrim.errors import SpectrimError, UnavailableError
 from spectrim.metrics import intent_likelihood, intent_probe
-from spectrim.metrics._intents import CORPORA, macro_f1, words
 from spectrim.metrics._packages import package
+from spectrim.metrics.asking.intents import CORPORA, macro_f1, words
 from tiny_answers import asking, by_name, unigram, written_to
 from tiny_models import build
 

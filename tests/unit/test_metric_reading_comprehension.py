@@ -10,7 +10,7 @@ import pytest
 
 from spectrim.errors import SpectrimError
 from spectrim.metrics import Score
-from spectrim.metrics._squad import exact_match, f1, normalised
+from spectrim.metrics.asking.squad import exact_match, f1, normalised
 from spectrim.metrics.reading_comprehension import DATA, EXAMPLES, measure, of_hub, questions
 from tiny_writers import Writer, writing
 

@@ -12,7 +12,7 @@ import pytest
 
 from spectrim.errors import SpectrimError, UnavailableError
 from spectrim.metrics import Evaluation, Pair, Score, trivia_qa, trivia_qa_open
-from spectrim.metrics._trivia import TIERS, tiers
+from spectrim.metrics.asking.trivia import TIERS, tiers
 from spectrim.metrics.reading_comprehension import DATA as XQUAD
 from tiny_writers import Letters, Writer, put_rows, writing
 

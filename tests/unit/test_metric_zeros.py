@@ -10,8 +10,8 @@ import torch
 from spectrim.formats import from_factors
 from spectrim.metrics import Evaluation, Pair
 from spectrim.metrics.zeros import measure, zeros
+from spectrim.model.sites import find, replace
 from spectrim.report.table import lines
-from spectrim.sites import find, replace
 from tiny_models import build
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spectrim.metrics import Evaluation, Pair
-from spectrim.metrics._answers import answered
+from spectrim.metrics.asking.answers import answered
 
 
 def pair(cache: Path | None, fresh: bool = False, identity: str = "m") -> Pair:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from spectrim import sources
-from spectrim.metrics._asking import continuation_losses, embedded, written
+from spectrim.metrics.asking.ways import continuation_losses, embedded, written
+from spectrim.model import sources
 from tiny_folders import tiny_folder
 
 FAMILIES = ["llama", "gpt2", "falcon", "gemma2", "opt", "qwen3_moe"]

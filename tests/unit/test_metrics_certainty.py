@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom
 
 from spectrim.metrics import Score
-from spectrim.metrics._certainty import flips, mean, paired, proportion, resampled
+from spectrim.metrics.asking.certainty import flips, mean, paired, proportion, resampled
 
 
 def test_wilson_interval_by_hand() -> None:

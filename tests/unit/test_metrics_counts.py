@@ -24,11 +24,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from spectrim import sites
 from spectrim.errors import SpectrimError
 from spectrim.formats import from_factors
 from spectrim.metrics.multiply_adds import multiply_adds
 from spectrim.metrics.size import bytes_on_disk, size
+from spectrim.model import sites
 
 VOCABULARY, HIDDEN, INNER, BLOCKS, HEADS, PAIRS, TOKENS = 50, 16, 24, 2, 4, 2, 12
 ATTENTION = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * (HIDDEN // HEADS * PAIRS)

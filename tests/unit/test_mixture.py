@@ -10,11 +10,11 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from spectrim.job import Job
-from spectrim.options import Factorize
+from spectrim.cutting.mixture import PLAIN, SCALED, mixed, present, restored, scaled
+from spectrim.job.job import Job
+from spectrim.model.sites import Site
 from spectrim.plan import Curve, Decision
-from spectrim.sites import Site
-from spectrim.stages._mixture import PLAIN, SCALED, mixed, present, restored, scaled
+from spectrim.recipe.options import Factorize
 
 SIDE, BLOCKS, DENSE = 16, 4, 3.0
 FIRST, SECOND = "loss_aware_svd", "whitened_svd"

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from spectrim.formats import FactoredLinear, filled
-from spectrim.methods import Damping, Decomposition, methods
-from spectrim.statistics import Statistics
+from spectrim.methods import Decomposition, methods
+from spectrim.walk.moments import Damping
+from spectrim.walk.statistics import Statistics
 
 NAMES = ["neuron_selection", "loss_aware_neuron_selection"]
 NEURONS, HIDDEN = 70, 12  # more neurons than two of the blocks in which they are chosen

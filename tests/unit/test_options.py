@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from spectrim.errors import SpectrimError
-from spectrim.options import parse_tokens
-from spectrim.recipe import Calibration
+from spectrim.recipe.options import parse_tokens
+from spectrim.recipe.recipe import Calibration
 
 
 def message(call, *arguments) -> str:

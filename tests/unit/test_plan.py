@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from spectrim.errors import SpectrimError
+from spectrim.model.sites import Site
 from spectrim.plan import Curve, Decision, Plan, thin
-from spectrim.sites import Site
 
 SITES = [Site("a.q", 0, "q", 12, 8), Site("a.k", 0, "k", 4, 8), Site("b.q", 1, "q", 12, 8)]
 

@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from spectrim.arguments import parse_sizes
-from spectrim.console import sensitivities
+from spectrim.cli.arguments import parse_sizes
+from spectrim.cli.console import sensitivities
 from spectrim.report.profile import profile_page, totals
 
 SVG = "{http://www.w3.org/2000/svg}"

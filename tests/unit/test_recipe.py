@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from spectrim.errors import SpectrimError
-from spectrim.recipe import Calibration, Factorize, Keep, Recipe, Stage
+from spectrim.recipe.recipe import Calibration, Factorize, Keep, Recipe, Stage
 from spectrim.registry import Registry
 
 
@@ -270,7 +270,7 @@ def extra_stages(tmp_path):
 
 def test_a_stage_that_brings_its_own_options_has_them_checked(extra_stages):
     (extra_stages / "polish.py").write_text(
-        "from spectrim.options import Part\n"
+        "from spectrim.recipe.options import Part\n"
         "class Options(Part):\n    cloth: str = 'soft'\n"
         "def polish(job, options): ...\n"
     )

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrim import refinement
+from spectrim.cutting import refinement
+from spectrim.cutting.refinement import _Crossed, _solve
 from spectrim.formats import FactoredLinear, from_factors, low_rank_formats
-from spectrim.methods import Damping, methods
-from spectrim.refinement import _Crossed, _solve
-from spectrim.statistics import Statistics
+from spectrim.methods import methods
+from spectrim.walk.moments import Damping
+from spectrim.walk.statistics import Statistics
 
 OUT, IN, RANK, TOKENS = 12, 16, 6, 200
 

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from rich.console import Console
 
 import report_folder
+from spectrim.model.architectures import role_group
 from spectrim.report import table, terminal, words
 from spectrim.report.card import card, licence_of, write_card
 from spectrim.report.folder import read
@@ -48,8 +49,8 @@ GAP = words.GAP
         (words.bytes_(12), f"12{GAP}B"),
         (words.shortened("a-very-long-model-name", 9), "a-ve…name"),
         (words.shortened("short", 9), "short"),
-        (words.role_group("expert31_gate_up"), "experts gate_up"),
-        (words.role_group("encoder_q"), "encoder_q"),
+        (role_group("expert31_gate_up"), "experts gate_up"),
+        (role_group("encoder_q"), "encoder_q"),
     ],
 )
 def test_numbers_are_said_as_people_say_them(said: str, expected: str) -> None:

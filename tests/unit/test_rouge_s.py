@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spectrim.metrics._rouge_s import rouge_s
+from spectrim.metrics.asking.rouge_s import rouge_s
 
 REFERENCE = "police killed the gunman"
 

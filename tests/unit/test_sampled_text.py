@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectrim import default_text, sources
+from spectrim.model import sources
+from spectrim.text import default_mix
 from tiny_folders import tiny_folder
 
 SIZE = (5, 12)  # sequences, tokens in each
@@ -22,7 +23,7 @@ class Progress:
         self.interrupt_at = interrupt_at
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        assert (total, what) == (60, default_text.SAMPLING)
+        assert (total, what) == (60, default_mix.SAMPLING)
         self.told.append(done)
         if done == self.interrupt_at:
             raise KeyboardInterrupt
@@ -31,22 +32,22 @@ class Progress:
 def test_an_interrupted_sampling_goes_on_to_the_same_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(default_text, "SAMPLED_AT_ONCE", 2)  # pieces: 24 tokens
+    monkeypatch.setattr(default_mix, "SAMPLED_AT_ONCE", 2)  # pieces: 24 tokens
     source = sources.resolve(str(tiny_folder(tmp_path / "model")), tmp_path / "cache")
     tokenizer = sources.tokenizer(source)
     before = torch.random.get_rng_state()
 
     whole = Progress()
-    wanted = default_text.sample(source, tokenizer, SIZE, SEED, whole, tmp_path / "whole")
+    wanted = default_mix.sample(source, tokenizer, SIZE, SEED, whole, tmp_path / "whole")
     assert (wanted.shape, whole.told[-1]) == (SIZE, 60)
     assert whole.told == sorted(whole.told)
 
     kept = tmp_path / "kept"
     with pytest.raises(KeyboardInterrupt):
-        default_text.sample(source, tokenizer, SIZE, SEED, Progress(38), kept)
+        default_mix.sample(source, tokenizer, SIZE, SEED, Progress(38), kept)
     assert kept.exists()
     rest = Progress()
-    assert torch.equal(default_text.sample(source, tokenizer, SIZE, SEED, rest, kept), wanted)
+    assert torch.equal(default_mix.sample(source, tokenizer, SIZE, SEED, rest, kept), wanted)
     assert min(rest.told) > 24
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -55,7 +56,7 @@ def test_another_seed_is_another_text(tmp_path: Path) -> None:
     source = sources.resolve(str(tiny_folder(tmp_path / "model")), tmp_path / "cache")
     tokenizer = sources.tokenizer(source)
     one, other = (
-        default_text.sample(source, tokenizer, SIZE, seed, Progress(), tmp_path / f"kept{seed}")
+        default_mix.sample(source, tokenizer, SIZE, seed, Progress(), tmp_path / f"kept{seed}")
         for seed in (0, 1)
     )
     assert not torch.equal(one, other)

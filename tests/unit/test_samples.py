@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from spectrim.architectures import of
-from spectrim.calibration import Splits, Tokens
-from spectrim.job import Job
-from spectrim.sites import find
-from spectrim.sources import Source
-from spectrim.stages._samples import _text, sampled, spread
-from spectrim.statistics import load_block
+from spectrim.cutting.samples import _text, sampled, spread
+from spectrim.job.job import Job
+from spectrim.model.architectures import of
+from spectrim.model.sites import find
+from spectrim.model.sources import Source
+from spectrim.text.tokens import Splits, Tokens
+from spectrim.walk.statistics import load_block
 from tiny_walks import InMemory, model_of, text, walk_of
 
 

@@ -14,8 +14,9 @@ from spectrim.errors import SpectrimError
 from spectrim.formats import filled, link
 from spectrim.formats.shared_follower import SharedFollower
 from spectrim.formats.shared_owner import SharedOwner
-from spectrim.methods import Damping, Decomposition, cholesky, methods
-from spectrim.statistics import Statistics
+from spectrim.methods import Decomposition, methods
+from spectrim.walk.moments import Damping, cholesky
+from spectrim.walk.statistics import Statistics
 
 NONE = Damping(0.0, 0.0)
 INPUTS, OUTPUTS = 12, {"q": 16, "k": 8, "v": 10}

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from spectrim import sites
 from spectrim.errors import SpectrimError
-from spectrim.sites import Site
+from spectrim.model import sites
+from spectrim.model.sites import Site
 from tiny_models import FAMILIES, build, build_empty, logits, tokens, unpack
 
 torch.set_num_threads(1)

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from spectrim import sites
-from spectrim.architectures import ARCHITECTURES, of
-from spectrim.sites import Site
+from spectrim.model import sites
+from spectrim.model.architectures import ARCHITECTURES, of
+from spectrim.model.sites import Site
 from tiny_models import (
     FAMILIES,
     VOCABULARY,

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from spectrim import gguf, hub, sources
 from spectrim.errors import SpectrimError
-from spectrim.sources import Weights, default_cache, load, resolve, skeleton, tokenizer
+from spectrim.model import gguf, hub, sources
+from spectrim.model.sources import Weights, default_cache, load, resolve, skeleton, tokenizer
 from tiny_folders import WEIGHTS, change_config, change_tensors, raw_file, tiny_folder
 from tiny_models import FAMILIES, VOCABULARY, logits, tokens
 
@@ -109,7 +109,7 @@ def test_our_own_format_is_made_known(tmp_path: Path, monkeypatch: pytest.Monkey
     assert asked == []
     change_config(folder, quantization_config={"quant_method": "spectrim"})
     assert resolve(str(folder), tmp_path / "cache").folder == folder
-    assert set(asked) == {"spectrim.checkpoint"}
+    assert set(asked) == {"spectrim.model.checkpoint"}
 
 
 def spoil(name: str, text: str) -> Callable[[Path], object]:

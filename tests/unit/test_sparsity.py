@@ -10,21 +10,12 @@ import yaml
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.currency import expected_loss
 from spectrim.errors import SpectrimError
-from spectrim.methods import Damping, damped
-from spectrim.recipe import Recipe
-from spectrim.stages._sparsity import (
-    BLOCK,
-    Pattern,
-    inverse_root,
-    magnitude,
-    mask,
-    solved,
-    wanda,
-)
+from spectrim.recipe.recipe import Recipe
+from spectrim.rounding.sparsity import BLOCK, Pattern, magnitude, mask, solved, wanda
 from spectrim.stages.sparsify import Options, sparse
-from spectrim.statistics import Statistics
+from spectrim.walk.moments import Damping, damped, expected_loss, inverse_root
+from spectrim.walk.statistics import Statistics
 
 OUT, IN = 24, 32
 
@@ -218,7 +209,7 @@ def test_the_update_is_never_better_than_least_squares_on_its_mask() -> None:
 def test_blocks_of_columns_change_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, moment = noise(OUT, IN), damped(correlated(IN), 1e-2)
     whole = solved(weight, moment, Pattern.parse(text))
-    monkeypatch.setattr("spectrim.stages._sparsity.BLOCK", 8)
+    monkeypatch.setattr("spectrim.rounding.sparsity.BLOCK", 8)
     torch.testing.assert_close(solved(weight, moment, Pattern.parse(text)), whole)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from spectrim.errors import SpectrimError
-from spectrim.options import validate
-from spectrim.recipe import Recipe
+from spectrim.recipe.options import validate
+from spectrim.recipe.recipe import Recipe
 
 DROP = {"drop_blocks": {"drop": 1}}
 ASKED = {"model": "demo", "keep": "25% of linear bytes"}

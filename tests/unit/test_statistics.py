@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spectrim.architectures import Stack
-from spectrim.statistics import SecondMoment, load_block, matmul_precision, statistics_file
+from spectrim.model.architectures import Stack
+from spectrim.walk.moments import SecondMoment, matmul_precision
+from spectrim.walk.statistics import load_block, statistics_file
 
 
 def rows(count: int, size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spectrim.formats._rounding import SHRUNK, Grid, nearest
-from spectrim.formats._steps import offset_code, offsets, scale_code, scales
+from spectrim.formats.packed.steps import Grid, offset_code, offsets, scale_code, scales
+from spectrim.rounding.nearest import SHRUNK, nearest
 
 COLUMNS, GROUP = 128, 32
 BITS = (2, 3, 4, 8)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrim.architectures import of
-from spectrim.calibration import Tokens
-from spectrim.stages._student import InChunks, Reader
-from spectrim.walk import BlockWalk
+from spectrim.healing.student import InChunks, Reader
+from spectrim.model.architectures import of
+from spectrim.text.tokens import Tokens
+from spectrim.walk.walk import BlockWalk
 from tiny_models import FAMILIES, build, tokens
 from tiny_walks import InMemory
 

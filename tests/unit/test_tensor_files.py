@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spectrim.errors import SpectrimError
-from spectrim.tensor_files import DTYPES, main_dtype, read, same_content, stored, stored_in
+from spectrim.model.tensor_files import DTYPES, main_dtype, read, same_content, stored, stored_in
 from tiny_folders import raw_file, tiny_folder
 
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

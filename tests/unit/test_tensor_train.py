@@ -15,15 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, filled, formats
 from spectrim.formats._contraction import Modes, cheapest
-from spectrim.formats._trains import (
-    bonds,
-    decomposed,
-    interleaved,
-    modes,
-    padded,
-)
+from spectrim.formats._trains import bonds, decomposed, interleaved, modes, padded
+from spectrim.model.sites import Site
 from spectrim.plan import Decision, Plan
-from spectrim.sites import Site
 
 SHAPES = [(48, 48), (24, 80), (13, 7), (1, 5), (36, 17)]
 

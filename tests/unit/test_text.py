@@ -15,8 +15,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from spectrim import text
 from spectrim.errors import SpectrimError
+from spectrim.text.documents import COLUMNS, begin, encode, read
 
 TEMPLATE = "{% for m in messages %}w3 {{ m.content }} w4 {% endfor %}"
 
@@ -39,32 +39,32 @@ def rows(file: Path, *found: Any) -> str:
 
 def refused(name: str | Path) -> str:
     with pytest.raises(SpectrimError) as raised:
-        text.read(str(name), tokenizer(), 3)
+        read(str(name), tokenizer(), 3)
     return str(raised.value)
 
 
 def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     file = tmp_path / "my.txt"
     file.write_text("w5 w6\n\nw7 w8 w9")
-    assert text.read(str(file), tokenizer(), 2).ids.tolist() == [[5, 6], [7, 8]]
+    assert read(str(file), tokenizer(), 2).ids.tolist() == [[5, 6], [7, 8]]
 
 
 def test_each_line_of_jsonl_is_a_document(tmp_path: Path) -> None:
     file = tmp_path / "my.jsonl"
     name = rows(file, {"text": "w5 w6"}, {"text": "w7 w8 w9"})
     file.write_text(file.read_text() + "\n\n")
-    assert text.read(name, tokenizer(), 3).ids.tolist() == [[5, 6, 2], [7, 8, 9]]
+    assert read(name, tokenizer(), 3).ids.tolist() == [[5, 6, 2], [7, 8, 9]]
 
 
-@pytest.mark.parametrize("column", text.COLUMNS)
+@pytest.mark.parametrize("column", COLUMNS)
 def test_the_text_is_found_in_any_known_column(tmp_path: Path, column: str) -> None:
     name = rows(tmp_path / "my.jsonl", {"id": 1, column: "w5 w6 w7"})
-    assert text.read(name, tokenizer(), 3).ids.tolist() == [[5, 6, 7]]
+    assert read(name, tokenizer(), 3).ids.tolist() == [[5, 6, 7]]
 
 
 def test_the_first_known_column_counts(tmp_path: Path) -> None:
     name = rows(tmp_path / "my.jsonl", {"article": "w9 w9 w9", "text": "w5 w6 w7"})
-    assert text.read(name, tokenizer(), 3).ids.tolist() == [[5, 6, 7]]
+    assert read(name, tokenizer(), 3).ids.tolist() == [[5, 6, 7]]
 
 
 def test_messages_go_through_the_chat_template(tmp_path: Path) -> None:
@@ -72,22 +72,22 @@ def test_messages_go_through_the_chat_template(tmp_path: Path) -> None:
     chats.chat_template = TEMPLATE
     said = [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6"}]
     name = rows(tmp_path / "my.jsonl", {"messages": said})
-    assert text.read(name, chats, 6).ids.tolist() == [[3, 5, 4, 3, 6, 4]]
+    assert read(name, chats, 6).ids.tolist() == [[3, 5, 4, 3, 6, 4]]
     assert "'messages' in line 1 of" in refused(name), "without a template it is no text"
 
 
 def test_the_first_token_is_put_where_the_tokenizer_puts_it(tmp_path: Path) -> None:
     file = tmp_path / "my.txt"
     file.write_text("w5 w6 w7 w8")
-    assert text.begin(tokenizer()) is None
-    assert text.begin(tokenizer(opens=True)) == 1
-    read = text.read(str(file), tokenizer(opens=True), 3)
-    assert read.ids.tolist() == [[1, 5, 6], [1, 7, 8]]
+    assert begin(tokenizer()) is None
+    assert begin(tokenizer(opens=True)) == 1
+    found = read(str(file), tokenizer(opens=True), 3)
+    assert found.ids.tolist() == [[1, 5, 6], [1, 7, 8]]
 
 
 def test_special_words_in_a_text_are_read_as_the_tokenizer_reads_them(tmp_path: Path) -> None:
     documents = ["w5", "", "w6"]
-    assert text.encode(documents, tokenizer(), 3).ids.tolist() == [[5, 2, 6]]
+    assert encode(documents, tokenizer(), 3).ids.tolist() == [[5, 2, 6]]
 
 
 def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
@@ -146,14 +146,14 @@ def test_a_data_set_is_named_with_config_and_split(
 ) -> None:
     hub = Hub({"text": "w5 w6 w7"})
     monkeypatch.setattr(datasets, "load_dataset", hub)
-    assert text.read(name, tokenizer(), 3).ids.tolist() == [[5, 6, 7]]
+    assert read(name, tokenizer(), 3).ids.tolist() == [[5, 6, 7]]
     assert hub.asked == (*asked[:2], {"split": asked[2], "streaming": True})
 
 
 def test_no_more_of_a_data_set_is_read_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub(*[{"text": "w5 w6 w7 w8"}] * 100)
     monkeypatch.setattr(datasets, "load_dataset", hub)
-    assert len(text.read("someone/set", tokenizer(), 4, at_most=2)) >= 2
+    assert len(read("someone/set", tokenizer(), 4, at_most=2)) >= 2
     assert hub.given == 4  # of 11 characters, until 2 x 4 x 5 are there
 
 

@@ -9,14 +9,10 @@ import torch
 from torch import Tensor
 
 from spectrim.formats import filled
-from spectrim.formats._trains import (
-    decomposed,
-    modes,
-    multiplied,
-    rounded,
-)
-from spectrim.methods import Damping, Decomposition, damped, methods
-from spectrim.statistics import Statistics
+from spectrim.formats._trains import decomposed, modes, multiplied, rounded
+from spectrim.methods import Decomposition, methods
+from spectrim.walk.moments import Damping, damped
+from spectrim.walk.statistics import Statistics
 from tiny_models import logits, tokens
 from tiny_runs import (
     Made,

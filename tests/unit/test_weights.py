@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedModel
 
 from spectrim.errors import SpectrimError
-from spectrim.weights import Weights, auto_class, match, quantised, quiet, skeleton_of
+from spectrim.model.weights import Weights, auto_class, match, quantised, quiet, skeleton_of
 from tiny_folders import WEIGHTS, change_config, change_tensors, raw_file, tiny_folder
 from tiny_models import FAMILIES, logits, tokens
 
@@ -236,7 +236,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from safetensors.torch import load_file
-from spectrim.weights import Weights, skeleton_of
+from spectrim.model.weights import Weights, skeleton_of
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 skeleton_of(folder)  # imports what it takes, so that the limit is on tensors alone

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spectrim.formats._packed import PackedMatrix
-from spectrim.formats._quantized import Quantized
+from spectrim.formats.packed.matrix import PackedMatrix
+from spectrim.formats.packed.quantized import Quantized
 
 STAGE = "quantize"
 

@@ -7,8 +7,8 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spectrim.formats._packed import PackedMatrix
-from spectrim.formats._quantized import Quantized
+from spectrim.formats.packed.matrix import PackedMatrix
+from spectrim.formats.packed.quantized import Quantized
 
 STAGE = "quantize"
 

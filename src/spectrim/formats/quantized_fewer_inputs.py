@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.formats._packed import PackedMatrix
-from spectrim.formats._quantized import Quantized
+from spectrim.formats.packed.matrix import PackedMatrix
+from spectrim.formats.packed.quantized import Quantized
 
 STAGE = "quantize"
 

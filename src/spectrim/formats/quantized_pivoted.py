@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spectrim.formats._packed import PackedMatrix
-from spectrim.formats._quantized import Quantized
-from spectrim.formats._rounding import Grid
+from spectrim.formats.packed.matrix import PackedMatrix
+from spectrim.formats.packed.quantized import Quantized
+from spectrim.formats.packed.steps import Grid
 
 STAGE = "quantize"
 

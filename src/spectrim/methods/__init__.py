@@ -29,18 +29,6 @@ methods = Registry("method", "spectrim.methods")
 
 
 @dataclass(frozen=True)
-class Damping:
-    """How far moments are shrunk towards a multiple of the identity before they are factored.
-
-    ``input`` and ``gradient`` are parts of the mean diagonal of A and G that are added to it;
-    0 leaves them as measured.
-    """
-
-    input: float = 1e-4
-    gradient: float = 1e-2
-
-
-@dataclass(frozen=True)
 class Decomposition:
     """What a method makes of one map (or of maps that it takes together): a curve, and its cuts.
 
@@ -102,41 +90,3 @@ def corner_losses(gram: Float[Tensor, "full full"]) -> Float[Tensor, " cuts"]:
     """
     tails = gram.double().flip(0, 1).cumsum(0).cumsum(1).diagonal()
     return 0.5 * torch.cat((tails.new_zeros(1), tails)).cummax(0).values.flip(0)
-
-
-def damped(moment: Float[Tensor, "dim dim"], damping: float) -> Float[Tensor, "dim dim"]:
-    """Return moment + damping x mean diagonal x identity in float64; a moment of zeros is neutral.
-
-    Zeros (a dead input, a map that the loss ignores) become the identity, so that it factors.
-    """
-    mean = moment.double().diagonal().mean()
-    if mean == 0:
-        return torch.eye(len(moment), dtype=torch.float64)
-    return _shifted(moment, float(damping * mean))
-
-
-def cholesky(moment: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim dim"]:
-    """Return the lower Cholesky factor of a moment.
-
-    One that is singular (fewer tokens than dimensions, dead neurons) is damped tenfold more, from
-    1e-12 of its mean diagonal on, until it factors.
-
-    Raises:
-        ArithmeticError: the matrix is far from positive semidefinite.
-    """
-    shift = 0.0
-    mean = float(moment.diagonal().mean())
-    while shift < 1.0:
-        root: Tensor
-        root, failed = torch.linalg.cholesky_ex(_shifted(moment, shift * mean) if shift else moment)
-        if not failed:
-            return root
-        shift = max(10 * shift, 1e-12)
-    raise ArithmeticError("a second moment is not positive semidefinite")
-
-
-def _shifted(moment: Float[Tensor, "dim dim"], shift: float) -> Float[Tensor, "dim dim"]:
-    """Return moment + shift x identity in float64, one copy made, as moments may be large."""
-    shifted = moment.to(torch.float64, copy=True)
-    shifted.diagonal().add_(shift)
-    return shifted

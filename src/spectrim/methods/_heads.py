@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spectrim.methods import cholesky
+from spectrim.walk.moments import cholesky
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectrim.formats._trains import largest
-from spectrim.methods import Damping, Decomposition, cholesky, damped
-from spectrim.statistics import Statistics
+from spectrim.methods import Decomposition
+from spectrim.walk.moments import Damping, cholesky, damped
+from spectrim.walk.statistics import Statistics
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from spectrim.formats._contraction import Modes
 from spectrim.formats._trains import Cores, interleaved, multiplied, padded
-from spectrim.methods import cholesky, damped
 from spectrim.methods._train_cuts import Metric
+from spectrim.walk.moments import cholesky, damped
 
 DAMPING = 1e-2  # of each factor's mean diagonal; it decides the gauge and nothing else
 STEPS = 3  # of conjugate gradients on a core; each costs one product G Δ A

@@ -17,9 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from spectrim.methods import Damping, Decomposition, cholesky, damped
+from spectrim.methods import Decomposition
 from spectrim.methods.loss_aware_svd import loss_aware_svd
-from spectrim.statistics import Statistics
+from spectrim.walk.moments import Damping, cholesky, damped
+from spectrim.walk.statistics import Statistics
 
 FORMAT = "autoencoder"
 SAMPLES = 3  # sequences of the calibration text, of which the last judges

@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.methods import Damping, Decomposition, corner_losses, damped
+from spectrim.methods import Decomposition, corner_losses
 from spectrim.methods.shared_basis import common_basis
-from spectrim.statistics import Statistics
+from spectrim.walk.moments import Damping, damped
+from spectrim.walk.statistics import Statistics
 
 ROLES = ("expert*_gate_up",)
 FORMAT = {"first": "shared_owner", "others": "shared_follower"}

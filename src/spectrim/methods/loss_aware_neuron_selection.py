@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from spectrim.methods import Damping, Decomposition, cholesky
+from spectrim.methods import Decomposition
 from spectrim.methods.neuron_selection import narrowed
-from spectrim.statistics import Statistics
+from spectrim.walk.moments import Damping, cholesky
+from spectrim.walk.statistics import Statistics
 
 ROLES = ("gate?", "up", "down")
 FORMAT = {"gate": "fewer_outputs", "up": "fewer_outputs", "down": "fewer_inputs"}

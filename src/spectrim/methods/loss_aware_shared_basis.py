@@ -9,9 +9,10 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.methods import Damping, Decomposition
+from spectrim.methods import Decomposition
 from spectrim.methods.shared_basis import common_basis
-from spectrim.statistics import Statistics
+from spectrim.walk.moments import Damping
+from spectrim.walk.statistics import Statistics
 
 ROLES = (("q", "k", "v"), ("gate", "up"), ("cross_k", "cross_v"))
 FORMAT = {

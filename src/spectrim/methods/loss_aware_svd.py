@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.methods import Damping, Decomposition, cholesky, damped, tail_losses, two_factors
-from spectrim.statistics import Statistics
+from spectrim.methods import Decomposition, tail_losses, two_factors
+from spectrim.walk.moments import Damping, cholesky, damped
+from spectrim.walk.statistics import Statistics
 
 
 def loss_aware_svd(

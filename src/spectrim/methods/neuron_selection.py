@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
-from spectrim.methods import Damping, Decomposition, cholesky, damped, tail_losses
-from spectrim.statistics import Statistics
+from spectrim.methods import Decomposition, tail_losses
+from spectrim.walk.moments import Damping, cholesky, damped
+from spectrim.walk.statistics import Statistics
 
 ROLES = ("gate?", "up", "down")
 FORMAT = {"gate": "fewer_outputs", "up": "fewer_outputs", "down": "fewer_inputs"}

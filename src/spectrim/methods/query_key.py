@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.methods import Damping, Decomposition, corner_losses, damped
+from spectrim.methods import Decomposition, corner_losses
 from spectrim.methods._heads import diagonal_blocks, on_both, turned, turned_rows
-from spectrim.statistics import Statistics
+from spectrim.walk.moments import Damping, damped
+from spectrim.walk.statistics import Statistics
 
 ROLES = (("k", "q"), ("cross_k", "cross_q"))
 FORMAT = {

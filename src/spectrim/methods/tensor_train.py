@@ -6,9 +6,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectrim.formats._trains import decomposed, modes, multiplied, rounded
-from spectrim.methods import Damping, Decomposition
+from spectrim.methods import Decomposition
 from spectrim.methods._train_cuts import Metric, offered_bonds, train_decomposition
-from spectrim.statistics import Statistics
+from spectrim.walk.moments import Damping
+from spectrim.walk.statistics import Statistics
 
 FORMAT = "tensor_train"
 CUTS = 16

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.methods import Damping, Decomposition, tail_losses, two_factors
-from spectrim.statistics import Statistics
+from spectrim.methods import Decomposition, tail_losses, two_factors
+from spectrim.walk.moments import Damping
+from spectrim.walk.statistics import Statistics
 
 
 def truncated_svd(

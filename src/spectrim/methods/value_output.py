@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.methods import Damping, Decomposition, damped
+from spectrim.methods import Decomposition
 from spectrim.methods._heads import diagonal_blocks, on_both, on_heads, turned, turned_rows
 from spectrim.methods.neuron_selection import made_up
-from spectrim.statistics import Statistics
+from spectrim.walk.moments import Damping, damped
+from spectrim.walk.statistics import Statistics
 
 ROLES = (("v", "o"), ("cross_v", "cross_o"))
 FORMAT = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.methods import Damping, Decomposition, damped
+from spectrim.methods import Decomposition
 from spectrim.methods.loss_aware_svd import two_sided_svd
-from spectrim.statistics import Statistics
+from spectrim.walk.moments import Damping, damped
+from spectrim.walk.statistics import Statistics
 
 
 def whitened_svd(

@@ -174,9 +174,9 @@ Measurement = dict[str, list[Score]]
 """Label of a model → its scores."""
 
 # These need the contract above, and belong to the package's face.
-from spectrim.metrics._answers import kept_reading  # noqa: E402
 from spectrim.metrics._compare import compare  # noqa: E402
-from spectrim.metrics._harness_tasks import check_tasks  # noqa: E402
+from spectrim.metrics.asking.answers import kept_reading  # noqa: E402
+from spectrim.metrics.asking.harness_tasks import check_tasks  # noqa: E402
 
 __all__ = [
     "Evaluation",

@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from spectrim import architectures, sites
 from spectrim.formats import FactoredLinear
-from spectrim.formats._packed import PackedMatrix
+from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.formats.quantized_embedding import QuantizedEmbedding
 from spectrim.formats.tied_embedding import TiedEmbedding
+from spectrim.model import architectures, sites
 
 # Tables that are looked up, and what the module that holds it has counted already.
 TABLES = (nn.Embedding, QuantizedEmbedding, TiedEmbedding, PackedMatrix)

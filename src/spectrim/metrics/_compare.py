@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spectrim.errors import UnavailableError
 from spectrim.metrics import Evaluation, Measurement, Pair, Progress, Score, metrics
-from spectrim.metrics._harness_tasks import foreign
 from spectrim.metrics._samples import PROMPTS, continuations
 from spectrim.metrics._settings import describe
+from spectrim.metrics.asking.harness_tasks import foreign
 
 
 def compare(

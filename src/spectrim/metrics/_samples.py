@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from spectrim.metrics._asking import greedy
 from spectrim.metrics._reading import device, evaluating
+from spectrim.metrics.asking.ways import greedy
 
 PROMPTS = (
     "The old lighthouse at the end of the harbour",

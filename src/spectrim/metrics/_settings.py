@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from spectrim.earlier import content
 from spectrim.metrics import Pair
 from spectrim.metrics._packages import versions
 from spectrim.metrics._reading import device
+from spectrim.text.tokens import content
 
 
 def describe(pair: Pair) -> dict[str, Any]:

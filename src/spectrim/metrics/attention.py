@@ -19,8 +19,8 @@ from torch import Tensor
 
 from spectrim.errors import UnavailableError
 from spectrim.metrics import Measurement, Pair, Score
-from spectrim.metrics._answers import answered
 from spectrim.metrics._reading import device, evaluating
+from spectrim.metrics.asking.answers import answered
 
 TASKS = ("attention",)
 SENTENCE = (

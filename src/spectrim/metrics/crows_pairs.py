@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from spectrim.metrics import Measurement, Pair, Score
-from spectrim.metrics._certainty import mean, proportion
-from spectrim.metrics._examples import DataSet
-from spectrim.metrics._preferences import changed, grouped, losses, preferred, told
+from spectrim.metrics.asking.certainty import mean, proportion
+from spectrim.metrics.asking.examples import DataSet
+from spectrim.metrics.asking.preferences import changed, grouped, losses, preferred, told
 
 TASKS = ("crows_pairs",)
 SHOWN = "CrowS-Pairs"

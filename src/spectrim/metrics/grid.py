@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spectrim import sites
 from spectrim.metrics import Measurement, Pair, Score
+from spectrim.model import sites
 
 GROUP = 32
 LEVELS = 16

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from spectrim.errors import UnavailableError
-from spectrim.job import key_of
+from spectrim.files import key_of
 from spectrim.metrics import Measurement, Pair, Score
-from spectrim.metrics._answers import answered
-from spectrim.metrics._certainty import flips, mean, paired, proportion
-from spectrim.metrics._examples import DAMAGED
-from spectrim.metrics._harness_model import heard, language_model, silent
-from spectrim.metrics._harness_tasks import Loaded, foreign, in_one_line, load
 from spectrim.metrics._packages import versions
+from spectrim.metrics.asking.answers import answered
+from spectrim.metrics.asking.certainty import flips, mean, paired, proportion
+from spectrim.metrics.asking.examples import DAMAGED
+from spectrim.metrics.asking.harness_model import heard, language_model, silent
+from spectrim.metrics.asking.harness_tasks import Loaded, foreign, in_one_line, load
 
 TASKS = (
     "arc_easy",

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from spectrim.architectures import of
 from spectrim.errors import UnavailableError
 from spectrim.metrics import Measurement, Pair, Score
-from spectrim.metrics._answers import answered
-from spectrim.metrics._certainty import mean, resampled
-from spectrim.metrics._embeddings import embeddings
 from spectrim.metrics._reading import device, evaluating
+from spectrim.metrics.asking.answers import answered
+from spectrim.metrics.asking.certainty import mean, resampled
+from spectrim.metrics.asking.embeddings import embeddings
+from spectrim.model.architectures import of
 
 TASKS = ("hidden_states",)
 SHOWN = "Hidden states"

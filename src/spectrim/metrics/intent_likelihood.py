@@ -15,10 +15,10 @@ from typing import Any
 
 from spectrim.errors import UnavailableError
 from spectrim.metrics import Measurement, Pair
-from spectrim.metrics._answers import answered
-from spectrim.metrics._asking import continuation_losses
-from spectrim.metrics._certainty import proportion
-from spectrim.metrics._intents import CORPORA, scored, words
+from spectrim.metrics.asking.answers import answered
+from spectrim.metrics.asking.certainty import proportion
+from spectrim.metrics.asking.intents import CORPORA, scored, words
+from spectrim.metrics.asking.ways import continuation_losses
 
 TASKS = ("banking77", "snips")
 NOTHING = "N/A"

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 from spectrim.errors import SpectrimError, UnavailableError
 from spectrim.metrics import Measurement, Pair
-from spectrim.metrics._embeddings import Vectors, embeddings
-from spectrim.metrics._examples import Row
-from spectrim.metrics._intents import CORPORA, Intents, scored
 from spectrim.metrics._packages import package, versions
+from spectrim.metrics.asking.embeddings import Vectors, embeddings
+from spectrim.metrics.asking.examples import Row
+from spectrim.metrics.asking.intents import CORPORA, Intents, scored
 
 TASKS = ("banking77", "snips")
 MOST = 64  # tokens of an utterance

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from spectrim import architectures
 from spectrim.metrics import Measurement, Pair, Score
 from spectrim.metrics._census import linear_maps
+from spectrim.model import architectures
 
 DEFAULT_CONTEXT = 1024
 

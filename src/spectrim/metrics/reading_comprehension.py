@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from spectrim.metrics import Measurement, Pair, Score
-from spectrim.metrics._certainty import flips, paired, proportion
-from spectrim.metrics._examples import DataSet, Row
-from spectrim.metrics._squad import NORMALISED, exact_match, f1
-from spectrim.metrics._writing import averaged, how, origin, replies
+from spectrim.metrics.asking.certainty import flips, paired, proportion
+from spectrim.metrics.asking.examples import DataSet, Row
+from spectrim.metrics.asking.squad import NORMALISED, exact_match, f1
+from spectrim.metrics.asking.writing import averaged, how, origin, replies
 
 TASKS = ("xquad.en",)
 

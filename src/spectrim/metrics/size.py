@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from spectrim.baselines import stored_bytes
 from spectrim.errors import SpectrimError
 from spectrim.metrics import Measurement, Pair, Score
 from spectrim.metrics._census import all_numbers, embedding_numbers, linear_maps
+from spectrim.rounding.baselines import stored_bytes
 
 
 @dataclass(frozen=True)

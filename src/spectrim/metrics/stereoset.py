@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectrim.metrics import Measurement, Pair, Score
-from spectrim.metrics._certainty import RESAMPLES, paired, resampled
-from spectrim.metrics._examples import DataSet, Row
-from spectrim.metrics._preferences import Losses, changed, grouped, losses, preferred, told
+from spectrim.metrics.asking.certainty import RESAMPLES, paired, resampled
+from spectrim.metrics.asking.examples import DataSet, Row
+from spectrim.metrics.asking.preferences import Losses, changed, grouped, losses, preferred, told
 
 TASKS = ("stereoset",)
 SHOWN = "StereoSet"

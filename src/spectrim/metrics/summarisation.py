@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from spectrim.errors import SpectrimError, UnavailableError
 from spectrim.metrics import Measurement, Pair, Score
-from spectrim.metrics._certainty import mean, paired
-from spectrim.metrics._examples import DataSet, Row
 from spectrim.metrics._packages import package, versions
-from spectrim.metrics._rouge_s import rouge_s
-from spectrim.metrics._writing import averaged, how, origin, replies
+from spectrim.metrics.asking.certainty import mean, paired
+from spectrim.metrics.asking.examples import DataSet, Row
+from spectrim.metrics.asking.rouge_s import rouge_s
+from spectrim.metrics.asking.writing import averaged, how, origin, replies
 
 TASKS = ("samsum", "dialogsum")
 

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from spectrim.errors import UnavailableError
 from spectrim.metrics import Measurement, Pair, Score
-from spectrim.metrics._certainty import mean
-from spectrim.metrics._embeddings import Vectors, embeddings
-from spectrim.metrics._examples import DataSet, Row
 from spectrim.metrics._packages import package, versions
+from spectrim.metrics.asking.certainty import mean
+from spectrim.metrics.asking.embeddings import Vectors, embeddings
+from spectrim.metrics.asking.examples import DataSet, Row
 
 MOST = 64  # tokens of a document that the model reads
 WORDS = 300  # of a document that topics are described by

@@ -7,9 +7,9 @@ Comprehension" (1705.03551).
 from __future__ import annotations
 
 from spectrim.metrics import Measurement, Pair
-from spectrim.metrics._examples import DataSet
-from spectrim.metrics._trivia import of_hub, scored
-from spectrim.metrics._writing import origin
+from spectrim.metrics.asking.examples import DataSet
+from spectrim.metrics.asking.trivia import of_hub, scored
+from spectrim.metrics.asking.writing import origin
 
 TASKS = ("trivia_qa",)
 

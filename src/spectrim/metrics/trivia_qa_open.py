@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from spectrim.errors import SpectrimError, UnavailableError
 from spectrim.metrics import Measurement, Pair
-from spectrim.metrics._examples import DataSet, Row
-from spectrim.metrics._trivia import of_hub, scored
-from spectrim.metrics._writing import origin
+from spectrim.metrics.asking.examples import DataSet, Row
+from spectrim.metrics.asking.trivia import of_hub, scored
+from spectrim.metrics.asking.writing import origin
 from spectrim.metrics.reading_comprehension import DATA as XQUAD
 
 TASKS = ("trivia_qa_open",)

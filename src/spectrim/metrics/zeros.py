@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spectrim import sites
-from spectrim.experts import maps
 from spectrim.formats import FactoredLinear
-from spectrim.formats._quantized import Quantized
+from spectrim.formats.packed.quantized import Quantized
 from spectrim.metrics import Measurement, Pair, Score
+from spectrim.model import sites
+from spectrim.model.experts import maps
 
 STORED = "in full, like every other number; they save nothing"
 

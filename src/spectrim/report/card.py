@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from spectrim.licence import licence_of
+from spectrim.model.licence import licence_of
 from spectrim.report import notes, points, table, tasks
 from spectrim.report.folder import Output, read
 from spectrim.report.origin import DEMO, HUB_NAME, named

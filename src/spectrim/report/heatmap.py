@@ -9,8 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from spectrim.model.architectures import role_group
 from spectrim.report.drawing import LETTER, Drawing
-from spectrim.report.words import GAP, plain, role_group, share
+from spectrim.report.words import GAP, plain, share
 
 STEPS = 10
 DECADES = 2

@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from spectrim.model.architectures import role_group
 from spectrim.report import notes, points, table, tasks, words
 from spectrim.report.attention import attention_figures, head
 from spectrim.report.bars import figures
@@ -174,7 +175,7 @@ def _roles(decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a summary of every role, in the order of the plan."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for one in decisions:
-        groups.setdefault(words.role_group(one["role"]), []).append(one)
+        groups.setdefault(role_group(one["role"]), []).append(one)
     return [
         {
             "role": role,

@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from spectrim.model.architectures import role_group
 from spectrim.report import words
 from spectrim.report.charts import FRAME, HEIGHT, WIDTH
 from spectrim.report.drawing import Drawing, Scale, axes
@@ -18,7 +19,7 @@ from spectrim.report.heatmap import STEPS, Cell, heatmap, loss_shade
 from spectrim.report.origin import without_path
 from spectrim.report.page import environment
 from spectrim.report.spectrum import DEPTHS
-from spectrim.report.words import fixed, increase, plain, role_group, share
+from spectrim.report.words import fixed, increase, plain, share
 
 Row = dict[str, Any]
 WAYS = ("first to last", "last to first")

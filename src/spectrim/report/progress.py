@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from spectrim.run import process
+from spectrim.processes import process
 
 PAUSE = 10.0  # seconds between two plain lines on the same work, its end apart
 

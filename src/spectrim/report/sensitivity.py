@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any
 
+from spectrim.model.architectures import role_group
 from spectrim.report.heatmap import Cell
-from spectrim.report.words import plain, role_group
+from spectrim.report.words import plain
 
 
 def halved(decisions: list[dict[str, Any]], curves: dict[str, Any]) -> list[Cell]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from spectrim.model.architectures import role_group
 from spectrim.report.drawing import Drawing, Frame, Scale, axes
-from spectrim.report.words import fixed, role_group
+from spectrim.report.words import fixed
 
 DEPTHS = 6
 _WIDTH, _HEIGHT = 258, 190

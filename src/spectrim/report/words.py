@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from math import floor, isfinite, log10
 
@@ -21,7 +20,6 @@ _WRITTEN = {
     "nmi": "NMI",
     **{f"rouge{kind}": f"ROUGE-{kind}" for kind in ("1", "2", "L", "Lsum", "S", "SU")},
 }
-_EXPERT = re.compile(r"expert\d+_")
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -120,11 +118,6 @@ def bytes_(number: float | None) -> str:
 def span(ends: tuple[float, float] | None, digits: int = 3) -> str:
     """Return an interval, or nothing where there is none."""
     return "" if ends is None else f"{fixed(ends[0], digits)} to {fixed(ends[1], digits)}"
-
-
-def role_group(role: str) -> str:
-    """Return the role, that of one expert as the one of all."""
-    return _EXPERT.sub("experts ", role)
 
 
 def shortened(text: str, most: int) -> str:

@@ -14,16 +14,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spectrim import sites
-from spectrim.architectures import Stack
-from spectrim.collector import Collector
-from spectrim.job import key_of
-from spectrim.run import atomic_file, locked
-from spectrim.sites import weight
-from spectrim.stages._order import Ordered
-from spectrim.statistics import statistics_file
-from spectrim.sweeps import Sweep
-from spectrim.walk import BlockWalk
+from spectrim.files import atomic_file, key_of, locked
+from spectrim.job.order import Ordered
+from spectrim.model import sites
+from spectrim.model.architectures import Stack
+from spectrim.model.sites import weight
+from spectrim.walk.collector import Collector
+from spectrim.walk.statistics import statistics_file
+from spectrim.walk.sweeps import Sweep
+from spectrim.walk.walk import BlockWalk
 
 Progress = Callable[[int, int, str], None]
 

@@ -12,22 +12,20 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from spectrim.currency import expected_loss
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, from_factors
 from spectrim.formats.corrected_dense import CorrectedDense
 from spectrim.formats.quantized_dense import QuantizedDense
-from spectrim.job import Job
-from spectrim.methods import Damping, damped
+from spectrim.job.blocks import current_block, keep_block, move_to, next_step
+from spectrim.job.job import Job, dense_plan
 from spectrim.methods.loss_aware_svd import two_sided_svd
-from spectrim.options import Part
+from spectrim.model.sites import bias, replace, weight
 from spectrim.plan import Decision
-from spectrim.sites import bias, replace, weight
-from spectrim.stage_order import NOTHING_MISSING
-from spectrim.stages._blocks import current_block, keep_block, move_to, next_step
-from spectrim.stages._curves import dense_plan
-from spectrim.stages._few_bits import Rounding, matrix_of
-from spectrim.statistics import Statistics, load_block
+from spectrim.recipe.options import Part
+from spectrim.recipe.order import NOTHING_MISSING
+from spectrim.rounding.few_bits import Rounding, matrix_of
+from spectrim.walk.moments import Damping, damped, expected_loss
+from spectrim.walk.statistics import Statistics, load_block
 
 NOTE = "compensated"
 GPTQ_DAMPING = 1e-2  # of the mean diagonal of A, as the stage quantize has it by default

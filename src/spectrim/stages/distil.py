@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
-from spectrim.job import Job
-from spectrim.stages._adam import Adam
-from spectrim.stages._balanced import balance
-from spectrim.stages._end_to_end import Healing, Ready, heal
-from spectrim.stages._learned_numbers import learn
-from spectrim.stages._student import trained_parts
+from spectrim.healing.adam import Adam
+from spectrim.healing.balanced import balance
+from spectrim.healing.end_to_end import Healing, Ready, heal
+from spectrim.healing.learned_numbers import learn
+from spectrim.healing.student import trained_parts
+from spectrim.job.job import Job
 
 
 class Options(Healing):

@@ -16,22 +16,22 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from spectrim import architectures, sources
-from spectrim.architectures import Stack
-from spectrim.calibration import Tokens
-from spectrim.job import BATCH, Job, load_rest
-from spectrim.methods import damped
-from spectrim.options import Part
-from spectrim.sources import Weights
-from spectrim.stages._balanced import balance, pivot
-from spectrim.stages._blocks import Place, current_block, keep_block, next_step
-from spectrim.stages._healed import begin, take, text_name, trained
-from spectrim.stages._learned_numbers import learn, settle
-from spectrim.stages._matching import Goal, Pace, Window, match
-from spectrim.stages._repeats import repeats
-from spectrim.stages._samples import spread
-from spectrim.statistics import load_block
-from spectrim.walk import BlockWalk
+from spectrim.cutting.samples import spread
+from spectrim.healing.balanced import balance, pivot
+from spectrim.healing.judging import begin, take, text_name, trained
+from spectrim.healing.learned_numbers import learn, settle
+from spectrim.healing.windows import Goal, Pace, Window, match
+from spectrim.job.blocks import Place, current_block, keep_block, next_step
+from spectrim.job.job import BATCH, Job, load_rest
+from spectrim.job.repeats import repeats
+from spectrim.model import architectures, sources
+from spectrim.model.architectures import Stack
+from spectrim.model.sources import Weights
+from spectrim.recipe.options import Part
+from spectrim.text.tokens import Tokens
+from spectrim.walk.moments import damped
+from spectrim.walk.statistics import load_block
+from spectrim.walk.walk import BlockWalk
 
 States = dict[int, Tensor]  # hidden states [batch, length, hidden] by the batch's first sequence
 DAMPING = 1e-2

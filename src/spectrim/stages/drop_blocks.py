@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from spectrim.architectures import Stack
 from spectrim.errors import SpectrimError
-from spectrim.job import Job
-from spectrim.options import Part
-from spectrim.stage_order import LATE
+from spectrim.job.job import Job
+from spectrim.job.order import Ordered, length, ordered
+from spectrim.job.remake import remake
+from spectrim.model.architectures import Stack
+from spectrim.recipe.options import Part
+from spectrim.recipe.order import LATE
 from spectrim.stages._importance import importance, search_loss
-from spectrim.stages._order import Ordered, length, ordered
-from spectrim.stages._remake import remake
 
 
 def _ranges(value: object) -> object:

@@ -8,32 +8,26 @@ from typing import Any
 import torch
 
 from spectrim.allocators import allocators
-from spectrim.architectures import Stack
+from spectrim.cutting.allocation import available, units
+from spectrim.cutting.bit_curves import in_few_bits
+from spectrim.cutting.bit_losses import bit_losses
+from spectrim.cutting.curves import dense_curve, in_bytes, offered, read_curves, unknown_offers
+from spectrim.cutting.cut import cut
+from spectrim.cutting.decompose import decompose, reached
+from spectrim.cutting.groups import centred, format_of, is_open, together
+from spectrim.cutting.mixture import restored
+from spectrim.cutting.refinement import refine
+from spectrim.cutting.trial import planned
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, formats, low_rank_formats
-from spectrim.job import Job
+from spectrim.job.job import Job, inner_sites
 from spectrim.methods import methods
-from spectrim.options import Factorize
+from spectrim.model.architectures import Stack
+from spectrim.model.sites import Site
 from spectrim.plan import Curve, Decision, Plan, thin
-from spectrim.refinement import refine
-from spectrim.sites import Site
-from spectrim.stage_order import BITS_SAVE_BYTES, LATE
-from spectrim.stages._allocate import Unit, available, units
-from spectrim.stages._bit_curves import in_few_bits
-from spectrim.stages._bit_losses import bit_losses
-from spectrim.stages._curves import (
-    dense_curve,
-    format_of,
-    in_bytes,
-    inner_sites,
-    offered,
-    unknown_offers,
-)
-from spectrim.stages._cut import cut
-from spectrim.stages._decompose import centred, decompose, is_open, offers, reached, together
-from spectrim.stages._mixture import restored
-from spectrim.stages._trial import planned
-from spectrim.statistics import without_tokens
+from spectrim.recipe.options import Factorize
+from spectrim.recipe.order import BITS_SAVE_BYTES, LATE
+from spectrim.walk.statistics import without_tokens
 
 
 def factorize(job: Job, options: Factorize) -> None:
@@ -183,16 +177,6 @@ def note_without_tokens(job: Job) -> None:
     found = [name for place in job.each_block() for name in without_tokens(statistics, *place)]
     if found:
         job.notes["without_tokens"] = found
-
-
-def read_curves(job: Job, options: Factorize) -> list[Curve]:
-    """Return every curve that the methods offer, sizes in the unit of the budget."""
-    return offered(job, options, offers(job, options)) if options.cut else []
-
-
-def bought_units(job: Job, options: Factorize) -> list[Unit]:
-    """Return what the allocator shares the budget among."""
-    return units(job, options, read_curves(job, options))
 
 
 def shown_curves(job: Job, curves: list[Curve]) -> dict[str, Any]:

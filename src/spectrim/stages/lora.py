@@ -17,13 +17,13 @@ from transformers.pytorch_utils import Conv1D
 
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear
-from spectrim.job import Job
-from spectrim.options import Regex
-from spectrim.stage_order import FILLED, WHOLE_NUMBERS
-from spectrim.stages._adam import Adam
-from spectrim.stages._end_to_end import Healing, Ready, heal
-from spectrim.stages._healed import begin
-from spectrim.stages._repeats import repeats
+from spectrim.healing.adam import Adam
+from spectrim.healing.end_to_end import Healing, Ready, heal
+from spectrim.healing.judging import begin
+from spectrim.job.job import Job
+from spectrim.job.repeats import repeats
+from spectrim.recipe.options import Regex
+from spectrim.recipe.order import FILLED, WHOLE_NUMBERS
 
 NAME = "healing"
 

@@ -12,11 +12,11 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from spectrim.errors import SpectrimError
-from spectrim.job import Job
-from spectrim.run import processes
-from spectrim.stages._end_to_end import Healing, Ready, heal
-from spectrim.stages._fused_updates import AdaLomo, Lomo
-from spectrim.stages._student import trained_parts
+from spectrim.healing.end_to_end import Healing, Ready, heal
+from spectrim.healing.fused_updates import AdaLomo, Lomo
+from spectrim.healing.student import trained_parts
+from spectrim.job.job import Job
+from spectrim.processes import processes
 
 NUMBER = 4  # bytes, float32
 

@@ -18,25 +18,28 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from spectrim import sites
-from spectrim.architectures import Stack
-from spectrim.currency import expected_loss
 from spectrim.errors import SpectrimError
-from spectrim.formats import formats
-from spectrim.formats._rounding import Grid
+from spectrim.files import atomic_file
 from spectrim.formats.fewer_inputs import FewerInputs
-from spectrim.job import Job
-from spectrim.methods import Damping
-from spectrim.options import Part, Regex
+from spectrim.formats.packed.steps import Grid
+from spectrim.healing.judging import NOTE as HEALED
+from spectrim.job.blocks import current_block, keep_block, move_to, next_step
+from spectrim.job.job import Job, dense_plan, inner_sites
+from spectrim.model import sites
+from spectrim.model.architectures import Stack
+from spectrim.model.sites import protected
 from spectrim.plan import Decision, Plan
-from spectrim.run import atomic_file
-from spectrim.stage_order import PACKED
-from spectrim.stages._blocks import current_block, keep_block, move_to, next_step
-from spectrim.stages._curves import dense_plan, inner_sites, protected
-from spectrim.stages._ends import quantize_ends
-from spectrim.stages._few_bits import FORMATS, Roots, Rounding, matrix_of, packed, seen_by
-from spectrim.stages._healed import NOTE as HEALED
-from spectrim.statistics import Statistics, load_block
+from spectrim.recipe.options import Part, Regex
+from spectrim.recipe.order import PACKED
+from spectrim.rounding.ends import quantize_ends
+from spectrim.rounding.few_bits import (
+    DAMPING,
+    FORMATS,
+    Rounding,
+    few_bits,
+    seen_by,
+)
+from spectrim.walk.statistics import load_block
 
 NOTE = "quantized"  # under which the run's notes say what was done
 BITS = (2, 3, 4, 8)
@@ -62,7 +65,7 @@ class Options(Part):
     symmetric: bool = False
     rounding: Literal["gptq", "nearest"] = "gptq"
     order: bool = False
-    damping: float = Field(default=1e-2, ge=0)
+    damping: float = Field(default=DAMPING, ge=0)
     ends: Literal[0, 4, 8] = 0
     protect: tuple[Regex, ...] = ()
 
@@ -143,14 +146,20 @@ def _block(
         block = current_block(job, place, torch.float32)
         known = load_block(job.statistics(), *place)
         losses: dict[str, float | None] = {}
-        roots: Roots = {}
+        rounding = Rounding(
+            Grid(options.bits, options.group, options.symmetric),
+            job.weights.dtype(),
+            gptq=options.rounding == "gptq",
+            by_size=options.order,
+            damping=options.damping,
+        )
         kept = _kept(block)
         for site in job.block_sites(*place):
             if (one := chosen.get(site.name)) is not None:
                 path = site.name.removeprefix(f"{place[0].path}.{place[1]}.")
                 module = block.get_submodule(path)
                 seen = seen_by(known[site.name], module, kept.get(path.rpartition(".")[0]))
-                made, losses[site.name] = few_bits(job, options, module, one, seen, roots)
+                made, losses[site.name] = few_bits(job, rounding, module, one, seen)
                 sites.replace(block, path, made)
         with atomic_file(record) as partial:
             partial.write_text(json.dumps(losses), encoding="utf-8")
@@ -166,41 +175,6 @@ def _kept(block: nn.Module) -> dict[str, Tensor]:
         for name, module in block.named_modules()
         if type(module) is FewerInputs
     }
-
-
-def few_bits(
-    job: Job,
-    options: Options,
-    module: nn.Module,
-    decision: Decision,
-    known: Statistics,
-    roots: Roots,
-) -> tuple[nn.Module, float | None]:
-    """Return the packed map for a map, and the loss that is predicted, None without tokens.
-
-    known: the moments of what this map reads and delivers, which may be less than the dense one.
-    roots: what maps with the same inputs share, filled here; empty at first.
-    """
-    rounding = Rounding(
-        Grid(decision.bits, decision.group, decision.symmetric),
-        job.weights.dtype(),
-        gptq=options.rounding == "gptq",
-        by_size=options.order,
-        damping=options.damping,
-        roots=roots,
-    )
-    reached = known.tokens > 0 and known.input_moment is not None
-    matrix = matrix_of(module)
-    moment = known.input_moment if reached else torch.eye(matrix.shape[1])
-    assert moment is not None
-    made = formats.get(decision.module)(**job.empty_format(decision).shape())
-    with torch.no_grad():
-        made.take(packed(module, moment, rounding))
-        if made.bias is not None:
-            made.bias.copy_(sites.bias(module))
-        if not reached or known.gradient_moment is None:
-            return made, None
-        return made, expected_loss(matrix, matrix_of(made), known, Damping())
 
 
 def note(options: Options, plan: Plan, losses: dict[str, float | None]) -> dict[str, Any]:

@@ -16,19 +16,17 @@ from jaxtyping import Float
 from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor, nn
 
-from spectrim.architectures import Stack
-from spectrim.currency import expected_loss
 from spectrim.errors import SpectrimError
-from spectrim.experts import unpack_experts
-from spectrim.job import Job
-from spectrim.methods import Damping, damped
-from spectrim.options import Part, Regex
-from spectrim.sites import Site, weight
-from spectrim.stage_order import LATE
-from spectrim.stages._curves import protected
-from spectrim.stages._remake import remake
-from spectrim.stages._sparsity import Pattern, magnitude, mask, solved, wanda
-from spectrim.statistics import Statistics, load_block
+from spectrim.job.job import Job
+from spectrim.job.remake import remake
+from spectrim.model.architectures import Stack
+from spectrim.model.experts import unpack_experts
+from spectrim.model.sites import Site, protected, weight
+from spectrim.recipe.options import Part, Regex
+from spectrim.recipe.order import LATE
+from spectrim.rounding.sparsity import Pattern, magnitude, mask, solved, wanda
+from spectrim.walk.moments import Damping, damped, expected_loss
+from spectrim.walk.statistics import Statistics, load_block
 
 SOLVING = 1e-2  # of the mean diagonal of A, added before it is inverted, as SparseGPT does
 NOTE = "sparsified"  # under which config.json and the run's notes say what was done

@@ -1,0 +1,1 @@
+"""How spectrim is asked: arguments, help, and what the terminal shows."""

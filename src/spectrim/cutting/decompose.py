@@ -1,0 +1,198 @@
+"""What the methods make of every site, kept in the cache: one folder a method, one file a block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from spectrim.cutting.currency import currency_losses
+from spectrim.cutting.groups import _needs, centred, role_in, together
+from spectrim.cutting.samples import sampled
+from spectrim.files import atomic_file, key_of, locked
+from spectrim.job.job import Job
+from spectrim.methods import Decomposition, methods
+from spectrim.model.architectures import Stack
+from spectrim.model.sites import Site, bias, weight
+from spectrim.recipe.options import Factorize
+from spectrim.walk.moments import Damping
+from spectrim.walk.statistics import Statistics, load_block, without_tokens
+
+ROUNDING = 1e-6  # part of a float32 moment that is no more than rounding
+CURVE = ("ranks", "losses", "values")  # of a decomposition; everything else in a file is pieces
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The curve that one method offers for one site, or for sites that it takes together."""
+
+    method: str
+    sites: tuple[Site, ...]
+    ranks: Tensor
+    losses: Tensor
+    values: Tensor | None
+
+
+def decompositions(job: Job, options: Factorize, method: str) -> Path:
+    """Return the folder of the cache that holds what a method makes of the model."""
+    key = key_of(
+        "decompositions", 5, job.statistics_key, method,
+        options.damp_input, options.damp_gradient, centred(options, method),
+    )  # fmt: skip
+    return job.cache / "decompositions" / key
+
+
+def decompose(job: Job, options: Factorize) -> None:
+    """Write the decomposition of every site to the cache, block by block, where it is missing."""
+    statistics = job.statistics()
+    blocks = job.each_block()
+    for number, method in enumerate(options.methods):
+        folder = decompositions(job, options, method)
+        inputs = _samples(job, method, folder)
+        for done, (stack, index) in enumerate(blocks, start=1):
+            target = job.block_file(folder, stack, index)
+            sampled_here = next(inputs)
+            with locked(target):
+                if not target.exists():
+                    known = load_block(statistics, stack, index)
+                    if sampled_here is not None:
+                        known = {name: replace(one, samples=sampled_here.get(name))
+                                 for name, one in known.items()}  # fmt: skip
+                    tensors = _decompose_block(job, options, method, (stack, index), known)
+                    with atomic_file(target) as partial:
+                        save_file(tensors, partial)
+            total = len(options.methods) * len(blocks)
+            job.progress(number * len(blocks) + done, total, "decomposing")
+
+
+def _samples(job: Job, method: str, folder: Path) -> Iterator[dict[str, Tensor] | None]:
+    """Return the inputs of every block in turn; None where the method or the cache needs none."""
+    wanted: int | None = methods.constant(method, "SAMPLES")
+    done = all(job.block_file(folder, *place).exists() for place in job.each_block())
+    return repeat(None) if wanted is None or done else sampled(job, wanted)
+
+
+def offers(job: Job, options: Factorize) -> list[Offer]:
+    """Return every curve that the methods offer, in the order of the sites.
+
+    Copied, as a view would keep the whole file of a block in the address space.
+    """
+    found: list[Offer] = []
+    for stack, index in job.each_block():
+        for method in options.methods:
+            file = job.block_file(decompositions(job, options, method), stack, index)
+            with safe_open(file, framework="pt") as held:
+                keys = set(held.keys())
+                for sites in together(method, reached(job, stack, index)):
+                    name = sites[0].name
+                    if f"{name}.losses" in keys:
+                        ranks, losses = (held.get_tensor(f"{name}.{p}").clone() for p in CURVE[:2])
+                        known = f"{name}.values" in keys
+                        values = held.get_tensor(f"{name}.values").clone() if known else None
+                        found.append(Offer(method, sites, ranks, losses, values))
+    return found
+
+
+def pieces_of(file: Path, site: str) -> dict[str, Tensor]:
+    """Return the pieces of one site in a file of decompositions; none where it was left out."""
+    with safe_open(file, framework="pt") as held:
+        names = [key for key in held.keys() if key.startswith(f"{site}.")]  # noqa: SIM118
+        return {
+            key.removeprefix(f"{site}."): held.get_tensor(key)
+            for key in names
+            if key.removeprefix(f"{site}.") not in CURVE
+        }
+
+
+def reached(job: Job, stack: Stack, index: int) -> list[Site]:
+    """Return the sites of a block that tokens came to; an expert without keeps its weights."""
+    left = without_tokens(job.statistics(), stack, index)
+    return [site for site in job.block_sites(stack, index) if site.name not in left]
+
+
+def _decompose_block(
+    job: Job,
+    options: Factorize,
+    method: str,
+    place: tuple[Stack, int],
+    known: dict[str, Statistics],
+) -> dict[str, Tensor]:
+    block = job.dense_block(*place)
+    prefix = f"{place[0].path}.{place[1]}."
+    tensors: dict[str, Tensor] = {}
+    for sites in together(method, reached(job, *place)):
+        statistics = {site.name: known[site.name] for site in sites}
+        if methods.constant(method, "SAMPLES") and any(
+            one.samples is None for one in statistics.values()
+        ):
+            continue
+        if centred(options, method):
+            statistics = {name: _centred(one) for name, one in statistics.items()}
+        parts = {site.name: block.get_submodule(site.name.removeprefix(prefix)) for site in sites}
+        decomposition = _decomposed(method, sites, parts, statistics, _damping(options))
+        for part in CURVE:
+            if (tensor := getattr(decomposition, part)) is not None:
+                tensors[f"{sites[0].name}.{part}"] = tensor.contiguous()
+        tensors |= _named(method, sites, decomposition.pieces)
+    return tensors
+
+
+def _decomposed(
+    method: str,
+    sites: tuple[Site, ...],
+    parts: dict[str, nn.Module],
+    statistics: dict[str, Statistics],
+    damping: Damping,
+) -> Decomposition:
+    function: Callable[..., Decomposition] = methods.get(method)
+    maps = {name: weight(part).detach().float() for name, part in parts.items()}
+    if methods.constant(method, "ROLES") is None:
+        (matrix,), (known,) = maps.values(), statistics.values()
+        found = function(matrix, known, damping=damping)
+        if found.in_nats:
+            return found
+        return replace(found, losses=currency_losses(found, matrix, known, damping))
+    roles = {site.name: role_in(method, site) for site in sites}
+    known_needs = {
+        "head_dim": sites[0].head_dim,
+        "biases": {roles[name]: bias(part) for name, part in parts.items()},
+    }
+    return function(
+        {roles[name]: matrix for name, matrix in maps.items()},
+        {roles[name]: known for name, known in statistics.items()},
+        damping=damping,
+        **{need: known_needs[need] for need in _needs(method)},
+    )
+
+
+def _named(method: str, sites: tuple[Site, ...], pieces: dict[str, Any]) -> dict[str, Tensor]:
+    if methods.constant(method, "ROLES") is None:
+        return {f"{sites[0].name}.{key}": piece.contiguous() for key, piece in pieces.items()}
+    names = {role_in(method, site): site.name for site in sites}
+    found = {}
+    for key, piece in pieces.items():
+        role, _, part = key.partition(".")
+        found[f"{names[role]}.{part}"] = piece.contiguous()
+    return found
+
+
+def _damping(options: Factorize) -> Damping:
+    return Damping(options.damp_input, options.damp_gradient)
+
+
+def _centred(statistics: Statistics) -> Statistics:
+    """Return the statistics with A = E[(x - μ)(x - μ)ᵀ]; of inputs that never vary, zeros."""
+    assert statistics.input_moment is not None and statistics.input_mean is not None
+    mean = statistics.input_mean.double()
+    moment = statistics.input_moment.double() - torch.outer(mean, mean)
+    whole = statistics.input_moment.double().diagonal().sum()
+    if moment.diagonal().sum() < ROUNDING * whole:
+        moment = torch.zeros_like(moment)
+    return replace(statistics, input_moment=moment.float())

@@ -1,0 +1,62 @@
+"""The inputs of every site on a little text, for methods that train on more than moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from spectrim.cutting.refinement import catching
+from spectrim.job.job import Job
+from spectrim.text.tokens import Tokens
+
+
+def sampled(job: Job, sequences: int) -> Iterator[dict[str, Tensor]]:
+    """Yield for each block in order the inputs [tokens, in] of its sites, by name, as stored.
+
+    The sequences are spread evenly over the calibration split; a site's inputs are in their order,
+    padding excluded. A site that no token reaches (an expert) is left out.
+    """
+    walk = job.walk(spread(job.splits.calibration, sequences))
+    encoded: dict[int, Tensor] = {}
+    hidden: dict[int, Tensor] = {}
+    for stack, index in job.each_block():
+        if index == 0:
+            if hidden and walk.is_encoder_decoder:
+                encoded = {at: walk.encoded(states, at) for at, states in hidden.items()}
+            hidden = {at: walk.start(stack, at, encoded.get(at)) for at in walk.starts}
+        block, prefix = walk.block(stack, index), f"{stack.path}.{index}."
+        names = [site.name.removeprefix(prefix) for site in job.block_sites(stack, index)]
+        caught: dict[str, list[Tensor]] = {}
+        for at in walk.starts:
+            outside = encoded.get(at)
+            with catching(block, names) as inputs, torch.no_grad():
+                hidden[at] = walk.run(block, stack, index, at, hidden[at], outside)
+            for name, x in inputs.items():
+                read = walk.architecture.stacks[0] if x is outside else stack
+                mask = walk.stack_mask(read, at).reshape(-1)
+                rows = _text(x, mask, block.get_submodule(name))
+                caught.setdefault(prefix + name, []).append(rows)
+        found = {name: torch.cat(parts) for name, parts in caught.items()}
+        yield {name: rows for name, rows in found.items() if len(rows)}
+
+
+def spread(tokens: Tokens, sequences: int) -> Tokens:
+    """Return so many of the sequences (all, if fewer), at even distances."""
+    many = min(sequences, len(tokens))
+    places = torch.arange(many) * len(tokens) // many
+    return Tokens(tokens.ids[places], tokens.mask[places])
+
+
+def _text(
+    x: Float[Tensor, "*batch in"], mask: Bool[Tensor, " tokens"], module: nn.Module
+) -> Float[Tensor, "text in"]:
+    """Return the inputs of the tokens that are text, in the order of the text."""
+    rows = x.reshape(-1, x.shape[-1])
+    routed = getattr(module, "token_index", None)  # set by Experts, which sort by choice first
+    if routed is None:
+        return rows[mask]
+    order = routed.argsort()
+    return rows[order][mask[routed[order]]]

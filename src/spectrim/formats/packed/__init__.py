@@ -1,0 +1,1 @@
+"""Whole numbers of few bits, packed: scales, zero points, and their matrices."""

@@ -1,0 +1,1 @@
+"""Training what was cut and rounded: teacher, student, objective, steps."""

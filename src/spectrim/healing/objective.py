@@ -1,0 +1,85 @@
+"""What end-to-end healing minimises, and how it is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spectrim.healing.divergences import Kind, divergence, with_remainder
+from spectrim.healing.judging import half
+from spectrim.healing.student import InChunks, Reader
+from spectrim.healing.teacher import Said, Teacher
+from spectrim.walk.walk import HEAD_CHUNK, BlockWalk
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How the loss is made up: one divergence, and what is added to it with which weight.
+
+    temperature: of both distributions; the divergence is multiplied by its square, which keeps its
+    gradients in size (Hinton et al., 1503.02531).
+    """
+
+    kind: Kind
+    temperature: float
+    hidden: float
+    next_token: float
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss of the smaller model on the healing text, beside the dense one's answers."""
+
+    reader: Reader
+    walk: BlockWalk
+    teacher: Teacher
+    weights: Weights
+
+    def loss(self, run: nn.Module, start: int) -> Tensor:
+        """Return the loss of one batch, nats per predicted token and what is added."""
+        with half(self.walk.dtype, next(run.parameters()).device.type):
+            hidden = self.reader.hidden(run, self.walk, start)
+            said = self.teacher.said(start, hidden.device)
+            targets = self.walk.targets(start).to(hidden.device)
+            targets = targets[targets != -100]
+
+            def part_of(leaf: Tensor, part: slice) -> Tensor:
+                return self._part(leaf, said, targets, part)
+
+            total: Tensor = InChunks.apply(hidden, part_of) / len(hidden)  # type: ignore[no-untyped-call]
+            if said.hidden is None:
+                return total
+            wanted = said.hidden.float()
+            missed = (hidden.float() - wanted).square().mean() / wanted.square().mean()
+            return total + self.weights.hidden * missed
+
+    def _part(self, leaf: Tensor, said: Said, targets: Tensor, part: slice) -> Tensor:
+        how = self.weights
+        logits = self.reader.logits(leaf)
+        picked = torch.log_softmax(logits / how.temperature, -1).gather(1, said.ids[part])
+        teacher, student = with_remainder(said.top[part]), with_remainder(picked)
+        total = how.temperature**2 * divergence(teacher, student, how.kind).sum()
+        if how.next_token:
+            total = total + how.next_token * functional.cross_entropy(
+                logits, targets[part], reduction="sum"
+            )
+        return total
+
+
+@torch.no_grad()
+def cross_entropy(reader: Reader, run: nn.Module, walk: BlockWalk) -> float:
+    """Return the loss on a text in nats per token."""
+    total, count = 0.0, 0
+    for start in walk.starts:
+        with half(walk.dtype, next(run.parameters()).device.type):
+            hidden = reader.hidden(run, walk, start)
+        targets = walk.targets(start).to(hidden.device)
+        targets = targets[targets != -100]
+        for rows, wanted in zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True):
+            losses = functional.cross_entropy(reader.logits(rows), wanted, reduction="none")
+            total += float(losses.double().sum())
+        count += len(targets)
+    return total / max(count, 1)

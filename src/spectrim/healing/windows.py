@@ -1,0 +1,133 @@
+"""Training a few blocks in a row to give given hidden states."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.healing.adam import BETAS, size_of
+from spectrim.healing.judging import half
+from spectrim.healing.learned_numbers import OF_GROUPS
+from spectrim.job.blocks import Place
+from spectrim.walk.walk import BlockWalk
+
+States = dict[int, Tensor]  # hidden states [batch, length, hidden] by the batch's first sequence
+CHECKED = 8  # batches on which training is judged before and after
+WARMUP = 0.05  # of all steps
+MOST = 1e-2  # of their size, for steps and offsets of packed numbers: some are very small
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many steps of the optimiser, and the highest learning rate."""
+
+    steps: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Window:
+    """Blocks in a row and what comes in in front of them."""
+
+    walk: BlockWalk
+    places: list[Place]
+    blocks: list[nn.Module]
+    states: States
+    encoded: States
+
+    def run(self, at: int) -> Tensor:
+        """Return the hidden states of one batch behind the last block."""
+        hidden = self.states[at]
+        for block, place in zip(self.blocks, self.places, strict=True):
+            hidden = self.walk.run(block, *place, at, hidden, self.encoded.get(at))
+        return hidden
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is wanted of a window.
+
+    inputs: windows of the same blocks, taken in turn. judged: the one on which the result is
+    compared with what it was. target: hidden states behind the dense blocks. metric: weights of
+    errors, [hidden, hidden]; None weighs all dimensions alike.
+    """
+
+    inputs: list[Window]
+    judged: Window
+    target: States
+    metric: Tensor | None = None
+
+    def error(self, window: Window, at: int) -> Tensor:
+        """Return tr(Eᵀ G E) over the tokens of a batch that are text, as a part of tr(Yᵀ G Y)."""
+        mask = window.walk.stack_mask(window.places[0][0], at)
+        wanted = self.target[at][mask].float()  # [tokens, hidden]
+        missed = window.run(at)[mask].float() - wanted
+        return self._size(missed) / self._size(wanted).clamp_min(1e-12)
+
+    def _size(self, rows: Tensor) -> Tensor:
+        weighed = rows if self.metric is None else rows @ self.metric
+        return (weighed * rows).sum()
+
+
+def rate(step: int, steps: int, warmup: int) -> float:
+    """Return the learning rate of a step as a part of the highest: a rise, then half a cosine."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def match(
+    parameters: dict[str, nn.Parameter], goal: Goal, how: Pace, walk: BlockWalk
+) -> tuple[float, float]:
+    """Train the parameters; they get their values back where the error has not become less.
+
+    Returns the error before and after. An error that is no number ends the training.
+    """
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    known = _judged(goal, walk)
+    if parameters and known > 0:
+        _steps(parameters, goal, how, walk)
+    reached = _judged(goal, walk)
+    if not reached < known:
+        for name, parameter in parameters.items():
+            parameter.data.copy_(before[name])
+        return known, known
+    return known, reached
+
+
+def _steps(parameters: dict[str, nn.Parameter], goal: Goal, how: Pace, walk: BlockWalk) -> None:
+    optimiser = torch.optim.Adam(
+        [{"params": [one]} for one in parameters.values()], betas=BETAS, fused=True
+    )
+    highest = highest_rates(parameters, how.learning_rate)
+    starts, warmup = list(walk.starts), round(WARMUP * how.steps)
+    for step in range(how.steps):
+        for group, most in zip(optimiser.param_groups, highest, strict=True):
+            group["lr"] = most * rate(step, how.steps, warmup)
+        turn, at = step % len(goal.inputs), starts[step // len(goal.inputs) % len(starts)]
+        with torch.enable_grad(), half(walk.dtype):
+            error = goal.error(goal.inputs[turn], at)
+        if not error.isfinite():
+            return
+        optimiser.zero_grad()
+        error.backward()
+        optimiser.step()
+
+
+def highest_rates(parameters: dict[str, nn.Parameter], asked: float) -> list[float]:
+    """Return the highest learning rate of each parameter: what is asked, less for small steps."""
+    return [
+        min(asked, MOST * size_of(name, one)) if name.rpartition(".")[2] in OF_GROUPS else asked
+        for name, one in parameters.items()
+    ]
+
+
+@torch.no_grad()
+def _judged(goal: Goal, walk: BlockWalk) -> float:
+    starts = list(walk.starts)
+    some = starts[:: math.ceil(len(starts) / CHECKED)]
+    with half(walk.dtype):
+        return sum(float(goal.error(goal.judged, at)) for at in some) / len(some)

@@ -1,0 +1,1 @@
+"""The model in work: opened, its blocks changed, the output written."""

@@ -1,0 +1,258 @@
+"""One run in progress: the model as it is now, the text, and where work files and results lie."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from spectrim.files import atomic_file, key_of, locked
+from spectrim.formats import FactoredLinear, formats, link
+from spectrim.model import architectures, sources
+from spectrim.model.architectures import Architecture, Stack
+from spectrim.model.experts import filled, pack_experts, unpack_experts
+from spectrim.model.fused import Fused, merge_fused, split_fused, whole_of
+from spectrim.model.sites import Site, find, replace
+from spectrim.model.sources import Source, Weights
+from spectrim.plan import Decision, Plan, left_dense
+from spectrim.progress import Progress
+from spectrim.text.tokens import Splits, Tokens
+from spectrim.walk.sweeps import collect
+from spectrim.walk.walk import BlockWalk
+
+REST = "rest.safetensors"  # beside the files of the blocks
+BATCH = 1024  # tokens run at once: more take memory and save no time
+
+
+@dataclass
+class Job:
+    """What every stage works on.
+
+    model: skeleton whose blocks are empty. cache: kept between runs. work: of this run only.
+    keep: (fraction, unit) as in recipe.Keep. whole: what the model as it came has of both, where a
+    stage has changed it since, and original that model. plan: how every site is stored now, or is
+    to be cut by a plan that is replayed. wanted: the same with the bits and corrections that later
+    stages are to give, where that is decided. blocks: where the blocks lie as they are now, None
+    where the source has them; beside them rest.safetensors, where a stage has changed what is
+    outside the blocks.
+    reference: the blocks before weights were rounded or set to zero, where that has been done.
+    ends: by path what stands for embedding and head, where they are packed, as in config.json.
+    curves and notes: what the report shows of the decisions. seed: of what stages draw.
+    """
+
+    source: Source
+    model: PreTrainedModel
+    architecture: Architecture
+    weights: Weights
+    sites: list[Site]
+    splits: Splits
+    cache: Path
+    work: Path
+    keep: tuple[float, str]
+    progress: Progress
+    whole: dict[str, int] = field(default_factory=dict)
+    original: Source | None = None
+    plan: Plan | None = None
+    wanted: Plan | None = None
+    ends: dict[str, dict[str, Any]] = field(default_factory=dict)
+    curves: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    blocks: Path | None = None
+    reference: Callable[[Stack, int], nn.Module] | None = None
+    steps: int = 0
+    seed: int = 0
+
+    def walk(self, tokens: Tokens) -> BlockWalk:
+        """Return a walk of these tokens through the dense model, ``BATCH`` or so at a time."""
+        batch = max(1, BATCH // tokens.ids.shape[1])
+        return BlockWalk(self.model, self.architecture, self.weights, tokens, batch)
+
+    def move_to(self, folder: Path) -> None:
+        """Go on with what a stage has made of the model: a whole model folder of its own.
+
+        Later parts of a budget still are parts of the model as it came.
+        """
+        if not self.whole:
+            self.original = self.source
+            linear = sum(s.out_features * s.in_features for s in self.sites if s.block >= 0)
+            self.whole = {"linear": linear, "bytes": self.weights.bytes()}
+            self.whole["linear bytes"] = linear * self.weights.dtype().itemsize
+        trusted = self.source.trust_remote_code
+        self.source = Source(self.source.name, folder, sources.fingerprint(folder), trusted)
+        self.model = sources.skeleton(self.source)
+        self.architecture = architectures.of(self.model.config)
+        self.weights = Weights(folder, self.model)
+        self.sites = find(self.model)
+        self.reference = None  # of blocks that may be others now
+        self.__dict__.pop("statistics_key", None)
+        load_rest(self.model, self.rest(), self.compute_dtype)
+
+    def split_fused(self) -> None:
+        """Take every fused map of q, k and v as three sites from now on."""
+        split_fused(self.model)
+        self.reference = None  # whose maps are not split
+        self.sites = find(self.model)
+        self.__dict__.pop("statistics_key", None)
+
+    @cached_property
+    def statistics_key(self) -> str:
+        """Name of the statistics: model, text, tokens and seed, the latter three by their ids.
+
+        Those of split maps have another: computed apart, they round otherwise.
+        """
+        split = ["split"] * any(isinstance(one, Fused) for one in self.model.modules())
+        return key_of(
+            "statistics", 2, self.source.fingerprint, self.splits.calibration.digest(), *split
+        )
+
+    def statistics(self) -> Path:
+        """Return the folder of the calibration statistics, collected where they are missing."""
+        folder = self.cache / "statistics" / self.statistics_key
+        with locked(folder):
+            if not (folder / "done.json").exists():
+                collect(self.walk(self.splits.calibration), folder, self.sites, self.progress)
+        return folder
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Return what the walk computes in: fp16, which processors add up badly, becomes fp32."""
+        stored = self.weights.dtype()
+        return torch.float32 if stored == torch.float16 else stored
+
+    def empty_format(self, decision: Decision) -> FactoredLinear:
+        """Return the format that a decision asks for, on the meta device."""
+        biased = decision.bias or self.biased(decision.site)
+        needed: dict[str, Any] = {"owner": decision.owner} if decision.owner else {}
+        if decision.bits:
+            needed |= {"bits": decision.bits, "group": decision.group}
+            needed |= {"symmetric": decision.symmetric}
+        if decision.correction:
+            needed["correction"] = decision.correction
+        with torch.device("meta"):
+            module: FactoredLinear = formats.get(decision.module)(
+                decision.in_features, decision.out_features, decision.rank, biased, **needed
+            )
+        return module
+
+    def biased(self, site: str) -> bool:
+        """Return whether a site has a bias, alone or as a part of a fused map."""
+        return self.weights.has(f"{whole_of(self.model, site) or site}.bias")
+
+    def each_block(self) -> list[tuple[Stack, int]]:
+        """Return all blocks in the order in which the model runs them."""
+        return [
+            (stack, index)
+            for stack in self.architecture.stacks
+            for index in range(len(list(self.model.get_submodule(stack.path).children())))
+        ]
+
+    def block_sites(self, stack: Stack, index: int) -> list[Site]:
+        """Return the sites of one block in forward order."""
+        prefix = f"{stack.path}.{index}."
+        return [site for site in self.sites if site.name.startswith(prefix)]
+
+    def dense_block(self, stack: Stack, index: int) -> nn.Module:
+        """Return a block as the checkpoint holds it, in the checkpoint's dtype."""
+        name = f"{stack.path}.{index}"
+        tensors = self.weights.read_prefix(name + ".")
+        empty = self.model.get_submodule(name)
+        return filled(empty, tensors, self.weights.dtype(), self.architecture.experts)
+
+    def stored_block(self, folder: Path, stack: Stack, index: int, dtype: torch.dtype) -> nn.Module:
+        """Return a block as an earlier ``write_block`` left it, its factors in ``dtype``.
+
+        Raises:
+            AssertionError: there is no plan yet.
+        """
+        assert self.plan is not None
+        name = f"{stack.path}.{index}"
+        block = copy.deepcopy(self.model.get_submodule(name))
+        factored = [
+            self.plan[site.name]
+            for site in self.block_sites(stack, index)
+            if self.plan[site.name].replaced
+        ]
+        if self.parts_experts(name, [decision.site for decision in factored]):
+            unpack_experts(block, self.architecture.experts or "")
+        for decision in factored:
+            replace(block, decision.site.removeprefix(name + "."), self.empty_format(decision))
+        link(block, {one.site: one.owner for one in factored if one.owner}, f"{name}.")
+        tensors = load_file(self.block_file(folder, stack, index))
+        return filled(
+            block,
+            {key.removeprefix(name + "."): tensor for key, tensor in tensors.items()},
+            dtype,
+            self.architecture.experts,
+        )
+
+    def write_block(
+        self, folder: Path, stack: Stack, index: int, factored: dict[str, FactoredLinear]
+    ) -> None:
+        """Write one block with some sites replaced; dense tensors keep their bits and dtype."""
+        prefix = f"{stack.path}.{index}."
+        tensors = self.weights.read_prefix(prefix)
+        if factored:
+            block = self.dense_block(stack, index)
+            for name, module in factored.items():
+                stored = module.to(self.weights.dtype())  # refinement may compute in another
+                replace(block, name.removeprefix(prefix), stored)
+            merge_fused(block)
+            if self.architecture.experts and not self.parts_experts(prefix[:-1], factored):
+                pack_experts(block, self.architecture.experts)
+            made = {name: tensor.detach() for name, tensor in block.state_dict().items()}
+            # what is stored in another dtype than the rest, such as norms, comes as it was
+            tensors = {name: _as_it_was(tensors.get(name), new) for name, new in made.items()}
+        named = {prefix + name: tensor.contiguous() for name, tensor in tensors.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self.block_file(folder, stack, index)) as partial:
+            save_file(named, partial)
+
+    def parts_experts(self, block: str, factored: Iterable[str]) -> bool:
+        """Return whether an expert of a block is factored, so that its experts are stored apart."""
+        path = f"{block}.{self.architecture.experts}."
+        return any(site.startswith(path) for site in factored)
+
+    @staticmethod
+    def block_file(folder: Path, stack: Stack, index: int) -> Path:
+        """Return where a block's tensors lie in a folder of blocks."""
+        return folder / f"{stack.path}.{index}.safetensors"
+
+    def rest(self) -> dict[str, Tensor]:
+        """Return every tensor outside the blocks as it is now: embedding, norms, head."""
+        if self.blocks is not None and (self.blocks / REST).exists():
+            return load_file(self.blocks / REST)
+        stacks = tuple(f"{stack.path}." for stack in self.architecture.stacks)
+        return self.weights.read(
+            name for name in self.weights.names() if not name.startswith(stacks)
+        )
+
+
+def _as_it_was(old: Tensor | None, new: Tensor) -> Tensor:
+    """Return the old tensor where the new one is no more than a cast of it."""
+    return new if old is None or not torch.equal(old.to(new.dtype), new) else old
+
+
+def load_rest(model: PreTrainedModel, rest: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Give a skeleton its tensors outside the blocks, floating ones in ``dtype``."""
+    cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in rest.items()}
+    model.load_state_dict(cast, strict=False, assign=True)
+    model.tie_weights(recompute_mapping=False)  # what the checkpoint holds apart stays apart
+
+
+def inner_sites(job: Job) -> list[Site]:
+    """Return the sites inside the blocks."""
+    return [site for site in job.sites if site.block >= 0]
+
+
+def dense_plan(job: Job) -> Plan:
+    """Return the plan that leaves every site as it is."""
+    about = {"model": job.source.name, "fingerprint": job.source.fingerprint}
+    return Plan(tuple(left_dense(site) for site in inner_sites(job)), 0.0, about)

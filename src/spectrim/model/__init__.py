@@ -1,0 +1,1 @@
+"""The model as it comes: sources, weights, sites, families, checkpoints."""

@@ -1,0 +1,1 @@
+"""What is asked: a recipe, checked before anything is loaded. No torch."""

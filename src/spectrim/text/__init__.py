@@ -1,0 +1,1 @@
+"""Text: documents, the default mix, token batches, splits that cannot overlap."""

@@ -1,0 +1,60 @@
+"""What a run is refused for before the long work: its model, its output, its texts, its plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spectrim.errors import SpectrimError
+from spectrim.healing.end_to_end import SAMPLED, Healing, healing_text
+from spectrim.job.job import Job
+from spectrim.model.sources import Source
+from spectrim.model.weights import quantised
+from spectrim.plan import Plan
+from spectrim.recipe.recipe import Recipe
+
+
+def refuse(source: Source, output: Path, verb: str, written: str) -> None:
+    """Raise SpectrimError for a model that is small already, or where a folder would be lost.
+
+    verb: what is to be done with the model. written: the file by which an output folder that an
+        earlier run of that verb wrote is known, which may be replaced.
+    """
+    if quantised(source.folder):
+        raise SpectrimError(
+            f"{source.name} is a smaller model already; {verb} the model that it was made from"
+        )
+    if source.folder.resolve().is_relative_to(output.resolve()):
+        raise SpectrimError(f"{output} holds the model that is read; name another output")
+    ours = (output / written).is_file()
+    if output.is_file() or output.is_dir() and not ours and any(output.iterdir()):
+        raise SpectrimError(
+            f"{output} is there already and was not written by spectrim {verb}; name another output"
+        )
+
+
+def refuse_text(job: Job, recipe: Recipe) -> None:
+    """Raise SpectrimError before the long work where a text to heal on will be of no use."""
+    for stage in recipe.stages:
+        if isinstance(stage.options, Healing) and stage.options.text != SAMPLED:
+            healing_text(job, stage.options)
+
+
+def refuse_uncarried(plan: Plan, recipe: Recipe) -> None:
+    """Raise SpectrimError for a plan with cuts or bits where no stage of the recipe makes any."""
+    cut = [one.site for one in plan.decisions if one.format != "dense"]
+    corrected = any(one.correction for one in plan.decisions)
+    if corrected and "compensate" not in [stage.name for stage in recipe.stages]:
+        raise SpectrimError(
+            "the plan corrects maps, but the recipe has no stage compensate; add it to the recipe"
+        )
+    if cut and recipe.factorize is None:
+        raise SpectrimError(
+            f"the plan cuts {cut[0]}, but the recipe has no stage factorize, which carries plans "
+            "out; add it to the recipe, or make every site dense in the plan"
+        )
+    packed = [one for one in plan.decisions if one.bits]
+    if packed and not any(stage.name == "quantize" for stage in recipe.stages):
+        raise SpectrimError(
+            f"the plan stores {packed[0].site} in {packed[0].bits} bits, but the recipe has no "
+            "stage quantize; add it to the recipe, or set bits to 0 in the plan"
+        )

@@ -1,0 +1,74 @@
+"""The Pareto front of a model: the best that can be made of it at each of several sizes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spectrim.errors import SpectrimError
+from spectrim.progress import Progress
+from spectrim.recipe.recipe import Keep, Recipe
+from spectrim.report.page import write_page
+from spectrim.verbs import auto
+from spectrim.verbs.shrink import shrink
+
+
+@dataclass(frozen=True)
+class Front:
+    """The folders that are made, and the sizes that there was no time for."""
+
+    made: list[Path]
+    left: list[Keep]
+
+
+def search(
+    asked: Recipe,
+    sizes: Sequence[Keep],
+    output: Path,
+    *,
+    minutes: float | None,
+    cache: Path,
+    progress: Progress,
+) -> Front:
+    """Make the best model of each size, a folder each in ``output``, and one page about them all.
+
+    What is there is kept: the same call goes on with the sizes that are left. Where one cannot be
+    met, the page is about those that are made.
+    asked: says model, calibration and seed; its stages do not count.
+    minutes: no size is begun after so many; None for no limit.
+
+    Raises:
+        SpectrimError: a size cannot be met, what is there was made of something else, or anything
+            that ``shrink`` refuses.
+    """
+    began = time.monotonic()
+    made: list[Path] = []
+    left: list[Keep] = []
+    try:
+        for size in sizes:
+            folder = output / f"{100 * size.fraction:g}_of_{size.of.replace(' ', '_')}"
+            if (folder / "scores.json").is_file():
+                _refuse_other(folder, asked)
+            elif minutes is not None and time.monotonic() - began > 60 * minutes:
+                left.append(size)
+                continue
+            else:
+                choice = auto.choose(asked, size, folder, cache=cache, progress=progress)
+                shrink(choice.recipe, folder, cache=cache, why=choice.why, progress=progress)
+            made.append(folder)
+    finally:
+        if made:
+            write_page(made[0], output / "report.html", made[1:])
+    return Front(made, left)
+
+
+def _refuse_other(folder: Path, asked: Recipe) -> None:
+    """Raise SpectrimError where a folder holds what was made of another model, text or seed."""
+    made = Recipe.from_yaml(folder / "recipe.yaml")
+    for what in ("model", "calibration", "seed"):
+        if getattr(made, what) != getattr(asked, what):
+            raise SpectrimError(
+                f"{folder} was made with another {what}; name another output, or remove it"
+            )

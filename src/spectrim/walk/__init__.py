@@ -1,0 +1,1 @@
+"""The model block by block: sweeps, second moments, statistics of every site."""

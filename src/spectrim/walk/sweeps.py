@@ -1,0 +1,265 @@
+"""The two sweeps over the blocks that collect the statistics.
+
+Forward: run block by block, keep each block's input on disk. Reverse: recompute a block from its
+input, back-propagate the loss through it, and add x xᵀ and g gᵀ of every site. One block and its
+graph are in memory at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from spectrim.errors import SpectrimError
+from spectrim.files import atomic_file
+from spectrim.model.architectures import Stack
+from spectrim.model.sites import Site
+from spectrim.walk.activations import Activations
+from spectrim.walk.collector import Collector
+from spectrim.walk.statistics import statistics_file
+from spectrim.walk.walk import BlockWalk
+
+Progress = Callable[[int, int, str], None]
+
+
+def collect(walk: BlockWalk, folder: Path, sites: list[Site], progress: Progress) -> None:
+    """Write the statistics of every block into ``folder``, continuing where an earlier run stopped.
+
+    One file a block; ``done.json`` appears last. Work files go as they are used up.
+    """
+    if (folder / "done.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep = Sweep(walk, folder, sites, progress)
+    try:
+        if not sweep.complete():
+            sweep.forward()
+            sweep.reverse()
+    except SpectrimError:  # the model's fault: nothing of it is of use
+        shutil.rmtree(folder)
+        raise
+    except OSError:  # a full disk, say: what is complete is continued from
+        for half in folder.glob("*.partial"):
+            half.unlink()
+        raise
+    sweep.clear()
+    with atomic_file(folder / "done.json") as partial:
+        partial.write_text(json.dumps({"tokens": walk.tokens.counted()}))
+
+
+class Sweep:
+    """The forward and the reverse sweep over one set of work files.
+
+    What is collected of a block may be replaced; its file is what says that the block is done.
+    """
+
+    def __init__(
+        self, walk: BlockWalk, folder: Path, sites: list[Site], progress: Progress
+    ) -> None:
+        self.walk = walk
+        self.folder = folder
+        self.sites = sites
+        self.progress = progress
+        self.stacks = walk.architecture.stacks
+        self.total = 2 * sum(len(walk.blocks(stack)) for stack in self.stacks)
+
+    def complete(self) -> bool:
+        """Return whether the statistics of every block are there."""
+        return all(
+            statistics_file(self.folder, stack, index).exists()
+            for stack in self.stacks
+            for index in range(len(self.walk.blocks(stack)))
+        )
+
+    def file(self, stack: Stack, index: int, kind: str) -> Activations:
+        """Return the hidden states (or their gradients) that enter block ``index`` of a stack."""
+        side = self.walk.side(stack)
+        length = len(range(self.walk.tokens.ids.shape[1])[side])
+        shape = (len(self.walk.tokens.ids), length, self.walk.hidden_size(stack))
+        path = self.folder / f"{stack.path}.{index}.{kind}"
+        return Activations(path, shape, self.walk.dtype)
+
+    def encoder(self, stack: Stack) -> Activations | None:
+        """Return the encoder's output where a stack attends to it."""
+        if not self.walk.is_encoder_decoder or stack is self.stacks[0]:
+            return None
+        first = self.stacks[0]
+        return self.file(first, len(self.walk.blocks(first)), "encoded")
+
+    def forward(self) -> None:
+        """Run all blocks, keeping every block's input."""
+        done = 0
+        for stack in self.stacks:
+            encoder = self.encoder(stack)
+            self._enter(stack, encoder)
+            for index in range(len(self.walk.blocks(stack))):
+                self._forward_block(stack, index, encoder)
+                done += 1
+                self.progress(done, self.total, "forward sweep")
+            if self.walk.is_encoder_decoder and stack is self.stacks[0]:
+                self._encode(stack)
+
+    def _read(self, file: Activations | None, start: int) -> Tensor | None:
+        return None if file is None else file.read(start, self.walk.batch)
+
+    def _enter(self, stack: Stack, encoder: Activations | None) -> None:
+        entering = self.file(stack, 0, "input")
+        for start in self.walk.starts:
+            entering.write(start, self.walk.start(stack, start, self._read(encoder, start)))
+        entering.finish()
+
+    def _forward_block(self, stack: Stack, index: int, encoder: Activations | None) -> None:
+        entering, leaving = self.file(stack, index, "input"), self.file(stack, index + 1, "input")
+        if leaving.exists() or statistics_file(self.folder, stack, index).exists():
+            return
+        block = self.walk.block(stack, index)
+        for start in self.walk.starts:
+            with torch.no_grad():
+                hidden = entering.read(start, self.walk.batch)
+                outside = self._read(encoder, start)
+                leaving.write(start, self.walk.run(block, stack, index, start, hidden, outside))
+        leaving.finish()
+
+    def _encode(self, stack: Stack) -> None:
+        last = self.file(stack, len(self.walk.blocks(stack)), "input")
+        encoded = self.encoder(self.stacks[1])
+        assert encoded is not None
+        if encoded.exists():
+            return
+        for start in self.walk.starts:
+            with torch.no_grad():
+                encoded.write(start, self.walk.encoded(last.read(start, self.walk.batch), start))
+        encoded.finish()
+
+    def reverse(self) -> None:
+        """Back-propagate the loss block by block, adding up both moments of every site."""
+        done = self.total // 2
+        self._loss_gradient(self.stacks[-1])
+        for stack in reversed(self.stacks):
+            if self.walk.is_encoder_decoder and stack is self.stacks[0]:
+                self._encoder_gradient(stack)
+            for index in reversed(range(len(self.walk.blocks(stack)))):
+                self._reverse_block(stack, index)
+                done += 1
+                self.progress(done, self.total, "reverse sweep")
+
+    def _loss_gradient(self, stack: Stack) -> None:
+        count = len(self.walk.blocks(stack))
+        leaving, gradient = self.file(stack, count, "input"), self.file(stack, count, "gradient")
+        if gradient.exists() or statistics_file(self.folder, stack, count - 1).exists():
+            return
+        nats = 0.0
+        for start in self.walk.starts:
+            piece, loss = self.walk.loss_gradient(leaving.read(start, self.walk.batch), start)
+            gradient.write(start, piece)
+            nats += loss
+        gradient.finish()
+
+    def _encoder_gradient(self, stack: Stack) -> None:
+        """Carry the gradient of the encoder's output back through its final norm."""
+        count = len(self.walk.blocks(stack))
+        leaving, gradient = self.file(stack, count, "input"), self.file(stack, count, "gradient")
+        if gradient.exists() or statistics_file(self.folder, stack, count - 1).exists():
+            return
+        outside = self.file(stack, 0, "encoded.gradient")
+        for start in self.walk.starts:
+            hidden = leaving.read(start, self.walk.batch).requires_grad_()
+            with torch.enable_grad():
+                encoded = self.walk.encoded(hidden, start)
+            flow = outside.read(start, self.walk.batch)
+            gradient.write(start, torch.autograd.grad(encoded, hidden, flow)[0])
+        gradient.finish()
+
+    def _reverse_block(self, stack: Stack, index: int) -> None:
+        target = statistics_file(self.folder, stack, index)
+        behind = self.file(stack, index + 1, "gradient")
+        if not target.exists():
+            self.collect(stack, index, target)
+        behind.remove()
+        self.file(stack, index + 1, "input").remove()
+        self.file(stack, index + 1, "encoded.gradient").remove()
+
+    def collect(self, stack: Stack, index: int, target: Path) -> None:
+        """Write the moments of every site of one block."""
+        collector = Collector()
+        names = self.watched(stack, index, collector)
+        _save(target, collector, names, self.walk.predicted())
+
+    def watched(self, stack: Stack, index: int, collector: Collector) -> list[str]:
+        """Carry the gradient back through a watched block, and return the names of its sites."""
+        block = self.walk.block(stack, index)
+        prefix = f"{stack.path}.{index}."
+        names = [site.name for site in self.sites if site.name.startswith(prefix)]
+        with collector.watching(block, {name.removeprefix(prefix): name for name in names}):
+            self._backward(stack, index, block, collector)
+        return names
+
+    def _backward(self, stack: Stack, index: int, block: nn.Module, collector: Collector) -> None:
+        entering, behind = self.file(stack, index, "input"), self.file(stack, index + 1, "gradient")
+        before = self.file(stack, index, "gradient")
+        encoder = self.encoder(stack)
+        first = self.stacks[0]
+        outside_before = self.file(first, index, "encoded.gradient")
+        outside_behind = self.file(first, index + 1, "encoded.gradient")
+        for start in self.walk.starts:
+            hidden = entering.read(start, self.walk.batch).requires_grad_()
+            outside = self._read(encoder, start)
+            sources = [hidden] if outside is None else [hidden, outside.requires_grad_()]
+            flow = behind.read(start, self.walk.batch)
+            masks = [self.walk.stack_mask(part, start) for part in (stack, first)]
+            with collector.batch(masks[0], outside, masks[1]), torch.enable_grad():
+                leaving = self.walk.run(block, stack, index, start, hidden, outside)
+                gradients = torch.autograd.grad(leaving, sources, flow, allow_unused=True)
+            before.write(start, _or_zeros(gradients[0], hidden))
+            if outside is not None:
+                flow = _or_zeros(gradients[1], outside)
+                if outside_behind.exists():
+                    flow = flow + outside_behind.read(start, self.walk.batch)
+                outside_before.write(start, flow)
+        before.finish()
+        if encoder is not None:
+            outside_before.finish()
+
+    def clear(self) -> None:
+        """Remove all work files."""
+        for stack in self.stacks:
+            for pattern in ("input", "gradient", "encoded", "encoded.gradient"):
+                for path in self.folder.glob(f"{stack.path}.*.{pattern}*"):
+                    path.unlink()
+
+
+def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if gradient is None else gradient
+
+
+def _save(path: Path, collector: Collector, names: list[str], predicted: int) -> None:
+    """Write the moments of one block; an input shared by several sites is written once."""
+    tensors: dict[str, Tensor] = {}
+    about: dict[str, dict[str, Any]] = {}
+    for name in names:
+        leader = collector.leader.get(name)
+        if leader not in collector.inputs:  # an expert that nothing, or padding only, came to
+            about[name] = {"tokens": 0}
+            continue
+        tokens = collector.inputs[leader].tokens
+        about[name] = {"tokens": tokens, "input": leader}
+        if leader == name:
+            tensors[f"{name}.input_moment"] = collector.inputs[name].moment() / max(tokens, 1)
+            tensors[f"{name}.input_mean"] = collector.inputs[name].sum / max(tokens, 1)
+        if name in collector.gradients:
+            tensors[f"{name}.gradient_moment"] = collector.gradients[name].moment() / predicted
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise SpectrimError(
+                f"the statistics {name} overflowed; the model's activations are not finite on the "
+                "calibration text, use another text or a checkpoint in another dtype"
+            )
+    with atomic_file(path) as partial:
+        save_file(tensors, partial, metadata={"sites": json.dumps(about)})

@@ -5,8 +5,8 @@ import re
 import pytest
 import yaml
 
-from spectrim.options import Factorize
-from spectrim.recipe import Keep, Recipe
+from spectrim.recipe.options import Factorize
+from spectrim.recipe.recipe import Keep, Recipe
 from spectrim.registry import Registry
 
 STAGES = Registry("stage", "spectrim.stages")

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from spectrim.text.default_mix import documentation
 from transformers import AutoModelForCausalLM
 
 from spectrim.metrics import Evaluation, Pair, harness, windows
@@ -20,6 +19,7 @@ from spectrim.metrics.asking.harness_tasks import YAML
 from spectrim.metrics.perplexity import perplexity
 from spectrim.model import sources
 from spectrim.model.weights import quiet
+from spectrim.text.default_mix import documentation
 
 # Right or wrong, and a probability: all its digits depend on every logit.
 TASKS = ("arc_easy", "truthfulqa_mc2")

@@ -10,7 +10,7 @@ from spectrim.metrics.attention import MOST, measure
 
 def test_noise_moves_the_attention(demo_models: tuple[Any, Any, Any]) -> None:
     dense, noisy, tokenizer = demo_models
-    chosen = Evaluation(suite="full", baselines=("same",))
+    chosen = Evaluation(suite="full", baselines={"same": 0})
     models = {"dense": dense, "small": noisy, "same": dense}
     found = measure(Pair(models, {}, chosen, tokenizer=tokenizer))
     (moved,), (still,) = found["small"], found["same"]

@@ -108,7 +108,11 @@ def test_what_is_left_in_16_bits_counts_as_in_a_file(tmp_path: object) -> None:
 def test_the_size_of_a_baseline_is_its_packed_size() -> None:
     model = build("llama")
     four = baselines.weight_only(model, 4)
-    pair = Pair({"dense": model, "int4": four}, {}, Evaluation(baselines=("int4",)))
+    pair = Pair(
+        {"dense": model, "int4": four},
+        {},
+        Evaluation(baselines={"int4": baselines.stored_bytes(four)}),
+    )
     scores = {score.name: score.value for score in measure(pair)["int4"]}
     assert scores["bytes_on_disk"] == baselines.stored_bytes(four)
     assert scores["numbers"] == sum(one.numel() for one in model.parameters())

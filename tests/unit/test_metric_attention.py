@@ -56,7 +56,7 @@ WORDS = Words()
 
 def pair(*models: Any, tokenizer: Any = WORDS, **more: Any) -> Pair:
     named = dict(zip(("dense", "small", "int4"), models, strict=False))
-    chosen = Evaluation(suite="quick", baselines=("int4",), **more)
+    chosen = Evaluation(suite="quick", baselines={"int4": 0}, **more)
     return Pair(named, {}, chosen, tokenizer=tokenizer)
 
 
@@ -126,7 +126,7 @@ def test_baselines_are_shown_at_the_same_head_in_the_full_suite_only() -> None:
     model = llama()
     models = (model, uniform(model, 1), copy.deepcopy(model))
     assert list(measure(pair(*models))) == ["small"]
-    chosen = Evaluation(suite="full", baselines=("int4",))
+    chosen = Evaluation(suite="full", baselines={"int4": 0})
     found = measure(Pair(pair(*models).models, {}, chosen, tokenizer=Words()))  # type: ignore[arg-type]
     assert found["int4"][0].value == 0.0 and "maps" not in found["int4"][0].settings
     assert list(found["small"][0].settings["maps"]) == ["dense", "small", "int4"]

@@ -64,7 +64,7 @@ def by_name(found: Measurement, label: str) -> dict[str, Score]:
 
 def test_a_step_takes_forward_and_backward(clock: Clock) -> None:
     models = {"dense": Slow(clock, 0.1), "small": Slow(clock, 0.05), "int8": Slow(clock, 1.0)}
-    chosen = Evaluation(rounds=3, baselines=("int8",))
+    chosen = Evaluation(rounds=3, baselines={"int8": 0})
     found = training_step.measure(Pair(models, TEXTS, chosen))  # type: ignore[arg-type]
     assert set(found) == {"dense", "small"}
     dense, small = by_name(found, "dense"), by_name(found, "small")
@@ -142,7 +142,7 @@ def test_joules_per_thousand_tokens_are_what_the_counter_says(
     monkeypatch.setattr(energies, "no_counter", lambda where: None)
     monkeypatch.setattr(energies, "_codecarbon", lambda where: counting(taken))
     models = {"dense": Hungry(taken, 0.5), "small": Hungry(taken, 0.25), "int4": Hungry(taken, 9.0)}
-    chosen = Evaluation(rounds=2, prompt_tokens=6, new_tokens=2, baselines=("int4",))
+    chosen = Evaluation(rounds=2, prompt_tokens=6, new_tokens=2, baselines={"int4": 0})
     found = energies.measure(Pair(models, TEXTS, chosen))  # type: ignore[arg-type]
     assert set(found) == {"dense", "small"}
     assert by_name(found, "dense")["energy"].value == pytest.approx(500.0)

@@ -98,12 +98,12 @@ def test_the_excess_is_surer_than_the_losses_themselves() -> None:
 
 
 def test_settings_say_how_it_was_measured() -> None:
-    chosen = Evaluation(name="tiny", rounds=0, stride=4, seed=7)
+    chosen = Evaluation(name="tiny", rounds=0, seed=7)
     found = compare(llama(), llama(1), None, texts("wiki"), chosen)
     settings = found["settings"]
     assert found["model"] == "tiny"
-    assert (settings["text"], settings["window"], settings["stride"]) == ("wiki", 10, 4)
-    assert settings["tokens"] == 9 + 7 * 4
+    assert (settings["text"], settings["window"], settings["stride"]) == ("wiki", 10, 10)
+    assert settings["tokens"] == 8 * 9
     assert settings["seed"] == 7 and settings["threads"] == 1
     assert settings["dtype"] == {"dense": "float32", "small": "float32"}
     assert settings["versions"]["torch"] == torch.__version__

@@ -188,18 +188,20 @@ def test_only_the_files_that_are_loaded_count(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_weights(tmp_path: Path) -> None:
-    with pytest.raises(SpectrimError, match=r"no \*.safetensors file in .*; expected a model fold"):
+    with pytest.raises(SpectrimError, match=r"has no weights; expected model.safetensors or"):
         bytes_on_disk(tmp_path)
 
 
 def test_a_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((99).to_bytes(8, "little") + b"{")
-    with pytest.raises(SpectrimError, match=r"is damaged: its JSON does not parse; get it again"):
+    with pytest.raises(
+        SpectrimError, match="is cut off inside its header"
+    ):
         bytes_on_disk(tmp_path)
 
 
 def test_a_missing_shard(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(SpectrimError, match=r"cannot read .*00001.*; get it again"):
+    with pytest.raises(SpectrimError, match=r"00001.* is missing; fetch the model again"):
         bytes_on_disk(tmp_path)

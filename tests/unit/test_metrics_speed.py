@@ -95,7 +95,7 @@ def test_the_first_token_takes_as_long_as_the_prompt(clock: Clock) -> None:
 def test_baselines_are_not_timed(clock: Clock) -> None:
     models = {"dense": Timed(clock, "d", 1.0), "int8": Timed(clock, "i", 1.0)}
     texts = {"text": torch.zeros(1, 9, dtype=torch.long)}
-    chosen = Evaluation(rounds=1, baselines=("int8",))
+    chosen = Evaluation(rounds=1, baselines={"int8": 0})
     found = measure(Pair(models, texts, chosen))  # type: ignore[arg-type]
     assert set(found) == {"dense"}
     assert not any(entry.startswith("i") for entry in clock.log)

@@ -9,10 +9,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spectrim.errors import UnavailableError
-from spectrim.metrics import Evaluation, Measurement, Pair, Progress, Score, metrics
+from spectrim.metrics._contract import Evaluation, Measurement, Pair, Score, metrics
 from spectrim.metrics._samples import PROMPTS, continuations
 from spectrim.metrics._settings import describe
 from spectrim.metrics.asking.harness_tasks import foreign
+from spectrim.progress import Progress
 
 
 def compare(
@@ -138,6 +139,5 @@ def _row(label: str, scores: list[Score], headline: str | None) -> dict[str, Any
 def _samples(pair: Pair, tokenizer: PreTrainedTokenizerBase | None) -> list[dict[str, str]]:
     if tokenizer is None or pair.evaluation.sample_tokens < 1:
         return []
-    prompts = pair.evaluation.prompts or PROMPTS
     said = pair.said("writing samples")
-    return continuations(pair.models, tokenizer, prompts, pair.evaluation.sample_tokens, said)
+    return continuations(pair.models, tokenizer, PROMPTS, pair.evaluation.sample_tokens, said)

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from spectrim.metrics import Pair
+from spectrim.metrics._contract import Pair
 from spectrim.metrics._packages import versions
 from spectrim.metrics._reading import device
+from spectrim.metrics.asking.answers import readings
 from spectrim.text.tokens import content
 
 
@@ -20,7 +21,7 @@ def describe(pair: Pair) -> dict[str, Any]:
     name, ids = next(iter(pair.texts.items()), (None, None))
     window = None if ids is None else int(ids.shape[1])
     first = next(iter(pair.models.values()))
-    tokens = int(pair.readings[name].tokens.sum()) if name is not None else 0
+    tokens = int(readings(pair)[name].tokens.sum()) if name is not None else 0
     return {
         "text": name,
         "texts": {text: list(windows.shape) for text, windows in pair.texts.items()},
@@ -28,7 +29,7 @@ def describe(pair: Pair) -> dict[str, Any]:
         "suite": pair.evaluation.suite,
         "limit": pair.evaluation.limit,
         "window": window,
-        "stride": pair.evaluation.stride or window,
+        "stride": window,
         "tokens": tokens,
         "seed": pair.evaluation.seed,
         "dtype": {label: _dtype(model) for label, model in pair.models.items()},

@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from spectrim.metrics import Measurement, Pair, Reading, Score, read
+from spectrim.metrics.asking.answers import readings
 
 
 def divergence(
@@ -40,7 +41,7 @@ def divergence(
 def measure(pair: Pair) -> Measurement:
     """Return next-token accuracy of every model, and how the others differ from the first."""
     found: Measurement = {label: [] for label in pair.models}
-    for text, reading in pair.readings.items():
+    for text, reading in readings(pair).items():
         for index, label in enumerate(pair.models):
             scores = [Score.average(reading, reading.right[index], "next_token", "share", "higher")]
             if index:

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from spectrim.metrics import Measurement, Pair, Score, read
+from spectrim.metrics.asking.answers import readings
 
 
 def perplexity(
@@ -53,7 +54,7 @@ def measure(pair: Pair) -> Measurement:
     the losses' own, because both models read the same text.
     """
     found: Measurement = {label: [] for label in pair.models}
-    for text, reading in pair.readings.items():
+    for text, reading in readings(pair).items():
         for index, label in enumerate(pair.models):
             sums = reading.losses[index]
             loss = Score.average(reading, sums, "loss", "nats/token", "lower")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
-from spectrim.errors import SpectrimError
 from spectrim.metrics import Measurement, Pair, Score
 from spectrim.metrics._census import all_numbers, embedding_numbers, linear_maps
-from spectrim.rounding.baselines import stored_bytes
+from spectrim.model import tensor_files
 
 
 @dataclass(frozen=True)
@@ -54,9 +51,9 @@ def bytes_on_disk(folder: Path) -> int:
     File headers and every other file are left out, so that equal weights count equal.
 
     Raises:
-        SpectrimError: there is no such file, or one is not a safetensors file.
+        SpectrimError: there is no such file, or one is damaged.
     """
-    return sum(_tensor_bytes(path) for path in _shards(folder))
+    return sum(entry.size for entry in tensor_files.stored(folder).values())
 
 
 def measure(pair: Pair) -> Measurement:
@@ -70,15 +67,15 @@ def measure(pair: Pair) -> Measurement:
     sizes = {label: size(model, folders.get(label)) for label, model in pair.models.items()}
     reference = next(iter(sizes.values()))
     return {
-        label: _of_baseline(pair.models[label], one)
+        label: _of_baseline(one, baselines[label])
         if label in baselines and label not in folders
         else _scores(one, reference)
         for label, one in sizes.items()
     }
 
 
-def _of_baseline(model: PreTrainedModel, one: Size) -> list[Score]:
-    packed = replace(one, bytes_on_disk=stored_bytes(model))
+def _of_baseline(one: Size, bytes_packed: int) -> list[Score]:
+    packed = replace(one, bytes_on_disk=bytes_packed)
     return [score for score in _scores(packed, packed) if score.name != "bytes_in_memory"]
 
 
@@ -98,35 +95,3 @@ def _scores(one: Size, reference: Size) -> list[Score]:
         scores.append(Score("linear_share", linear, "share", "lower"))
         scores.append(Score("numbers_share", one.numbers / reference.numbers, "share", "lower"))
     return scores
-
-
-def _shards(folder: Path) -> list[Path]:
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if single.exists():
-        return [single]
-    if index.exists():
-        return [folder / name for name in sorted(set(_json(index.read_bytes(), index).values()))]
-    found = sorted(folder.glob("*.safetensors"))
-    if not found:
-        raise SpectrimError(f"no *.safetensors file in {folder}; expected a model folder")
-    return found
-
-
-def _json(text: bytes, path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(text)
-    except ValueError:
-        raise SpectrimError(f"{path} is damaged: its JSON does not parse; get it again") from None
-    weights: dict[str, Any] = found.get("weight_map", found)
-    return weights
-
-
-def _tensor_bytes(path: Path) -> int:
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = _json(file.read(min(length, path.stat().st_size)), path)
-    except OSError as error:
-        raise SpectrimError(f"cannot read {path}: {error.strerror}; get it again") from None
-    entries = [entry for name, entry in header.items() if name != "__metadata__"]
-    return sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in entries)

@@ -66,7 +66,7 @@ def compare_folders(
         name=dense.name,
         folders={"dense": dense.folder, "small": small.folder},
         identities=identities,
-        baselines=tuple(beside),
+        baselines={label: baselines.stored_bytes(one) for label, one in beside.items()},
     )
     scores = compare(big, little, tokenizer, texts, chosen, progress, beside)
     scores["left_out"] |= why

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from spectrim.files import key_of, locked
-from spectrim.metrics import Pair
+from spectrim.metrics._contract import Pair
 from spectrim.metrics._reading import Reading, read
 
 Answer = Any
@@ -60,11 +60,17 @@ def answered(
     return found
 
 
+def readings(pair: Pair) -> dict[str, Reading]:
+    """Return one pass of all models over every text, by the text's name; metrics share it."""
+    for name, ids in pair.texts.items():
+        if name not in pair.readings:
+            pair.readings[name] = kept_reading(pair, name, ids)
+    return pair.readings
+
+
 def kept_reading(pair: Pair, name: str, ids: Int[Tensor, "sequences length"]) -> Reading:
     """Return what the models of a pair make of a text, window by window."""
-    models, stride = list(pair.models.values()), pair.evaluation.stride
-    if stride is not None:  # then a window's sums depend on its place
-        return read(models, ids, stride=stride, progress=pair.said(f"reading {name}"))
+    models = list(pair.models.values())
     rows = answered(
         pair,
         list(pair.models),

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, bootstrap, t
 
-from spectrim.metrics import Score
+from spectrim.metrics._contract import Score
 
 RESAMPLES = 1000
 

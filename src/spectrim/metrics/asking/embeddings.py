@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spectrim.metrics import Pair
+from spectrim.metrics._contract import Pair
 from spectrim.metrics.asking.answers import answered
 from spectrim.metrics.asking.ways import embedded
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrim.errors import SpectrimError, UnavailableError
-from spectrim.metrics import Pair
+from spectrim.metrics._contract import Pair
 
 Row = dict[str, Any]
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from spectrim.files import key_of
-from spectrim.metrics import Pair
+from spectrim.metrics._contract import Pair
 from spectrim.metrics._reading import device, evaluating
 
 MOST = 32  # sequences at once; more give a processor nothing

@@ -12,7 +12,7 @@ from traceback import walk_tb
 from typing import Any
 
 from spectrim.errors import SpectrimError, UnavailableError, did_you_mean, one_line
-from spectrim.metrics import Pair, metrics
+from spectrim.metrics._contract import Pair, metrics
 from spectrim.metrics._packages import package
 from spectrim.metrics.asking.harness_files import LOCAL
 from spectrim.metrics.asking.harness_model import silent

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spectrim.metrics import Measurement, Pair, Score
+from spectrim.metrics._contract import Measurement, Pair, Score
 from spectrim.metrics.asking.certainty import flips, proportion, resampled
 from spectrim.metrics.asking.examples import DataSet, Row
 

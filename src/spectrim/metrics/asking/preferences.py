@@ -8,7 +8,7 @@ from math import isclose
 from typing import Any
 
 from spectrim.errors import UnavailableError
-from spectrim.metrics import Pair, Score
+from spectrim.metrics._contract import Pair, Score
 from spectrim.metrics.asking.answers import answered
 from spectrim.metrics.asking.certainty import flips
 from spectrim.metrics.asking.ways import continuation_losses

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from spectrim.metrics import Measurement, Pair, Score
+from spectrim.metrics._contract import Measurement, Pair, Score
 from spectrim.metrics.asking.certainty import flips, proportion
 from spectrim.metrics.asking.examples import Row
 from spectrim.metrics.asking.squad import NORMALISED, normalised

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from spectrim.errors import UnavailableError
-from spectrim.metrics import Pair, Score
+from spectrim.metrics._contract import Pair, Score
 from spectrim.metrics.asking.answers import answered
 from spectrim.metrics.asking.certainty import RESAMPLES, resampled
 from spectrim.metrics.asking.examples import DataSet

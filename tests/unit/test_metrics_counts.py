@@ -194,9 +194,7 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
 
 def test_a_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((99).to_bytes(8, "little") + b"{")
-    with pytest.raises(
-        SpectrimError, match="is cut off inside its header"
-    ):
+    with pytest.raises(SpectrimError, match="is cut off inside its header"):
         bytes_on_disk(tmp_path)
 
 

@@ -14,9 +14,8 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from spectrim.text.default_mix import HUB_MIX
-
 from spectrim.errors import SpectrimError
+from spectrim.text.default_mix import HUB_MIX
 
 PIECE = 3000  # characters, some 700 tokens
 MEASURED = 60_000  # characters at the beginning of C4 and code that are left for measuring

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from spectrim import cli
+from spectrim.cli import main
 from spectrim.registry import Registry
 
 TREE = re.compile(r"[\w.-]+\.(?:py|md|toml|txt|yaml|yml|cff)\b|[\w.-]+/")
@@ -32,7 +32,7 @@ def commands(file: Path) -> list[list[str]]:
 
 def fault(words: list[str]) -> str | None:
     """Return why the command line would refuse these words, or None."""
-    group = typer.main.get_command(cli.app)
+    group = typer.main.get_command(main.app)
     if len(words) == 1 or words[1].startswith("-"):
         return None if words[1:] in ([], ["--help"]) else f"no option {words[1]}"
     if words[1] not in group.commands:
@@ -78,7 +78,7 @@ def test_every_command_in_the_documents_is_accepted(root):
 
 def test_the_readme_shows_every_verb(root):
     shown = {words[1] for words in commands(root / "README.md")}
-    assert shown == set(typer.main.get_command(cli.app).commands)
+    assert shown == set(typer.main.get_command(main.app).commands)
 
 
 def test_every_make_target_in_the_documents_exists(root):

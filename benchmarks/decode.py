@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from spectrim.errors import SpectrimError
 from spectrim.formats.packed.matrix import PackedMatrix
+from spectrim.formats.packed.scales import Grid
 from spectrim.formats.quantized_dense import QuantizedDense
 from spectrim.metrics.speed import one_round
 from spectrim.model import sites, sources
@@ -80,9 +81,8 @@ def in_bits(model: PreTrainedModel, bits: tuple[int, ...]) -> PreTrainedModel:
     inside = [site for site in sites.find(model) if site.block >= 0]
     for at, site in enumerate(inside):
         shape = (site.in_features, site.out_features, min(site.in_features, site.out_features))
-        made = QuantizedDense(
-            *shape, False, bits=bits[at % len(bits)], group=GROUP, symmetric=False
-        ).to(torch.bfloat16)
+        grid = Grid(bits[at % len(bits)], GROUP, symmetric=False)
+        made = QuantizedDense(*shape, False, grid).to(torch.bfloat16)
         with torch.no_grad():
             made.quantized.packed.random_(0, 256)
             made.quantized.unit.fill_(1e-4)
@@ -108,7 +108,10 @@ def bytes_a_token(model: Any) -> int:
     """Return the bytes that one token reads: all that is stored but the embedding, unless tied."""
     held = {id(one): one for one in [*model.parameters(), *model.buffers()]}
     kept = {
-        id(b) for m in model.modules() if isinstance(m, PackedMatrix) for b in (m._layout, m._steps)
+        id(b)
+        for m in model.modules()
+        if isinstance(m, PackedMatrix)
+        for b in (m._layout, m._scales_and_offsets)
     }
     whole = sum(one.numel() * one.element_size() for key, one in held.items() if key not in kept)
     table = model.get_input_embeddings()

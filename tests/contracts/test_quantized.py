@@ -18,9 +18,9 @@ from spectrim.formats import FactoredLinear, formats, low_rank_formats
 from spectrim.formats.packed import matrix as packed
 from spectrim.formats.packed.matrix import PackedMatrix, pack, unpack
 from spectrim.formats.packed.quantized import Quantized
-from spectrim.formats.packed.steps import Grid
+from spectrim.formats.packed.scales import Grid
 from spectrim.recipe.options import Factorize, validate
-from spectrim.rounding.nearest import Rounded, nearest
+from spectrim.rounding.nearest import QuantizedMatrix, nearest
 
 ENDS = {"quantized_embedding", "tied_embedding", "tied_head"}
 NAMES = [name for name in formats.names() if formats.constant(name, "STAGE") and name not in ENDS]
@@ -53,7 +53,8 @@ def made(
 ) -> FactoredLinear:
     """Return a format holding random matrices, rounded where it packs them."""
     rank = RANK if "dense" not in name else min(OUT, IN)
-    module: FactoredLinear = formats.get(name)(IN, OUT, rank, bias, **keywords)
+    shape = {"in_features": IN, "out_features": OUT, "rank": rank, "bias": bias, **keywords}
+    module: FactoredLinear = formats.get(name).from_shape(shape)
     module = module.to(dtype)
     pieces: dict[str, Tensor] = {"order": drawn(OUT).argsort(), "matrix": drawn(OUT, IN, seed=9)}
     pieces |= {"first": drawn(3, IN, seed=1), "second": drawn(OUT, 3, seed=2)}
@@ -95,25 +96,25 @@ def test_none_can_be_chosen_for_a_cut(name: str) -> None:
     seed=st.integers(0, 99),
 )  # fmt: skip
 @settings(max_examples=80, deadline=None)
-def test_packed_numbers_come_back_and_take_their_bits(
+def test_packed_codes_come_back_and_take_their_bits(
     bits: int, rows: int, columns: int, seed: int
 ) -> None:
     half = 1 << bits - 1
     generator = torch.Generator().manual_seed(seed)
-    numbers = torch.randint(-half, half, (rows, columns), generator=generator, dtype=torch.int8)
-    held = pack(numbers, bits)
+    codes = torch.randint(-half, half, (rows, columns), generator=generator, dtype=torch.int8)
+    held = pack(codes, bits)
     assert held.dtype == torch.uint8 and held.shape == (rows, -(-columns * bits // 8))
-    assert torch.equal(unpack(held, columns, bits), numbers)
+    assert torch.equal(unpack(held, columns, bits), codes)
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_layout_is_as_documented(bits: int) -> None:
     half = 1 << bits - 1
-    numbers = torch.tensor([[-half, half - 1, -1, 0, 1, -half, half - 1, 1, -1]], dtype=torch.int8)
-    held = pack(numbers, bits)[0].tolist()
+    codes = torch.tensor([[-half, half - 1, -1, 0, 1, -half, half - 1, 1, -1]], dtype=torch.int8)
+    held = pack(codes, bits)[0].tolist()
     run = sum(byte << 8 * place for place, byte in enumerate(held))
     read = [run >> bits * place & (1 << bits) - 1 for place in range(9)]
-    assert [one - 2 * half if one >= half else one for one in read] == numbers[0].tolist()
+    assert [one - 2 * half if one >= half else one for one in read] == codes[0].tolist()
 
 
 @EACH
@@ -121,7 +122,7 @@ def test_save_load_is_bit_equal(name: str, keywords: dict[str, Any], tmp_path: P
     module = made(name, keywords)
     save_file(dict(module.state_dict()), tmp_path / "m.safetensors")
     with torch.device("meta"):
-        empty: FactoredLinear = formats.get(name)(**module.shape())
+        empty: FactoredLinear = formats.get(name).from_shape(module.shape())
     empty.load_state_dict(load_file(tmp_path / "m.safetensors"), assign=True)
     assert empty.shape() == module.shape()
     with torch.no_grad():
@@ -182,7 +183,7 @@ def test_error_falls_with_bits(group: int, symmetric: bool) -> None:
     for bits in BITS:
         grid = Grid(bits, group, symmetric)
         found = nearest(matrix, torch.ones(IN), grid, torch.float32)
-        held = PackedMatrix(OUT, IN, bits, group, symmetric)
+        held = PackedMatrix(OUT, IN, grid)
         take(held, found)
         errors.append(float((held.dense().detach() - matrix).norm() / matrix.norm()))
     assert errors == sorted(errors, reverse=True)
@@ -208,17 +209,17 @@ def test_kernels_give_what_plain_products_give(
 
 
 def random_matrix(grid: Grid, rows: int, columns: int) -> PackedMatrix:
-    held = PackedMatrix(rows, columns, *vars(grid).values())
+    held = PackedMatrix(rows, columns, grid)
     found = nearest(drawn(rows, columns), torch.ones(columns), grid, torch.float32)
     take(held, found)
     return held
 
 
-def take(held: PackedMatrix, found: Rounded) -> None:
+def take(held: PackedMatrix, found: QuantizedMatrix) -> None:
     held.take({key.removeprefix("m."): piece for key, piece in found.pieces("m").items()})
 
 
-def test_rows_are_written_out_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_dequantised_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     held = random_matrix(Grid(8, 0, False), 48, 64)
     x = drawn(3, 64)
     whole = held.product(x)
@@ -255,7 +256,7 @@ def test_a_kernel_sees_what_has_changed(change: str) -> None:
     assert torch.allclose(before.to(after.dtype), after, atol=1e-3) == (change == "cast")
 
 
-def test_nothing_but_packed_numbers_and_steps_is_saved_after_a_product() -> None:
+def test_nothing_but_packed_codes_and_scales_is_saved_after_a_product() -> None:
     held = random_matrix(Grid(4, 32, False), 48, 64)
     with torch.no_grad():
         held.product(drawn(3, 64))
@@ -267,7 +268,7 @@ def test_nothing_but_packed_numbers_and_steps_is_saved_after_a_product() -> None
 
 @pytest.mark.parametrize("grid", [Grid(8, 0, True), Grid(4, 32, False)])
 @pytest.mark.parametrize("at", [1, 3, 8])
-def test_kernels_take_numbers_from_wherever_they_lie(grid: Grid, at: int) -> None:
+def test_kernels_take_codes_from_wherever_they_lie(grid: Grid, at: int) -> None:
     """Tensors of a file begin anywhere, and torch's int8 kernel crashes on most of them."""
     held, x = random_matrix(grid, 64, 96), drawn(5, 96)
     with torch.no_grad():

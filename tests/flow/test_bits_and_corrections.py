@@ -18,7 +18,7 @@ from spectrim.formats.fewer_outputs import FewerOutputs
 from spectrim.job.opening import open_job
 from spectrim.model import sources
 from spectrim.recipe.recipe import Recipe
-from spectrim.rounding.few_bits import seen_by
+from spectrim.rounding.few_bits import narrowed
 from spectrim.walk.statistics import Statistics
 from tiny_models import logits, tokens
 from tiny_runs import (
@@ -140,12 +140,12 @@ def test_what_a_narrower_map_sees_is_the_moment_of_what_it_keeps() -> None:
     places = torch.tensor([7, 0, 4], dtype=torch.int32)
     down = FewerInputs(12, 9, 3, False)
     down.places.copy_(places)
-    seen = seen_by(known, down, None)
+    seen = narrowed(known, down, None)
     kept = x[:, places.long()]
     torch.testing.assert_close(seen.input_moment, kept.T @ kept / 200)
     torch.testing.assert_close(seen.input_mean, kept.mean(0))
     assert seen.gradient_moment is known.gradient_moment
-    up = seen_by(known, FewerOutputs(12, 9, 3, False), places)
+    up = narrowed(known, FewerOutputs(12, 9, 3, False), places)
     felt = g[:, places.long()]
     torch.testing.assert_close(up.gradient_moment, felt.T @ felt / 200)
     assert up.input_moment is known.input_moment

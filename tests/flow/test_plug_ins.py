@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from spectrim.allocators import allocators
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, formats, low_rank_formats
+from spectrim.formats.autoencoder import Autoencoder
 from spectrim.methods import methods
 from spectrim.model.architectures import of
 from spectrim.model.sites import weight
@@ -81,7 +82,8 @@ def test_every_plug_in_keeps_to_the_budget(
 
 
 def _is_alone_and_linear(one: Decision) -> bool:
-    return methods.constant(one.method, "ROLES") is None and formats.get(one.format).linear
+    bent = issubclass(formats.get(one.format), Autoencoder)  # it stands for no matrix
+    return methods.constant(one.method, "ROLES") is None and not bent
 
 
 @functools.cache

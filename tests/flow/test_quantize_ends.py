@@ -13,7 +13,7 @@ from torch import nn
 from spectrim.cutting.refinement import search_loss
 from spectrim.errors import SpectrimError
 from spectrim.formats import formats
-from spectrim.formats.packed.steps import Grid
+from spectrim.formats.packed.scales import Grid
 from spectrim.formats.quantized_embedding import QuantizedEmbedding
 from spectrim.job.job import Job, dense_plan
 from spectrim.job.opening import open_job
@@ -73,7 +73,7 @@ def rounded_in_place(folder: Path) -> Any:
     with torch.no_grad():
         for table in {id(one.weight): one.weight for one in (embed, head)}.values():
             ones = torch.ones(table.shape[1])
-            table.copy_(nearest(table, ones, Grid(8, 0, True), torch.bfloat16).written_out(0))
+            table.copy_(nearest(table, ones, Grid(8, 0, True), torch.bfloat16).dequantize(0))
     return model
 
 
@@ -156,7 +156,7 @@ def test_everything_in_four_bits(family: str, tmp_path: Path) -> None:
 
 
 def test_a_damaged_config_is_said_in_one_line(tmp_path: Path) -> None:
-    owner = formats.get("quantized_dense")(8, 8, 8, False, bits=8, group=0, symmetric=True)
+    owner = formats.get("quantized_dense")(8, 8, 8, False, Grid(8, 0, True))
     head = formats.get("tied_head")(8, 8, 8, False, owner="embed")
     with pytest.raises(SpectrimError, match="^a map reads the table of embed, which holds none of"):
         head.link(owner)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import SpectrimError
-from spectrim.formats import filled
+from spectrim.formats import make_format
 from spectrim.methods import Decomposition
 from spectrim.methods.autoencoder import BATCH, FEWEST, Bottleneck, autoencoder, trained
 from spectrim.methods.loss_aware_svd import loss_aware_svd
@@ -101,7 +101,7 @@ def test_too_few_inputs_leave_the_linear_one(tokens: int) -> None:
 def measured(found: Decomposition, at: int, weight: Tensor, x: Tensor, flow: Tensor) -> float:
     """Return ½ E‖G^½ (W x - f(x))‖² of one cut as it is stored."""
     shape = (*weight.shape, int(found.ranks[at]))
-    module = filled("autoencoder", shape, found.pieces, None, torch.float32)
+    module = make_format("autoencoder", shape, found.pieces, None, torch.float32)
     missed = x @ weight.T - module(x).detach()
     return float(0.5 * ((missed @ flow) * missed).sum(1).mean())
 
@@ -155,7 +155,7 @@ def test_a_width_that_was_not_trained_is_refused() -> None:
     found = autoencoder(torch.randn(12, 10, generator=torch.Generator().manual_seed(2)), statistics)
     known = ", ".join(str(rank) for rank in found.ranks.tolist())
     with pytest.raises(SpectrimError, match=f"rank 9 is asked for.* have {known}; change the rank"):
-        filled("autoencoder", (12, 10, 9), found.pieces, None, torch.float32)
+        make_format("autoencoder", (12, 10, 9), found.pieces, None, torch.float32)
 
 
 def test_it_needs_sampled_inputs() -> None:

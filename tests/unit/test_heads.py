@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spectrim.cutting.groups import role_in, together
-from spectrim.formats import filled
+from spectrim.formats import make_format
 from spectrim.methods import Decomposition, methods
 from spectrim.model.architectures import of
 from spectrim.model.fused import split_fused
@@ -56,7 +56,7 @@ def test_a_head_of_values_is_cut_as_the_svd_of_the_product_where_tokens_see_them
     torch.testing.assert_close(found.losses.double(), best, rtol=1e-4, atol=1e-6 * best[0])
     for rank in range(1, DIM):
         parts = [
-            filled(form, (*shape, rank), _of(found, role), None, torch.float64)
+            make_format(form, (*shape, rank), _of(found, role), None, torch.float64)
             for role, form, shape in (("o", "picked_inputs", (HIDDEN, DIM)),
                                       ("v", "padded_outputs", (DIM, HIDDEN)))
         ]  # fmt: skip
@@ -179,7 +179,7 @@ def narrow(
         form = methods.constant(method, "FORMAT")[role]
         full = site.in_features if form == "picked_inputs" else site.out_features
         shape = (site.out_features, site.in_features, round(part * full))
-        made = filled(form, shape, _of(found, role), bias(parts[role]), torch.float64)
+        made = make_format(form, shape, _of(found, role), bias(parts[role]), torch.float64)
         replace(model, site.name, made)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spectrim.formats import FactoredLinear, filled
+from spectrim.formats import FactoredLinear, make_format
 from spectrim.methods import Decomposition, methods
 from spectrim.walk.moments import Damping
 from spectrim.walk.statistics import Statistics
@@ -58,7 +58,7 @@ def module(
     start = f"{role}."
     pieces = {k.removeprefix(start): p for k, p in found.pieces.items() if k.startswith(start)}
     shape = (HIDDEN, NEURONS) if role == "down" else (NEURONS, HIDDEN)
-    return filled(methods.constant(NAMES[0], "FORMAT")[role], (*shape, width), pieces, bias,
+    return make_format(methods.constant(NAMES[0], "FORMAT")[role], (*shape, width), pieces, bias,
                   torch.float64)  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectrim.errors import SpectrimError
-from spectrim.formats import filled, link
+from spectrim.formats import link, make_format
 from spectrim.formats.shared_follower import SharedFollower
 from spectrim.formats.shared_owner import SharedOwner
 from spectrim.methods import Decomposition, methods
@@ -60,7 +60,7 @@ def group(found: Decomposition, rank: int) -> nn.ModuleDict:
     for role, out in OUTPUTS.items():
         name = "shared_owner" if role == "q" else "shared_follower"
         pieces = {"left": found.pieces[f"{role}.left"], "right": right}
-        made[role] = filled(name, (out, INPUTS, rank), pieces, None, torch.float64)
+        made[role] = make_format(name, (out, INPUTS, rank), pieces, None, torch.float64)
     link(made, {"k": "q", "v": "q"})
     return made
 

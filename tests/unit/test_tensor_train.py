@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from spectrim.errors import SpectrimError
-from spectrim.formats import FactoredLinear, filled, formats
+from spectrim.formats import FactoredLinear, formats, make_format
 from spectrim.formats._contraction import Modes, cheapest
 from spectrim.formats._trains import bonds, decomposed, interleaved, modes, padded
 from spectrim.model.sites import Site
@@ -32,7 +32,7 @@ def train(matrix: Tensor, rank: int, dtype: torch.dtype = torch.float64) -> Fact
     shape = (*matrix.shape, rank)
     cores = decomposed(matrix, modes(*matrix.shape), rank)
     pieces = {f"{rank}.{at}": core for at, core in enumerate(cores)}
-    return filled("tensor_train", shape, pieces, None, dtype)
+    return make_format("tensor_train", shape, pieces, None, dtype)
 
 
 def full(shape: tuple[int, int]) -> int:
@@ -177,7 +177,7 @@ def test_a_plan_may_not_ask_for_more_than_the_matrix() -> None:
 def test_a_train_that_was_not_made_is_refused() -> None:
     pieces = {f"3.{at}": core for at, core in enumerate(decomposed(random(9, 9), modes(9, 9), 3))}
     with pytest.raises(SpectrimError, match="dimension 4 is asked for, but the largest .* has 3;"):
-        filled("tensor_train", (9, 9, 4), pieces, None, torch.float32)
+        make_format("tensor_train", (9, 9, 4), pieces, None, torch.float32)
 
 
 def test_cores_are_alike_in_size() -> None:

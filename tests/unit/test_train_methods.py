@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrim.formats import filled
+from spectrim.formats import make_format
 from spectrim.formats._trains import decomposed, modes, multiplied, rounded
 from spectrim.methods import Decomposition, methods
 from spectrim.walk.moments import Damping, damped
@@ -55,7 +55,7 @@ def test_losses_are_the_damage_of_what_is_taken(name: str, shape: tuple[int, int
     found: Decomposition = methods.get(name)(weight, known)
     assert found.in_nats and (found.losses.diff() < 0).all()
     for rank, loss in zip(found.ranks.tolist(), found.losses.tolist(), strict=True):
-        module = filled("tensor_train", (*shape, rank), found.pieces, None, torch.float64)
+        module = make_format("tensor_train", (*shape, rank), found.pieces, None, torch.float64)
         error = (weight - module.dense()).detach()
         assert loss == pytest.approx(damage(error, known, Damping()), rel=1e-3)
 
@@ -103,7 +103,7 @@ def test_a_rank_between_those_that_were_fitted_is_rounded_from_the_next() -> Non
     above = int(found.ranks[2])
     assert above - 1 not in found.ranks
     cores = [found.pieces[f"{above}.{at}"].double() for at in range(4)]
-    module = filled("tensor_train", (48, 80, above - 1), found.pieces, None, torch.float64)
+    module = make_format("tensor_train", (48, 80, above - 1), found.pieces, None, torch.float64)
     torch.testing.assert_close(module.dense(), multiplied(rounded(cores, above - 1), (48, 80)))
 
 

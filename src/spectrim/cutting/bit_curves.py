@@ -17,7 +17,7 @@ from spectrim.cutting.curves import dense_curve
 from spectrim.cutting.groups import format_of, forms_of, ranks_of
 from spectrim.formats import formats
 from spectrim.formats.packed.quantized import Quantized
-from spectrim.formats.packed.steps import Grid
+from spectrim.formats.packed.scales import Grid
 from spectrim.job.job import Job, inner_sites
 from spectrim.model.sites import Site, protected
 from spectrim.plan import Curve

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from spectrim.cutting.decompose import decompositions, pieces_of, reached
 from spectrim.cutting.groups import centred, format_of, forms_of, ranks_of, together
 from spectrim.files import atomic_file, key_of, locked
-from spectrim.formats import filled
-from spectrim.formats.packed.steps import Grid
+from spectrim.formats import make_format
+from spectrim.formats.packed.scales import Grid
 from spectrim.job.job import Job
 from spectrim.model.architectures import Stack
 from spectrim.model.sites import Site, bias
 from spectrim.plan import Decision, left_dense
 from spectrim.recipe.options import Factorize
-from spectrim.rounding.few_bits import FORMATS, Rounding, few_bits, seen_by
+from spectrim.rounding.few_bits import FORMATS, Rounding, few_bits, narrowed
 from spectrim.walk.statistics import load_block
 
 TRIED = (0.3, 0.7)  # of the full rank: the cuts that are quantised for real
@@ -130,7 +130,7 @@ class _Block:
                 return None
             name = format_of(self.options, method, site, at)
             shape = (site.out_features, site.in_features, own)
-            made = filled(name, shape, pieces, bias(self._map(site)), torch.float32)
+            made = make_format(name, shape, pieces, bias(self._map(site)), torch.float32)
             decision = replace(left_dense(site), format=name, rank=own)
             order = pieces.get("order")
             total += self._costs(made, decision, None if order is None else order[:own])
@@ -144,7 +144,7 @@ class _Block:
         self, module: nn.Module, decision: Decision, outputs: Tensor | None
     ) -> Float[Tensor, " bits"]:
         """Return ½ tr(Δᵀ G Δ A) of rounding a map; outputs: which it has, where they are fewer."""
-        seen = seen_by(self.statistics[decision.site], module, outputs)
+        seen = narrowed(self.statistics[decision.site], module, outputs)
         found = []
         for bits in self.options.bits:
             one = replace(decision, bits=bits, group=self.options.group)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spectrim.cutting.decompose import decompositions, pieces_of
 from spectrim.errors import SpectrimError
-from spectrim.formats import FactoredLinear, TwoFactors, filled, formats
+from spectrim.formats import FactoredLinear, TwoFactors, formats, make_format
 from spectrim.job.job import Job
 from spectrim.model.architectures import Stack
 from spectrim.model.sites import bias, replace, weight
@@ -93,7 +93,7 @@ def _maker(
         own = bias(module)
         if decision.bias:
             own = torch.zeros(shape[0]) if own is None else own
-        made = filled(decision.format, shape, pieces, own, job.weights.dtype())
+        made = make_format(decision.format, shape, pieces, own, job.weights.dtype())
         made_here[decision.site] = made
         if decision.owner:  # which is made before it
             made_here[decision.site].link(made_here.get(decision.owner))

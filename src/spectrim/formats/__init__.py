@@ -25,11 +25,13 @@ class FactoredLinear(nn.Module, ABC):
     its ``shape()`` returns, and filled from what a method made of W. One whole number says how much
     it holds: ``rank``, which is the bond dimension of a tensor train and the width of a bottleneck.
     ``bias`` is [out] or None.
+
+    What it costs is told before it exists, by ``numbers`` and ``bytes``, and by the module itself,
+    by ``stored`` and ``multiply_adds``. A low_rank of rank 8 in the place of a bf16 matrix of
+    64 x 32 has 8 (64 + 32) = 768 numbers, takes 1536 bytes, and costs a token 768 multiply-adds.
     """
 
     bias: nn.Parameter | None
-    linear: ClassVar[bool] = True
-    """Whether it stands for a matrix."""
     stepped: ClassVar[bool] = True
     """Whether ranks may be rounded to multiples of something."""
     follows: ClassVar[bool] = False
@@ -49,11 +51,19 @@ class FactoredLinear(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def numbers(cls, out_features: int, in_features: int, rank: int) -> int:
-        """Return how many numbers a map of this shape and rank stores, the bias apart."""
+        """Return how many numbers a map of this shape and rank stores.
+
+        A count, whatever each takes. The bias is left out, as are a permutation's or an index's
+        whole numbers, and scales and offsets of packed codes.
+        """
 
     @classmethod
     def bytes(cls, out_features: int, in_features: int, rank: int, dtype: torch.dtype) -> int:
-        """Return how many bytes a map of this shape, rank and dtype takes, the bias apart."""
+        """Return how many bytes a map of this shape, rank and dtype takes on disk.
+
+        The bias is left out; a permutation or an index counts. Packed maps have a grid besides, so
+        theirs is `Quantized.stored_bytes`.
+        """
         return cls.numbers(out_features, in_features, rank) * dtype.itemsize
 
     @classmethod
@@ -83,8 +93,13 @@ class FactoredLinear(nn.Module, ABC):
         y = self.apply_factors(x)
         return y if self.bias is None else y + self.bias
 
+    @classmethod
+    def from_shape(cls, shape: dict[str, Any]) -> FactoredLinear:
+        """Return this format, empty, from what ``shape()`` returned or config.json holds."""
+        return cls(**shape)
+
     def shape(self) -> dict[str, Any]:
-        """Return the keywords that build this module empty."""
+        """Return the keywords that build this module empty, as config.json holds them."""
         return {
             "in_features": self.in_features,
             "out_features": self.out_features,
@@ -93,7 +108,7 @@ class FactoredLinear(nn.Module, ABC):
         }
 
     def stored(self) -> int:
-        """Return the numbers stored, the bias and a permutation's small integers apart."""
+        """Return ``numbers`` of this very module, those of a correction beside it included."""
         return self.numbers(self.out_features, self.in_features, self.rank)
 
     def multiply_adds(self) -> int:
@@ -149,7 +164,7 @@ def low_rank_formats() -> list[str]:
     return [name for name in formats.names() if issubclass(formats.get(name), TwoFactors)]
 
 
-def filled(
+def make_format(
     name: str,
     shape: tuple[int, int, int],
     pieces: dict[str, Tensor],
@@ -158,7 +173,10 @@ def filled(
 ) -> FactoredLinear:
     """Return the format ``name`` with what a decomposition holds, stored in ``dtype``.
 
-    shape: (out, in, rank). Raises SpectrimError where no format has that name.
+    shape: (out, in, rank). pieces: what the format's ``take`` asks for, in any float dtype.
+
+    Raises:
+        SpectrimError: no format has that name, or no cut of this rank was made.
     """
     out_features, in_features, rank = shape
     module: FactoredLinear = formats.get(name)(in_features, out_features, rank, bias is not None)
@@ -183,4 +201,4 @@ def from_factors(
         SpectrimError: no format has that name.
     """
     shape = (left.shape[0], right.shape[1], left.shape[1])
-    return filled(name, shape, {"left": left, "right": right}, bias, dtype)
+    return make_format(name, shape, {"left": left, "right": right}, bias, dtype)

@@ -22,7 +22,6 @@ class Autoencoder(FactoredLinear):
     the special case that training starts from. Such a unit stands for no matrix.
     """
 
-    linear: ClassVar[bool] = False
     stepped: ClassVar[bool] = False
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.formats.packed.quantized import Quantized
+from spectrim.formats.packed.scales import Grid
 
 STAGE = "quantize"
 
@@ -32,15 +33,10 @@ class QuantizedDense(Quantized):
         out_features: int,
         rank: int,
         bias: bool,
-        *,
-        bits: int,
-        group: int,
-        symmetric: bool,
+        grid: Grid,
         correction: int = 0,
     ) -> None:
-        super().__init__(
-            in_features, out_features, rank, bias, bits=bits, group=group, symmetric=symmetric
-        )
+        super().__init__(in_features, out_features, rank, bias, grid)
         self.correction = correction
         self.first = self.second = None
         if correction:

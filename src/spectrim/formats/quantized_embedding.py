@@ -1,4 +1,4 @@
-"""An embedding table in a few bits, of which only the rows that are asked for are written out."""
+"""An embedding table in a few bits, of which only the rows that are asked for are dequantised."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.formats.packed.quantized import Quantized
+from spectrim.formats.packed.scales import Grid
 
 STAGE = "quantize"
 
@@ -27,15 +28,10 @@ class QuantizedEmbedding(Quantized):
         out_features: int,
         rank: int,
         bias: bool,
-        *,
-        bits: int,
-        group: int,
-        symmetric: bool,
+        grid: Grid,
         embed_scale: float = 1.0,
     ) -> None:
-        super().__init__(
-            in_features, out_features, rank, bias, bits=bits, group=group, symmetric=symmetric
-        )
+        super().__init__(in_features, out_features, rank, bias, grid)
         self.embed_scale = embed_scale
         self.num_embeddings, self.embedding_dim = out_features, in_features
 

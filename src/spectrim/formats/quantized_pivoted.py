@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.formats.packed.quantized import Quantized
-from spectrim.formats.packed.steps import Grid
+from spectrim.formats.packed.scales import Grid
 
 STAGE = "quantize"
 
@@ -25,19 +25,9 @@ class QuantizedPivoted(Quantized):
     order: Int[Tensor, " out"]
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        rank: int,
-        bias: bool,
-        *,
-        bits: int,
-        group: int,
-        symmetric: bool,
+        self, in_features: int, out_features: int, rank: int, bias: bool, grid: Grid
     ) -> None:
-        super().__init__(
-            in_features, out_features, rank, bias, bits=bits, group=group, symmetric=symmetric
-        )
+        super().__init__(in_features, out_features, rank, bias, grid)
         self.register_buffer("order", torch.empty(out_features, dtype=torch.int32))
 
     @classmethod

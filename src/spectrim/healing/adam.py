@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spectrim.healing.learned_numbers import NAME, PACE
+from spectrim.healing.learned_codes import LATENT, PACE
 
 BETAS = (0.9, 0.95)  # of Adam; the second below the usual 0.999, because there are few steps
 CLIPPED = 1.0  # norm of all gradients together
@@ -56,8 +56,8 @@ class Adam:
 
 @torch.no_grad()
 def size_of(name: str, parameter: nn.Parameter) -> float:
-    """Return what a rate is a part of: of whole numbers their step, so that all bits flip alike."""
-    if name.endswith(f".{NAME}"):
+    """Return what a rate is a part of: of learnt codes one code, so that all bits flip alike."""
+    if name.endswith(f".{LATENT}"):
         return PACE
     size = float(parameter.float().square().mean().sqrt())
     return size if size > 0 and parameter.dim() > 1 else max(LEAST, size)

@@ -16,7 +16,7 @@ from spectrim.errors import SpectrimError
 from spectrim.files import atomic_file, key_of, locked
 from spectrim.healing.balanced import balance
 from spectrim.healing.judging import begin, take, text_name
-from spectrim.healing.learned_numbers import learn
+from spectrim.healing.learned_codes import learn
 from spectrim.healing.objective import Objective, Weights, cross_entropy
 from spectrim.healing.student import Prepare, Reader, student, write
 from spectrim.healing.teacher import ask

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from spectrim.healing.balanced import pivot
 from spectrim.healing.judging import trained
-from spectrim.healing.learned_numbers import settle
+from spectrim.healing.learned_codes import settle
 from spectrim.job.blocks import current_block, keep_block
 from spectrim.job.job import Job, load_rest
 from spectrim.job.repeats import repeats

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from spectrim.healing.adam import BETAS, size_of
 from spectrim.healing.judging import half
-from spectrim.healing.learned_numbers import OF_GROUPS
+from spectrim.healing.learned_codes import OF_GROUPS
 from spectrim.job.blocks import Place
 from spectrim.walk.walk import BlockWalk
 

@@ -129,17 +129,21 @@ class Job:
 
     def empty_format(self, decision: Decision) -> FactoredLinear:
         """Return the format that a decision asks for, on the meta device."""
-        biased = decision.bias or self.biased(decision.site)
-        needed: dict[str, Any] = {"owner": decision.owner} if decision.owner else {}
+        needed: dict[str, Any] = {
+            "in_features": decision.in_features,
+            "out_features": decision.out_features,
+            "rank": decision.rank,
+            "bias": decision.bias or self.biased(decision.site),
+        }
+        if decision.owner:
+            needed["owner"] = decision.owner
         if decision.bits:
             needed |= {"bits": decision.bits, "group": decision.group}
             needed |= {"symmetric": decision.symmetric}
         if decision.correction:
             needed["correction"] = decision.correction
         with torch.device("meta"):
-            module: FactoredLinear = formats.get(decision.module)(
-                decision.in_features, decision.out_features, decision.rank, biased, **needed
-            )
+            module: FactoredLinear = formats.get(decision.module).from_shape(needed)
         return module
 
     def biased(self, site: str) -> bool:

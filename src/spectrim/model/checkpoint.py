@@ -159,7 +159,7 @@ def empty(about: dict[str, Any], dtype: torch.dtype) -> nn.Module:
     """Return the format that ``about`` names, on the meta device, its numbers in ``dtype``."""
     shape = {key: value for key, value in about.items() if key != "format"}
     with torch.device("meta"):
-        module: nn.Module = formats.get(about["format"])(**shape)
+        module: nn.Module = formats.get(about["format"]).from_shape(shape)
     return module.to(dtype)
 
 

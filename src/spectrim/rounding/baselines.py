@@ -2,9 +2,9 @@
 
 Rounding to the nearest, without calibration, in the two common layouts:
 
-int8: one step for each output channel, symmetric.
-int4: a step and an offset for every 32 neighbours along the input, as Q4_1 of llama.cpp has them:
-    5 bits for each number. The offset lets weights pass that lie on such a grid already.
+int8: one scale for each output channel, symmetric.
+int4: a scale and an offset for every 32 neighbours along the input, as Q4_1 of llama.cpp has them:
+    5 bits for each weight. The offset lets weights pass that lie on such a grid already.
 
 Only the linear maps of the blocks are quantised, those of experts among them; embedding, head and
 norms stay as they are. The copies hold the values that the quantised weights stand for, in the
@@ -21,20 +21,21 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from spectrim.errors import UnavailableError
+from spectrim.formats.packed.scales import dequantize, quantize
 from spectrim.model import sites
 from spectrim.model.experts import maps
+from spectrim.rounding.nearest import in_groups
 
 Bits = Literal[4, 8]
 
 BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
 GROUP = 32
 SCHEME = 1  # raised whenever the rounding changes, so that no old answer is taken for a new one
-SCALE_BYTES = 2  # steps and offsets are kept in bf16
+SCALE_BYTES = 2  # scales and offsets are kept in bf16
 
 
 def of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
@@ -63,7 +64,7 @@ def weight_only(model: PreTrainedModel, bits: Bits) -> PreTrainedModel:
 def stored_bytes(model: PreTrainedModel) -> int:
     """Return the bytes that a model of ``weight_only`` takes on disk, packed, file headers apart.
 
-    An int4 number takes half a byte; steps and offsets take two bytes each.
+    An int4 code takes half a byte; scales and offsets take two bytes each.
     """
     quantised: Any = model
     held = {id(one): one for one in model.state_dict(keep_vars=True).values()}  # tied ones once
@@ -80,26 +81,26 @@ def rounded(weight: Float[Tensor, "out in"], bits: Bits) -> Float[Tensor, "out i
     return _int8(weight.float()) if bits == 8 else _int4(weight.float())
 
 
+# Scales are not those of `nearest`: the common layouts take them from the whole range of a group,
+# and do not quantise them once more. Rounding and dequantising are shared.
 def _int8(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-    step = _kept(weight.abs().amax(dim=1, keepdim=True) / 127)  # [out, 1]
-    return (weight / step).round().clamp(-127, 127) * step
+    scale = _stored(weight.abs().amax(dim=1, keepdim=True) / 127)  # [out, 1]
+    codes = quantize(weight, scale, torch.zeros_like(scale), (-127, 127))
+    return dequantize(codes, scale)
 
 
 def _int4(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-    out, width = weight.shape
-    # The numbers that fill up a short last group are of its own, so that they do not widen it.
-    full = functional.pad(weight[None], (0, -width % GROUP), mode="replicate")[0]
-    groups = full.reshape(out, -1, GROUP)
+    groups = in_groups(weight, GROUP)
     low, high = groups.aminmax(dim=2, keepdim=True)  # [out, groups, 1] each
-    step, offset = _kept((high - low) / 15), low.bfloat16().float()
-    whole = ((groups - offset) / step).round().clamp(0, 15)
-    return (whole * step + offset).reshape(out, -1)[:, :width]
+    scale, offset = _stored((high - low) / 15), low.bfloat16().float()
+    values = dequantize(quantize(groups, scale, offset, (0, 15)), scale, offset)
+    return values.flatten(1)[:, : weight.shape[1]]
 
 
-def _kept(step: Tensor) -> Tensor:
-    """Return steps as they are kept, in bf16; where all numbers are equal, any will do."""
-    kept = step.bfloat16().float()
-    return torch.where(kept > 0, kept, 1.0)
+def _stored(scale: Tensor) -> Tensor:
+    """Return scales as they are stored, in bf16; where all weights are equal, any will do."""
+    stored = scale.bfloat16().float()
+    return torch.where(stored > 0, stored, 1.0)
 
 
 def _packed_bytes(rows: int, width: int, *, bits: int) -> int:

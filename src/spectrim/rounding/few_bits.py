@@ -12,7 +12,7 @@ from spectrim.formats import FactoredLinear, formats
 from spectrim.formats.fewer_inputs import FewerInputs
 from spectrim.formats.fewer_outputs import FewerOutputs
 from spectrim.formats.low_rank import LowRank
-from spectrim.formats.packed.steps import Grid
+from spectrim.formats.packed.scales import Grid
 from spectrim.formats.picked_inputs import PickedInputs
 from spectrim.formats.pivoted import Pivoted
 from spectrim.job.job import Job
@@ -20,32 +20,54 @@ from spectrim.model import sites
 from spectrim.model.sites import weight
 from spectrim.plan import Decision
 from spectrim.rounding.gptq import gptq
-from spectrim.rounding.nearest import Rounded, nearest
+from spectrim.rounding.nearest import QuantizedMatrix, nearest
 from spectrim.walk.moments import Damping, cholesky, damped, expected_loss, inverse_root
 from spectrim.walk.statistics import Statistics
 
 DAMPING = 1e-2  # of the mean diagonal of A, added before GPTQ inverts it
 SOLVING = 1e-4  # of the mean diagonal of A, added before a second factor is solved for
-Roots = dict[float, list[tuple[Tensor, Tensor]]]
-"""By damping: moments of inputs, and the roots of their inverses."""
-# whose numbers can be packed
-FORMATS = ("dense", "low_rank", "pivoted", "fewer_outputs", "fewer_inputs")
+FORMATS = ("dense", "low_rank", "pivoted", "fewer_outputs", "fewer_inputs")  # can be packed
+
+
+class InverseRoots:
+    """Roots of inverted moments, each computed once: q, k and v of a block have the same inputs."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Tensor, float, Tensor]] = []  # moment, damping, root
+
+    def of(
+        self, moment: Float[Tensor, "columns columns"], damping: float
+    ) -> Float[Tensor, "columns columns"]:
+        """Return U in float32, upper triangular, with (moment + damping)⁻¹ = Uᵀ U.
+
+        A moment is known by its identity, not by its values.
+
+        Raises:
+            ArithmeticError: the damped moment is far from positive semidefinite.
+        """
+        for known, used, root in self._known:
+            if known is moment and used == damping:
+                return root
+        root = inverse_root(damped(moment, damping)).float()
+        self._known.append((moment, damping, root))
+        return root
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How matrices are rounded.
-
-    damping: part of the mean diagonal of a moment that is added before GPTQ inverts it.
-    dtype: of the units of steps. roots: what was inverted already, for the maps of one block.
-    """
+    """How matrices are rounded."""
 
     grid: Grid
     dtype: torch.dtype
+    """Of the row scales: the checkpoint's."""
     gptq: bool = True
-    by_size: bool = False
+    """Whether what is left of a row makes up for each error; else each weight is rounded alone."""
+    act_order: bool = False
+    """Whether GPTQ goes from the largest input to the smallest."""
     damping: float = DAMPING
-    roots: Roots = field(default_factory=dict)
+    """Part of the mean diagonal of a moment that is added before GPTQ inverts it."""
+    roots: InverseRoots = field(default_factory=InverseRoots)
+    """What was inverted already, for the maps of one block."""
 
     def __call__(
         self,
@@ -53,25 +75,20 @@ class Rounding:
         inputs: Float[Tensor, "columns columns"],
         *,
         shared: bool = True,
-    ) -> Rounded:
+    ) -> QuantizedMatrix:
         """Return a matrix rounded with the second moment of its inputs in view.
 
         shared: whether other matrices have these very inputs.
+
+        Raises:
+            ArithmeticError: GPTQ cannot invert the moment, damped as it is.
         """
         if not self.gptq:
             return nearest(matrix, inputs.diagonal(), self.grid, self.dtype)
+        reused = shared and not self.act_order
+        root = self.roots.of(inputs, self.damping) if reused else None
         moment = damped(inputs, self.damping)
-        root = self._root(inputs, moment) if shared and not self.by_size else None
-        return gptq(matrix, moment, self.grid, self.dtype, by_size=self.by_size, root=root)
-
-    def _root(self, inputs: Tensor, moment: Tensor) -> Tensor:
-        """Return the root of the inverse of a moment, kept for other maps with the same inputs."""
-        for known, root in self.roots.get(self.damping, []):
-            if known is inputs:
-                return root
-        root = inverse_root(moment).float()
-        self.roots.setdefault(self.damping, []).append((inputs, root))
-        return root
+        return gptq(matrix, moment, self.grid, self.dtype, act_order=self.act_order, root=root)
 
 
 def matrix_of(module: nn.Module) -> Float[Tensor, "out in"]:
@@ -80,14 +97,14 @@ def matrix_of(module: nn.Module) -> Float[Tensor, "out in"]:
     return found.detach()
 
 
-def seen_by(
+def narrowed(
     known: Statistics, module: nn.Module, outputs: Int[Tensor, " rank"] | None
 ) -> Statistics:
-    """Return the moments of what a map reads and delivers, where it has fewer inputs or outputs.
+    """Return the statistics of the inputs or outputs that a map has kept, parts of A and of G.
 
     Those of the gradients are the dense model's: that the kept neurons stand for others too, so
     that the loss feels them more, is left out.
-    known: those of the dense map. outputs: the places of what a map of fewer outputs delivers.
+    known: those of the dense map. outputs: which outputs a map of fewer outputs has kept.
     """
     inputs, gradients = known.input_moment, known.gradient_moment
     if isinstance(module, FewerInputs) and inputs is not None:
@@ -105,21 +122,20 @@ def seen_by(
     return known
 
 
-def packed(
+def quantized_pieces(
     module: nn.Module, moment: Float[Tensor, "in in"], rounding: Rounding
 ) -> dict[str, Tensor]:
-    """Return what the quantised format takes of a map; moment: A, of the inputs that it reads.
+    """Return what the quantised format of a map takes; moment: A, of the inputs that it reads.
 
     Raises:
-        TypeError: the map's numbers cannot be packed.
+        TypeError: the map's format is not one of FORMATS.
     """
     if isinstance(module, LowRank):
         factors = (module.first, module.second)
-        return _factors(("first", "second"), factors, moment, rounding)
+        return _factor_pieces(("first", "second"), factors, moment, rounding)
     if isinstance(module, Pivoted):
-        found = _factors(
-            ("rows", "coefficients"), (module.rows, module.coefficients), moment, rounding
-        )
+        factors = (module.rows, module.coefficients)
+        found = _factor_pieces(("rows", "coefficients"), factors, moment, rounding)
         return {**found, "order": module.order}
     if isinstance(module, FewerOutputs):
         return rounding(module.rows, moment).pieces("rows")
@@ -130,7 +146,7 @@ def packed(
     return rounding(weight(module), moment).pieces("quantized")
 
 
-def _factors(
+def _factor_pieces(
     names: tuple[str, str],
     factors: tuple[Float[Tensor, "rank in"], Float[Tensor, "some rank"]],
     moment: Float[Tensor, "in in"],
@@ -141,12 +157,12 @@ def _factors(
     Rounded apart from each other, the errors of the first pass through the second unmended.
     """
     first, second = (factor.double() for factor in factors)
-    rounded = rounding(first, moment)
-    delivered = rounded.written_out(rounding.grid.group).double()
+    quantized = rounding(first, moment)
+    delivered = quantized.dequantize(rounding.grid.group).double()
     across = delivered @ damped(moment, SOLVING)  # [rank, in]
     own = across @ delivered.T
     solved = torch.cholesky_solve(across @ (second @ first).T, cholesky(own)).T
-    return {**rounded.pieces(names[0]), **rounding(solved, own, shared=False).pieces(names[1])}
+    return {**quantized.pieces(names[0]), **rounding(solved, own, shared=False).pieces(names[1])}
 
 
 def few_bits(
@@ -166,9 +182,9 @@ def few_bits(
     matrix = matrix_of(module)
     moment = known.input_moment if reached else torch.eye(matrix.shape[1])
     assert moment is not None
-    made = formats.get(decision.module)(**job.empty_format(decision).shape())
+    made = formats.get(decision.module).from_shape(job.empty_format(decision).shape())
     with torch.no_grad():
-        made.take(packed(module, moment, rounding))
+        made.take(quantized_pieces(module, moment, rounding))
         if made.bias is not None:
             made.bias.copy_(sites.bias(module))
         if not reached or known.gradient_moment is None:

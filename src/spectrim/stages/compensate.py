@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from dataclasses import replace as changed
 from typing import Literal
 
@@ -120,7 +120,7 @@ def _corrected(
     """Return the map with its correction and its predicted loss before and after; None where exact.
 
     wanted: the matrix before it was rounded or set to zero. how: the options, and the dtype of
-    the units of steps.
+    the row scales.
     """
     options, dtype = how
     held = matrix_of(module).float()
@@ -169,7 +169,7 @@ def _rounded_again(
 ) -> QuantizedDense:
     """Return the map holding another matrix on a grid like its own, rounded by GPTQ."""
     assert isinstance(module, QuantizedDense) and known.input_moment is not None
-    rounding = Rounding(module.grid, dtype, gptq=True, by_size=False, damping=GPTQ_DAMPING)
+    rounding = Rounding(module.grid, dtype, gptq=True, damping=GPTQ_DAMPING)
     again = copy.deepcopy(module)
     with torch.no_grad():
         again.take(rounding(matrix, known.input_moment).pieces("quantized"))
@@ -186,8 +186,7 @@ def _joined(tried: _Tried) -> nn.Module:
     rank = tried.left.shape[1]
     made: FactoredLinear
     if isinstance(module, QuantizedDense):
-        grid = asdict(module.grid)
-        made = QuantizedDense(*shape, **grid, correction=rank)
+        made = QuantizedDense(*shape, module.grid, correction=rank)
         made.quantized = module.quantized
     else:
         made = CorrectedDense(*shape, correction=rank)

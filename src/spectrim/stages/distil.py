@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from spectrim.healing.adam import Adam
 from spectrim.healing.balanced import balance
 from spectrim.healing.end_to_end import Healing, Ready, heal
-from spectrim.healing.learned_numbers import learn
+from spectrim.healing.learned_codes import learn
 from spectrim.healing.student import trained_parts
 from spectrim.job.job import Job
 
@@ -44,6 +44,6 @@ def distil(job: Job, options: Options) -> None:
         return Ready(parameters, Adam(parameters, relative=True))
 
     def prepare(block: nn.Module) -> nn.Module:
-        return learn(balance(block), numbers=options.numbers)
+        return learn(balance(block), codes=options.numbers)
 
     heal(job, "distil", options, ready, prepare=prepare)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from spectrim.cutting.samples import spread
 from spectrim.healing.balanced import balance, pivot
 from spectrim.healing.judging import begin, take, text_name, trained
-from spectrim.healing.learned_numbers import learn, settle
+from spectrim.healing.learned_codes import learn, settle
 from spectrim.healing.windows import Goal, Pace, Window, match
 from spectrim.job.blocks import Place, current_block, keep_block, next_step
 from spectrim.job.job import BATCH, Job, load_rest

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from spectrim.errors import SpectrimError
 from spectrim.files import atomic_file
 from spectrim.formats.fewer_inputs import FewerInputs
-from spectrim.formats.packed.steps import Grid
+from spectrim.formats.packed.scales import Grid
 from spectrim.healing.judging import NOTE as HEALED
 from spectrim.job.blocks import current_block, keep_block, move_to, next_step
 from spectrim.job.job import Job, dense_plan, inner_sites
@@ -31,13 +31,13 @@ from spectrim.model.sites import protected
 from spectrim.plan import Decision, Plan
 from spectrim.recipe.options import Part, Regex
 from spectrim.recipe.order import PACKED
-from spectrim.rounding.ends import quantize_ends
+from spectrim.rounding.embedding_and_head import quantize_embedding_and_head
 from spectrim.rounding.few_bits import (
     DAMPING,
     FORMATS,
     Rounding,
     few_bits,
-    seen_by,
+    narrowed,
 )
 from spectrim.walk.statistics import load_block
 
@@ -88,7 +88,7 @@ def quantize(job: Job, options: Options) -> None:
     before = copy.copy(job)
     if job.reference is None or any(one["used"] for one in job.notes.get(HEALED, [])):
         job.reference = lambda stack, index: current_block(before, (stack, index), torch.float32)
-    move_to(job, folder, quantize_ends(job, options.ends) if options.ends else None)
+    move_to(job, folder, quantize_embedding_and_head(job, options.ends) if options.ends else None)
     decisions = tuple(chosen.get(one.site, one) for one in plan.decisions)
     job.plan = replace(plan, decisions=decisions)
     job.notes[NOTE] = note(options, job.plan, losses)
@@ -150,7 +150,7 @@ def _block(
             Grid(options.bits, options.group, options.symmetric),
             job.weights.dtype(),
             gptq=options.rounding == "gptq",
-            by_size=options.order,
+            act_order=options.order,
             damping=options.damping,
         )
         kept = _kept(block)
@@ -158,7 +158,7 @@ def _block(
             if (one := chosen.get(site.name)) is not None:
                 path = site.name.removeprefix(f"{place[0].path}.{place[1]}.")
                 module = block.get_submodule(path)
-                seen = seen_by(known[site.name], module, kept.get(path.rpartition(".")[0]))
+                seen = narrowed(known[site.name], module, kept.get(path.rpartition(".")[0]))
                 made, losses[site.name] = few_bits(job, rounding, module, one, seen)
                 sites.replace(block, path, made)
         with atomic_file(record) as partial:

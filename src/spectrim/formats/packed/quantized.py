@@ -10,30 +10,31 @@ from torch import Tensor
 
 from spectrim.formats import FactoredLinear
 from spectrim.formats.packed.matrix import PackedMatrix
-from spectrim.formats.packed.steps import Grid
+from spectrim.formats.packed.scales import Grid
+
+GRID = ("bits", "group", "symmetric")  # its fields, as config.json names them
 
 
 class Quantized(FactoredLinear):
     """A map whose matrices are packed; each is a child of the name that ``matrices`` gives it.
 
-    bits, group, symmetric: as in `PackedMatrix`, the same for all its matrices.
+    grid: the same for all its matrices. In config.json its fields stand beside the other keywords.
     """
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        rank: int,
-        bias: bool,
-        *,
-        bits: int,
-        group: int,
-        symmetric: bool,
+        self, in_features: int, out_features: int, rank: int, bias: bool, grid: Grid
     ) -> None:
         super().__init__(in_features, out_features, rank, bias)
-        self.grid = Grid(bits, group, symmetric)
+        self.grid = grid
         for name, shape in self.matrices(out_features, in_features, rank).items():
-            self.add_module(name, PackedMatrix(*shape, bits, group, symmetric))
+            self.add_module(name, PackedMatrix(*shape, grid))
+
+    @classmethod
+    def from_shape(cls, shape: dict[str, Any]) -> Quantized:
+        """Return this format, empty, from what ``shape()`` returned; the grid in its fields."""
+        fields = {name: shape[name] for name in GRID}
+        others = {name: value for name, value in shape.items() if name not in GRID}
+        return cls(**others, grid=Grid(**fields))
 
     @classmethod
     @abstractmethod
@@ -42,7 +43,7 @@ class Quantized(FactoredLinear):
 
     @classmethod
     def numbers(cls, out_features: int, in_features: int, rank: int) -> int:
-        """Return how many numbers are packed; steps and offsets are none of them."""
+        """Return how many codes are packed; scales and offsets are not counted."""
         shapes = cls.matrices(out_features, in_features, rank).values()
         return sum(rows * columns for rows, columns in shapes)
 
@@ -52,11 +53,11 @@ class Quantized(FactoredLinear):
     ) -> int:
         """Return the bytes on disk, the bias apart.
 
-        shape: (out, in, rank). dtype: of units and of a correction of so large a rank.
+        shape: (out, in, rank). dtype: of row scales, and of the factors of a correction.
+        correction: the rank of that correction, 0 for none.
         """
         return correction * (shape[0] + shape[1]) * dtype.itemsize + sum(
-            PackedMatrix.stored_bytes(one, grid.bits, grid.group, grid.symmetric, dtype)
-            for one in cls.matrices(*shape).values()
+            PackedMatrix.stored_bytes(one, grid, dtype) for one in cls.matrices(*shape).values()
         )
 
     def part(self, name: str) -> PackedMatrix:
@@ -66,7 +67,7 @@ class Quantized(FactoredLinear):
         return found
 
     def take(self, pieces: dict[str, Tensor]) -> None:
-        """Take whole numbers, units and codes: ``name.numbers``, ``name.unit`` and so on.
+        """Take codes and row scales of each matrix: ``name.codes``, ``name.unit`` and so on.
 
         What is not packed comes under its own name.
         """
@@ -83,9 +84,7 @@ class Quantized(FactoredLinear):
 
     def shape(self) -> dict[str, Any]:
         """Return the keywords that build this module empty."""
-        grid = self.grid
-        said = {"bits": grid.bits, "group": grid.group, "symmetric": grid.symmetric}
-        return {**super().shape(), **said}
+        return {**super().shape(), **vars(self.grid)}
 
     def extra_repr(self) -> str:
         """Return shape and bits for ``print(model)``."""

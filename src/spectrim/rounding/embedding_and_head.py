@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from spectrim.formats import formats
 from spectrim.formats.packed.quantized import Quantized
-from spectrim.formats.packed.steps import Grid
+from spectrim.formats.packed.scales import Grid
 from spectrim.job.job import Job, load_rest
 from spectrim.rounding.nearest import nearest
 
 GRIDS = {8: Grid(8, 0, True), 4: Grid(4, 32, False)}
-AT_ONCE = 1 << 22  # numbers that are rounded at a time
+AT_ONCE = 1 << 22  # weights that are rounded at a time
 
 
-def quantize_ends(job: Job, bits: int) -> dict[str, Tensor]:
+def quantize_embedding_and_head(job: Job, bits: int) -> dict[str, Tensor]:
     """Return all tensors outside the blocks, those of embedding and head packed.
 
     ``job.ends`` gets what is to stand for them, and ``job.model`` the values that they now have, so
     that later stages see what they will work with.
-    bits: 8, with a step for each word, or 4, with a step and an offset for every 32 numbers.
+    bits: 8, with a scale for each word, or 4, with a scale and an offset for every 32 weights.
     """
     rest = job.rest()
     embed, head = job.architecture.embed, job.architecture.head
@@ -34,13 +34,13 @@ def quantize_ends(job: Job, bits: int) -> dict[str, Tensor]:
         module: Any = job.model.get_submodule(path)
         readers = [name for name, _ in _readers(job.model, module.weight)]
         names = [name for reader in readers if (name := f"{reader}.weight") in rest]
-        made = _packed(rest[names[0]], module, bits, job.weights.dtype())
+        made = _quantized(rest[names[0]], module, bits, job.weights.dtype())
         for name in names:
             del rest[name]
         held = made.part("quantized")
         rest |= {f"{path}.quantized.{name}": tensor for name, tensor in held.state_dict().items()}
         values[f"{path}.weight"] = held.dense().detach()
-        job.ends |= _said(job.model, path, made, readers)
+        job.ends |= _entries(job.model, path, made, readers)
     load_rest(job.model, values, job.compute_dtype)
     return rest
 
@@ -51,21 +51,20 @@ def _readers(model: nn.Module, table: nn.Parameter) -> list[tuple[str, nn.Module
     return [(name, one) for name, one in each if getattr(one, "weight", None) is table]
 
 
-def _packed(
+def _quantized(
     table: Float[Tensor, "out in"], module: nn.Module, bits: int, dtype: torch.dtype
 ) -> Quantized:
     grid, (out, inner) = GRIDS[bits], table.shape
-    keywords: dict[str, Any] = {**vars(grid)}
+    extra: dict[str, float] = {}
     name = "quantized_dense"
     if isinstance(module, nn.Embedding):
-        name, keywords["embed_scale"] = "quantized_embedding", _scale(module, dtype)
+        name, extra["embed_scale"] = "quantized_embedding", _row_factor(module, dtype)
     biased = getattr(module, "bias", None) is not None
-    made: Quantized = formats.get(name)(inner, out, min(out, inner), biased, **keywords)
+    made: Quantized = formats.get(name)(inner, out, min(out, inner), biased, grid, **extra)
     made = made.to(dtype)
-    step = max(1, AT_ONCE // inner)
     parts = [
         nearest(rows, torch.ones(inner), grid, dtype).pieces("quantized")
-        for rows in table.split(step)
+        for rows in table.split(max(1, AT_ONCE // inner))
     ]
     whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     with torch.no_grad():
@@ -73,12 +72,12 @@ def _packed(
     return made
 
 
-def _said(
+def _entries(
     model: nn.Module, path: str, made: Quantized, readers: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """Return what config.json says of a table and of those who read it."""
+    """Return the entries in config.json of a table and of those who read it, by path."""
     form = "quantized_dense" if "embed_scale" not in made.shape() else "quantized_embedding"
-    said: dict[str, dict[str, Any]] = {path: {"format": form, **made.shape()}}
+    entries: dict[str, dict[str, Any]] = {path: {"format": form, **made.shape()}}
     shape = {key: made.shape()[key] for key in ("in_features", "out_features", "rank")}
     for reader in readers:
         module = model.get_submodule(reader)
@@ -86,15 +85,20 @@ def _said(
             continue
         tied: dict[str, Any] = {**shape, "owner": path}
         if isinstance(module, nn.Embedding):
-            scale = _scale(module, made.weight.dtype)
-            said[reader] = {"format": "tied_embedding", **tied, "bias": False, "embed_scale": scale}
+            scale = _row_factor(module, made.weight.dtype)
+            entries[reader] = {
+                "format": "tied_embedding",
+                **tied,
+                "bias": False,
+                "embed_scale": scale,
+            }
         else:
             biased = getattr(module, "bias", None) is not None
-            said[reader] = {"format": "tied_head", **tied, "bias": biased}
-    return said
+            entries[reader] = {"format": "tied_head", **tied, "bias": biased}
+    return entries
 
 
-def _scale(module: nn.Module, dtype: torch.dtype) -> float:
+def _row_factor(module: nn.Module, dtype: torch.dtype) -> float:
     """Return what a family multiplies the rows of its embedding by, a tensor cast as it does."""
     scale = getattr(module, "embed_scale", 1.0)
     return float(scale.to(dtype)) if isinstance(scale, Tensor) else float(scale)

@@ -1,4 +1,4 @@
-"""Steps and offsets in eight bits each: what they can say, and how little they lose."""
+"""Scales and offsets in eight bits each: what they can say, and how little they lose."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spectrim.formats.packed.steps import Grid, offset_code, offsets, scale_code, scales
+from spectrim.formats.packed.scales import Grid, offset_code, offsets, scale_code, scales
 from spectrim.rounding.nearest import SHRUNK, nearest
 
 COLUMNS, GROUP = 128, 32
@@ -16,7 +16,7 @@ BITS = (2, 3, 4, 8)
 
 
 def written(matrix: Tensor, grid: Grid, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return nearest(matrix, torch.ones(matrix.shape[1]), grid, dtype).written_out(grid.group)
+    return nearest(matrix, torch.ones(matrix.shape[1]), grid, dtype).dequantize(grid.group)
 
 
 @given(
@@ -30,9 +30,9 @@ def test_codes_name_what_was_meant(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     wanted = size * (torch.rand(6, 4, generator=generator) + 0.1)
-    unit = wanted.amax(1, keepdim=True).to(dtype)
-    code = scale_code(wanted, unit.float())
-    scale = scales(unit, code.to(torch.uint8))
+    row_scale = wanted.amax(1, keepdim=True).to(dtype)
+    code = scale_code(wanted, row_scale.float())
+    scale = scales(row_scale, code.to(torch.uint8))
     assert scale.dtype == dtype and code.max() >= 254
     near = 0.52 / 255 + torch.finfo(dtype).eps
     assert ((scale.float() - wanted).abs() <= near * wanted.amax(1, keepdim=True)).all()
@@ -49,7 +49,7 @@ def test_codes_name_what_was_meant(
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_codes_lose_next_to_nothing(bits: int, symmetric: bool, dtype: torch.dtype) -> None:
-    """Against steps and offsets as they come, the range that costs least taken for both."""
+    """Against scales and offsets as they come, the range that costs least taken for both."""
     matrix = torch.randn(48, COLUMNS, generator=torch.Generator().manual_seed(0))
     groups = matrix.reshape(-1, GROUP)
     low, high = groups.aminmax(dim=1, keepdim=True)
@@ -71,7 +71,7 @@ def test_codes_lose_next_to_nothing(bits: int, symmetric: bool, dtype: torch.dty
 
 @pytest.mark.parametrize("bits", BITS)
 def test_a_group_of_one_value_is_met(bits: int) -> None:
-    """An offset of eight bits reaches only so many steps, so the step has to grow with it."""
+    """An offset of eight bits reaches only so many scales, so the scale has to grow with it."""
     matrix = torch.randn(4, COLUMNS, generator=torch.Generator().manual_seed(0))
     matrix[0, :GROUP] = 3.0
     matrix[1, :GROUP] = -0.02

@@ -107,7 +107,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {
         file.name: file.read_bytes()
         for file in sorted(folder.iterdir())
-        if file.name not in ("scores.json", "report.html")
+        if file.name not in ("scores.json", "report.html", "spectrim.json")
     }
 
 

@@ -1,14 +1,10 @@
-"""Files and folders that appear whole or not at all, and runs of several processes.
-
-All of these do the same work in folders of their own and train together; the first one writes.
-"""
+"""Files that appear whole or not at all, locks on folders of the cache, and records that grow."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,28 +24,6 @@ def atomic_file(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder to fill; it gets its name at the end, in the place of an older one."""
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (path.with_name(own(f".{path.name}.{kind}")) for kind in ("partial", "old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        shutil.rmtree(old, ignore_errors=True)  # of a run that was killed just before its end
-        if path.exists():
-            os.replace(path, old)
-        os.replace(partial, path)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if old.exists() and not path.exists():
-            os.replace(old, path)
         raise
 
 

@@ -136,7 +136,7 @@ def test_too_little_memory_to_measure(place: Place, monkeypatch: pytest.MonkeyPa
     def fail(*_: object) -> None:
         raise RuntimeError("unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)")
 
-    monkeypatch.setattr("spectrim.verbs.shrink.measure", fail)
+    monkeypatch.setattr("spectrim.verbs.shrink.measured", fail)
     code, err = place.run("shrink", place.source, "--calibration", place.text, "--tokens", "12x32",
                           "--cache", place.folder / "cache", "-o", place.small)  # fmt: skip
     assert_told(code, err, "there is too little memory to measure the whole models; run again with "

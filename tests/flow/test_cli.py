@@ -248,11 +248,12 @@ def test_a_real_interrupt_ends_with_130(tmp_path):
     code = (
         "import os, signal, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells may ignore it
-        "from spectrim import cli, registry\n"
+        "from spectrim import registry\n"
+        "from spectrim.cli import main\n"
         "def wait(self):\n"
         "    os.kill(os.getpid(), signal.SIGINT); time.sleep(30)\n"
         "registry.Registry.names = wait\n"
-        "cli.main(['list', 'methods'])"
+        "main.main(['list', 'methods'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False

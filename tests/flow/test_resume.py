@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from spectrim.cli import main
-from spectrim.files import atomic_folder
+from spectrim.outputs import output_folder, record
 from spectrim.plan import Plan
 from tiny_folders import tiny_folder
 from tiny_runs import equal, files, kept, plan_of, recipe, shrink, stored, write_text
@@ -119,7 +119,8 @@ def test_an_output_is_replaced_although_a_run_was_killed_while_replacing_it(tmp_
     for folder in (old, target, tmp_path / ".small.partial"):
         folder.mkdir()
         (folder / "file").write_text("earlier")
-    with atomic_folder(target) as folder:
+        record(folder, "shrink")
+    with output_folder(target, "shrink") as folder:
         assert not list(folder.iterdir())
         (folder / "file").write_text("now")
     assert [path.name for path in tmp_path.iterdir()] == ["small"]

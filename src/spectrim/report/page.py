@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from spectrim.model.architectures import role_group
+from spectrim.outputs import is_page, recorded, refuse_file
 from spectrim.report import notes, points, table, tasks, words
 from spectrim.report.attention import attention_figures, head
 from spectrim.report.bars import figures
@@ -37,14 +38,17 @@ def write_page(folder: Path, target: Path | None = None, others: Sequence[Path] 
     Raises:
         SpectrimError: a folder has no scores.json, or a damaged file.
     """
-    written = page(read(folder), [read(other) for other in others])
     target = target or folder / "report.html"
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    refuse_file(target, is_page)
+    written = page(read(folder), [read(other) for other in others])
+    file = target.resolve()
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         beside.write_text(written, encoding="utf-8")
-        beside.replace(target)
+        beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
+    recorded(file)
     return target
 
 

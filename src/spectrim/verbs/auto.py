@@ -24,12 +24,13 @@ from spectrim.job.opening import open_job
 from spectrim.model import sources
 from spectrim.model.sites import Site, find
 from spectrim.model.weights import Weights
+from spectrim.outputs import refuse_output
 from spectrim.processes import own, processes
 from spectrim.progress import Progress
 from spectrim.recipe.recipe import Keep, Recipe
 from spectrim.stages import stages
 from spectrim.stages.distil import Options as Distil
-from spectrim.verbs.refusals import refuse
+from spectrim.verbs.refusals import refuse_smaller
 
 ENDS = 8  # bits of embedding and head
 LEAST = 0.04  # of the linear maps' bytes: what no plan reaches
@@ -70,8 +71,9 @@ def choose(
         raise SpectrimError(
             "--size tries healing in one process; run it alone, then give its recipe to several"
         )
+    refuse_output(output, "shrink", cache, asked.model)
     source = sources.resolve(asked.model, cache, trust_remote_code=asked.trust_remote_code)
-    refuse(source, output, "shrink", "plan.json")
+    refuse_smaller(source, "shrink")
     skeleton = sources.skeleton(source)
     part = linear_part(Weights(source.folder, skeleton), find(skeleton), size)
     common: dict[str, Any] = {

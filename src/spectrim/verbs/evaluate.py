@@ -15,6 +15,7 @@ from spectrim.files import atomic_file
 from spectrim.metrics import Evaluation, check_tasks
 from spectrim.model import sources
 from spectrim.model.sources import Source
+from spectrim.outputs import are_scores, recorded, refuse_file
 from spectrim.progress import Progress
 from spectrim.recipe.options import parse_tokens
 from spectrim.recipe.recipe import Calibration, Recipe
@@ -25,8 +26,8 @@ from spectrim.verbs.comparison import compare_folders, second_text
 
 
 def write_scores(scores: dict[str, Any], path: Path) -> None:
-    """Write a scores dict as JSON, whole or not at all."""
-    with atomic_file(path) as partial:
+    """Write a scores dict as JSON, whole or not at all; a link to a file is followed."""
+    with atomic_file(path.resolve()) as partial:
         partial.write_text(
             json.dumps(scores, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
@@ -64,6 +65,8 @@ def evaluate(
             there (a task that nobody has is refused before any model is looked for), or the two
             models do not share a tokenizer.
     """
+    if json_path is not None:
+        refuse_file(json_path, are_scores)
     tasks = tasks or Evaluation()
     check_tasks(tasks.tasks)  # before models are fetched, which may take long
     cache = cache or sources.default_cache()
@@ -89,7 +92,9 @@ def evaluate(
     scores = compare_folders(dense, small, texts, chosen, progress, name)
     scores |= _made_with(small.folder)
     if json_path is not None:
+        refuse_file(json_path, are_scores)  # what has come to lie there in the meantime
         write_scores(scores, json_path)
+        recorded(json_path)
     return scores
 
 

@@ -17,17 +17,17 @@ from spectrim.cutting.allocation import Unit, bought_units
 from spectrim.cutting.decompose import decompose
 from spectrim.cutting.sensitivity import ALONE, Part, Sensitivity, cumulative, parts
 from spectrim.errors import SpectrimError
-from spectrim.files import atomic_folder
 from spectrim.job.job import Job, inner_sites
 from spectrim.job.opening import open_job
 from spectrim.metrics._packages import versions
 from spectrim.model import sources
+from spectrim.outputs import output_folder, refuse_output
 from spectrim.progress import Progress
 from spectrim.recipe.options import Factorize
 from spectrim.recipe.recipe import Recipe
 from spectrim.report.profile import write_profile
 from spectrim.text.tokens import Tokens
-from spectrim.verbs.refusals import refuse
+from spectrim.verbs.refusals import refuse_smaller
 
 SEQUENCES = 2
 COLUMNS = ("cut", "block", "role", "site", "size", "rank", "predicted", "measured", "error",
@@ -77,8 +77,9 @@ def profile(
     """
     asked = asked or Asked()
     cache = cache or sources.default_cache()
+    refuse_output(output, "profile", cache, recipe.model)
     source = sources.resolve(recipe.model, cache, trust_remote_code=recipe.trust_remote_code)
-    refuse(source, output, "profile", "profile.json")
+    refuse_smaller(source, "profile")
     job = open_job(recipe, source, cache, progress or (lambda done, total, what: None))
     job.keep = (job.keep[0], "linear")  # sizes are in numbers
     tokens = read(job, asked)
@@ -232,7 +233,7 @@ def _about(job: Job, recipe: Recipe, asked: Asked, walked: Sensitivity) -> dict[
 
 
 def _write(found: dict[str, Any], output: Path) -> None:
-    with atomic_folder(output) as folder:
+    with output_folder(output, "profile") as folder:
         with (folder / "profile.csv").open("w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             table.writeheader()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from spectrim.errors import SpectrimError
 from spectrim.healing.end_to_end import SAMPLED, Healing, healing_text
 from spectrim.job.job import Job
@@ -13,23 +11,22 @@ from spectrim.plan import Plan
 from spectrim.recipe.recipe import Recipe
 
 
-def refuse(source: Source, output: Path, verb: str, written: str) -> None:
-    """Raise SpectrimError for a model that is small already, or where a folder would be lost.
-
-    verb: what is to be done with the model. written: the file by which an output folder that an
-        earlier run of that verb wrote is known, which may be replaced.
-    """
+def refuse_smaller(source: Source, verb: str) -> None:
+    """Raise SpectrimError for a model that is small already; verb: what is to be done with it."""
     if quantised(source.folder):
         raise SpectrimError(
             f"{source.name} is a smaller model already; {verb} the model that it was made from"
         )
-    if source.folder.resolve().is_relative_to(output.resolve()):
-        raise SpectrimError(f"{output} holds the model that is read; name another output")
-    ours = (output / written).is_file()
-    if output.is_file() or output.is_dir() and not ours and any(output.iterdir()):
-        raise SpectrimError(
-            f"{output} is there already and was not written by spectrim {verb}; name another output"
-        )
+
+
+def refuse_predictions(job: Job, recipe: Recipe) -> None:
+    """Raise SpectrimError where no loss can be predicted: only cuts of decoders have that."""
+    if recipe.factorize is None:
+        raise SpectrimError("predictions are of the stage factorize; leave out --predictions")
+    if recipe.factorize.bits:
+        raise SpectrimError("predictions are of cuts, not of bits; leave out --predictions")
+    if len(job.architecture.stacks) > 1:
+        raise SpectrimError("predictions do not cover encoder-decoders; leave out --predictions")
 
 
 def refuse_text(job: Job, recipe: Recipe) -> None:

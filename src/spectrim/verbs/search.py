@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spectrim.errors import SpectrimError
+from spectrim.outputs import is_page, refuse_file, refuse_no_folder
 from spectrim.progress import Progress
 from spectrim.recipe.recipe import Keep, Recipe
 from spectrim.report.page import write_page
@@ -43,6 +44,8 @@ def search(
         SpectrimError: a size cannot be met, what is there was made of something else, or anything
             that ``shrink`` refuses.
     """
+    refuse_no_folder(output)
+    refuse_file(output / "report.html", is_page)
     began = time.monotonic()
     made: list[Path] = []
     left: list[Keep] = []

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from spectrim.cutting.prediction import prediction
 from spectrim.errors import SpectrimError, one_line, out_of_memory
-from spectrim.files import atomic_folder, key_of
+from spectrim.files import key_of
 from spectrim.job.job import Job, dense_plan
 from spectrim.job.opening import open_job
 from spectrim.job.output import found, write_model, write_record
 from spectrim.job.together import joined, wait
 from spectrim.metrics import Evaluation
 from spectrim.model import sources
+from spectrim.outputs import output_folder, refuse_output
 from spectrim.plan import Plan
 from spectrim.processes import own, process
 from spectrim.progress import Progress
@@ -26,7 +30,12 @@ from spectrim.stages import stages
 from spectrim.stages.factorize import refuse_unfit
 from spectrim.verbs.comparison import compare_folders, second_text, small_model
 from spectrim.verbs.evaluate import write_scores
-from spectrim.verbs.refusals import refuse, refuse_text, refuse_uncarried
+from spectrim.verbs.refusals import (
+    refuse_predictions,
+    refuse_smaller,
+    refuse_text,
+    refuse_uncarried,
+)
 
 
 def shrink(
@@ -58,67 +67,104 @@ def shrink(
         SpectrimError: anything that the user can put right; nothing is left behind then.
     """
     cache = cache or sources.default_cache()
-    progress = progress or (lambda done, total, what: None)
-    replayed = Plan.read(plan) if plan else None
     joined()
+    refuse_output(output, "shrink", cache, recipe.model)
+    replayed = Plan.read(plan) if plan else None
     source = sources.resolve(recipe.model, cache, trust_remote_code=recipe.trust_remote_code)
-    refuse(source, output, "shrink", "plan.json")
-    if replayed is not None and "recipe" in replayed.about:
-        recipe = validate(
-            Recipe, {**replayed.about["recipe"], "model": recipe.model}, f"the recipe in {plan}"
-        )
-    if replayed is not None:
-        refuse_uncarried(replayed, recipe)
-    job = open_job(recipe, source, cache, progress)
+    refuse_smaller(source, "shrink")
+    recipe = recipe if replayed is None else replayed_recipe(recipe, replayed, plan)
+    job = open_job(recipe, source, cache, progress or (lambda done, total, what: None))
+    if predictions:
+        refuse_predictions(job, recipe)
+    refuse_text(job, recipe)
     if why is not None:
         job.notes["chosen"] = why
-    if predictions and recipe.factorize is None:
-        raise SpectrimError("predictions are of the stage factorize; leave out --predictions")
-    if predictions and recipe.factorize is not None and recipe.factorize.bits:
-        raise SpectrimError("predictions are of cuts, not of bits; leave out --predictions")
-    if predictions and len(job.architecture.stacks) > 1:
-        raise SpectrimError("predictions do not cover encoder-decoders; leave out --predictions")
-    job.plan, job.wanted = (replayed.unquantised(), replayed) if replayed else (None, None)
-    key = key_of(recipe.to_yaml(), job.statistics_key, str(output.absolute()),
-                 replayed.to_json() if replayed else None)  # fmt: skip
-    job.work = cache / "work" / own(key)
-    refuse_text(job, recipe)
-    try:
-        for stage in recipe.stages:
-            stages.get(stage.name)(job, stage.options)
-        if job.plan is None:
-            job.plan = dense_plan(job)
-        elif recipe.factorize is None:  # which looks at the plan itself
-            refuse_unfit(job, job.plan)
+    take_up(job, recipe, output, replayed)
+    with kept_where_interrupted(job.work):
+        run_stages(job, recipe)
         if process():  # the first one of several writes
             wait()
-            shutil.rmtree(job.work, ignore_errors=True)
             return output
-        with atomic_folder(output) as folder:
+        with output_folder(output, "shrink") as folder:
             write_model(job, folder)
             write_record(job, recipe, folder)
             if evaluate:
-                try:
-                    measure(job, recipe, folder, output, predictions)
-                except (MemoryError, RuntimeError) as error:
-                    if not out_of_memory(error):
-                        raise
-                    raise SpectrimError(
-                        "there is too little memory to measure the whole models; "
-                        "run again with --no-evaluate"
-                    ) from error
+                measure(job, recipe, folder, output, predictions)
             card.write_card(folder, base=source.folder, name=output.name)
-    except Exception as error:
-        if one_line(error) is not None:  # else a fault of ours, which a later version continues
-            shutil.rmtree(job.work, ignore_errors=True)
-        raise
-    shutil.rmtree(job.work, ignore_errors=True)
     wait()
     return output
 
 
+def replayed_recipe(recipe: Recipe, replayed: Plan, file: Path | None) -> Recipe:
+    """Return the recipe that a plan was made by, on this recipe's model; file: for the message.
+
+    Raises:
+        SpectrimError: that recipe is damaged, or has no stage for what the plan does.
+    """
+    if "recipe" in replayed.about:
+        known = {**replayed.about["recipe"], "model": recipe.model}
+        recipe = validate(Recipe, known, f"the recipe in {file}")
+    refuse_uncarried(replayed, recipe)
+    return recipe
+
+
+def take_up(job: Job, recipe: Recipe, output: Path, replayed: Plan | None) -> None:
+    """Give a job the plan that it replays, and the work folder that an interrupted run left."""
+    if replayed is not None:
+        job.plan, job.wanted = replayed.unquantised(), replayed
+    key = key_of(recipe.to_yaml(), job.statistics_key, str(output.absolute()),
+                 replayed.to_json() if replayed else None)  # fmt: skip
+    job.work = job.cache / "work" / own(key)
+
+
+@contextmanager
+def kept_where_interrupted(work: Path) -> Iterator[None]:
+    """Remove a run's work folder at its end, also where the user is at fault.
+
+    A run that was killed, or that failed by a fault of ours, is taken up from there.
+    """
+    try:
+        yield
+    except Exception as error:
+        if one_line(error) is not None:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def run_stages(job: Job, recipe: Recipe) -> None:
+    """Run every stage of the recipe; ``job.plan`` says at the end how each site is stored."""
+    for stage in recipe.stages:
+        stages.get(stage.name)(job, stage.options)
+    if job.plan is None:
+        job.plan = dense_plan(job)
+    elif recipe.factorize is None:  # which looks at the plan itself
+        refuse_unfit(job, job.plan)
+
+
 def measure(job: Job, recipe: Recipe, folder: Path, output: Path, predictions: bool) -> None:
-    """Measure dense and smaller model on the report split; write scores.json and the page."""
+    """Measure dense and smaller model on the report split; write scores.json and the page.
+
+    Raises:
+        SpectrimError: the whole models do not fit into memory.
+    """
+    try:
+        scores = measured(job, recipe, folder, output)
+        if predictions:
+            assert recipe.factorize is not None
+            scores["prediction"] = prediction(job, recipe.factorize)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise SpectrimError(
+            "there is too little memory to measure the whole models; run again with --no-evaluate"
+        ) from error
+    write_scores(scores, folder / "scores.json")
+    page.write_page(folder, folder / "report.html")
+
+
+def measured(job: Job, recipe: Recipe, folder: Path, output: Path) -> dict[str, Any]:
+    """Return the scores of dense and smaller model on the report split."""
     name = f"report split of {job.notes['calibration']}"
     texts = {name: job.splits.report.ids}
     if recipe.calibration.text != "default":  # of which the documentation is a part
@@ -129,11 +175,7 @@ def measure(job: Job, recipe: Recipe, folder: Path, output: Path, predictions: b
     )
     scores["refinement"] = job.notes.get("refinement")
     scores["found"] = found(job)
-    if predictions:
-        assert recipe.factorize is not None
-        scores["prediction"] = prediction(job, recipe.factorize)
-    write_scores(scores, folder / "scores.json")
-    page.write_page(folder, folder / "report.html")
+    return scores
 
 
 def shrink_from_options(

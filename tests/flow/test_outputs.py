@@ -1,0 +1,235 @@
+"""Outputs replace what spectrim wrote and nothing else: every kind of thing that may lie there."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from spectrim.errors import SpectrimError
+from spectrim.outputs import (
+    MANIFEST,
+    are_scores,
+    is_page,
+    output_folder,
+    record,
+    recorded,
+    refuse_file,
+    refuse_output,
+)
+from tiny_places import Place
+from tiny_runs import family_folder, write_text
+
+THESIS = "years of work"
+
+
+@pytest.fixture
+def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Place:
+    """Return a folder with a tiny model and a text in it."""
+    family_folder(tmp_path / "source", "llama")
+    write_text(tmp_path / "text.txt")
+    return Place(tmp_path, capsys)
+
+
+def write(output: Path, **files: str) -> None:
+    """Write an output folder as a verb does."""
+    with output_folder(output, "shrink") as folder:
+        for name, text in files.items():
+            (folder / name).write_text(text)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def node(path: Path, kind: str) -> Path:
+    """Make what is neither a file nor a folder."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(path))
+    else:
+        try:
+            os.mknod(path, 0o600 | 0o020000, os.makedev(1, 3))  # as /dev/null is
+        except PermissionError:
+            pytest.skip("only root can make a device node")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_what_is_neither_file_nor_folder_stays_that(place: Place, kind: str) -> None:
+    path = node(place.folder / "node", kind)
+    before = path.lstat()
+    told = f"{path} is there already and is neither a file nor a folder; name another "
+    place.refused(told, "-o", path)
+    link = place.folder / "link"
+    link.symlink_to(path)
+    place.refused("neither a file nor a folder", "-o", link)
+    for verb in (["profile", str(place.source), "-o"], ["search", str(place.source), "-o"],
+                 ["evaluate", str(place.source), "--against", str(place.source), "--json"],
+                 ["report", str(place.source), "-o"]):  # fmt: skip
+        code, err = place.run(*verb, str(path))
+        assert code == 2 and told in err, err
+    assert (path.lstat().st_mode, path.lstat().st_ino) == (before.st_mode, before.st_ino)
+    assert link.is_symlink()
+
+
+def test_a_link_to_a_folder_is_followed_and_stays_a_link(place: Place) -> None:
+    disk, link = place.folder / "disk" / "small", place.folder / "link"
+    disk.mkdir(parents=True)
+    link.symlink_to(disk)
+    for _ in range(2):  # the second time it is ours
+        code, err = place.shrink("-o", link)
+        assert code == 0, err
+        assert link.is_symlink() and (disk / "model.safetensors").is_file()
+    assert names(disk.parent) == ["small"]
+
+
+def test_a_folder_that_happens_to_hold_a_plan_is_not_ours(place: Place) -> None:
+    for verb, file in (("shrink", "plan.json"), ("profile", "profile.json")):
+        other = place.folder / verb
+        other.mkdir()
+        (other / file).write_text('{"floor": 2}')
+        (other / "thesis.tex").write_text(THESIS)
+        told = f"{other} is there already and was not written by spectrim {verb}"
+        with pytest.raises(SpectrimError, match=told):
+            refuse_output(other, verb)
+        if verb == "shrink":
+            place.refused(told, "-o", other)
+        else:
+            code, err = place.run("profile", place.source, "-o", other)
+            assert code == 2 and told in err
+        assert names(other) == sorted([file, "thesis.tex"])
+
+
+def test_what_the_user_put_into_an_output_stays_there(place: Place) -> None:
+    assert place.shrink()[0] == 0
+    (place.small / "notes.md").write_text(THESIS)
+    (place.small / "texts").mkdir()
+    (place.small / "texts" / "mine.txt").write_text(place.text.read_text())
+    (place.small / "away").symlink_to(place.folder)
+    code, err = place.shrink("--calibration", place.small / "texts" / "mine.txt",
+                             "--keep", "60% of linear")  # fmt: skip
+    assert code == 0, err
+    assert (place.small / "notes.md").read_text() == THESIS
+    assert (place.small / "texts" / "mine.txt").is_file()
+    assert (place.small / "away").is_symlink()
+    assert "60% of linear" in (place.small / "recipe.yaml").read_text()
+    assert not [path for path in place.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_file_of_ours_that_was_changed_is_not_lost(place: Place) -> None:
+    assert place.shrink()[0] == 0
+    (place.small / "README.md").write_text(THESIS)
+    place.refused(f"{place.small / 'README.md'} was changed since spectrim wrote it; move it away",
+                  "-o", place.small)  # fmt: skip
+    assert (place.small / "README.md").read_text() == THESIS
+
+
+def test_a_file_of_the_user_under_one_of_our_names_is_in_the_way(tmp_path: Path) -> None:
+    write(tmp_path / "small", plan="ours")
+    (tmp_path / "small" / "config.json").write_text(THESIS)
+    with pytest.raises(SpectrimError, match=r"config.json was not written by spectrim and is in"):
+        refuse_output(tmp_path / "small", "shrink")
+    # of a name that nobody could foresee, the result is kept beside it
+    write(tmp_path / "other", plan="ours")
+    (tmp_path / "other" / "vocab.bpe").write_text(THESIS)
+    with pytest.raises(SpectrimError, match=r"vocab.bpe .* what was made is in .*other-1"):
+        write(tmp_path / "other", **{"vocab.bpe": "new"})
+    assert (tmp_path / "other" / "vocab.bpe").read_text() == THESIS
+    assert (tmp_path / "other-1" / "vocab.bpe").read_text() == "new"
+
+
+def test_what_appears_during_the_run_is_not_replaced(tmp_path: Path) -> None:
+    with (
+        pytest.raises(SpectrimError, match=r"not written by spectrim shrink.* is in .*small-1"),
+        output_folder(tmp_path / "small", "shrink") as folder,
+    ):
+        (folder / "plan.json").write_text("made")
+        (tmp_path / "small").mkdir()
+        (tmp_path / "small" / "thesis.tex").write_text(THESIS)
+    assert (tmp_path / "small" / "thesis.tex").read_text() == THESIS
+    assert (tmp_path / "small-1" / "plan.json").read_text() == "made"
+    assert names(tmp_path) == ["small", "small-1"]
+
+
+def test_killed_while_replacing_nothing_is_lost(tmp_path: Path) -> None:
+    write(tmp_path / "small", plan="first")
+    (tmp_path / "small" / "notes.md").write_text(THESIS)
+    os.replace(tmp_path / "small", tmp_path / ".small.old")  # and there it was killed
+    write(tmp_path / "small", plan="second")
+    assert (tmp_path / "small" / "plan").read_text() == "second"
+    assert (tmp_path / "small" / "notes.md").read_text() == THESIS
+    assert names(tmp_path) == ["small"]
+
+
+def test_a_failed_run_leaves_the_earlier_output(tmp_path: Path) -> None:
+    write(tmp_path / "small", plan="first")
+    with pytest.raises(OSError), output_folder(tmp_path / "small", "shrink") as folder:
+        (folder / "plan").write_text("second")
+        raise OSError
+    assert (tmp_path / "small" / "plan").read_text() == "first"
+    assert names(tmp_path) == ["small"]
+
+
+@pytest.mark.parametrize("files", ["[]", '{"files": {"../thesis.tex": {}}, "verb": "shrink"}', "{"])
+def test_a_manifest_that_is_none_makes_nothing_ours(tmp_path: Path, files: str) -> None:
+    (tmp_path / "thesis.tex").write_text(THESIS)
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / MANIFEST).write_text(files)
+    with pytest.raises(SpectrimError, match="was not written by spectrim shrink"):
+        refuse_output(tmp_path / "small", "shrink")
+
+
+def test_outputs_and_the_cache_and_the_model_keep_apart(place: Place) -> None:
+    cache = place.folder / "cache"
+    place.refused("is the cache, or holds it", "-o", cache)
+    place.refused("is the cache, or holds it", "-o", place.small, "--cache", place.small / "cache")
+    place.refused("lies in the folder of the model that is read", "-o", place.source / "small")
+    assert not (place.source / "small").exists()
+
+
+def test_the_json_of_evaluate_replaces_only_its_own(place: Place) -> None:
+    weights = place.source / "model.safetensors"
+    before = weights.read_bytes()
+    for file in (weights, place.source / "config.json"):
+        code, err = place.run("evaluate", place.source, "--against", place.source, "--json", file)
+        assert code == 2 and f"{file} is there already and was not written by spectrim" in err
+    assert weights.read_bytes() == before
+    assert not (place.folder / "cache").exists(), "it is refused before anything is done"
+
+
+def test_how_scores_and_pages_are_known(tmp_path: Path) -> None:
+    ours = tmp_path / "scores.json"
+    ours.write_text(json.dumps({"settings": {"versions": {"spectrim": "1"}}, "rows": []}))
+    assert are_scores(ours)
+    refuse_file(ours, are_scores)
+    for text in ('{"rows": []}', "[]", "{", THESIS, '{"settings": {"versions": {"spectrim": 1}}}'):
+        (tmp_path / "other.json").write_text(text)
+        with pytest.raises(SpectrimError, match="was not written by spectrim; name another file"):
+            refuse_file(tmp_path / "other.json", are_scores)
+    (tmp_path / "page.html").write_text("<p>spectrim</p>")
+    assert not is_page(tmp_path / "page.html")
+    with pytest.raises(SpectrimError, match="is a folder; name another file"):
+        refuse_file(tmp_path, is_page)
+
+
+def test_scores_written_anew_into_an_output_stay_ours(tmp_path: Path) -> None:
+    write(tmp_path / "small", scores="first")
+    (tmp_path / "small" / "scores").write_text("second")
+    recorded(tmp_path / "small" / "scores")
+    refuse_output(tmp_path / "small", "shrink")
+    (tmp_path / "small" / "scores").write_text("by hand")
+    with pytest.raises(SpectrimError, match="was changed since spectrim wrote it"):
+        refuse_output(tmp_path / "small", "shrink")
+
+
+def test_the_manifest_names_every_file(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_text("1")
+    record(tmp_path, "shrink")
+    assert list(json.loads((tmp_path / MANIFEST).read_text())["files"]) == ["a/b"]

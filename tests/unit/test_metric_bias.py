@@ -11,7 +11,7 @@ import pytest
 from spectrim.errors import SpectrimError
 from spectrim.metrics import crows_pairs, stereoset
 from spectrim.metrics.asking.preferences import changed, preferred
-from spectrim.metrics.stereoset import DOMAINS, ITEMS, from_hub, icat, over_terms, preferences
+from spectrim.metrics.stereoset import DATA, DOMAINS, from_hub, icat, over_terms, preferences
 from tiny_answers import asking, by_name, unigram, written_to
 from tiny_models import build
 
@@ -151,7 +151,7 @@ def test_rows_of_the_hub_become_those_of_the_files() -> None:
         "Anti-stereotype Sentence": "against",
         "Unrelated Sentence": "nonsense",
     }
-    assert set(ITEMS.columns) == set(row)
+    assert set(DATA.columns) == set(row)
 
 
 def test_missing_files_and_columns_are_told(tmp_path: Path) -> None:

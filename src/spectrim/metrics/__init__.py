@@ -4,7 +4,8 @@ To add a metric, write one file here whose ``measure(pair)`` returns scores for 
 pair; the file's name is the metric's name. Files that start with ``_`` are not metrics. A metric
 that asks tasks names them in ``TASKS`` and measures those for which ``pair.asked(task)`` is true;
 it is left alone where none is. ``settings["task"]`` of a score says what was asked. ``TASKS`` is
-read without importing the file, so it is written out there.
+read without importing the file, so it is written out there. Where tasks have data sets, ``DATA`` is
+the ``DataSet`` of all of them or one by task; the table of docs/evaluation.md is made of these.
 """
 
 from __future__ import annotations

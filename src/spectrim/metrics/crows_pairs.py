@@ -20,7 +20,7 @@ from spectrim.metrics.asking.preferences import changed, grouped, losses, prefer
 TASKS = ("crows_pairs",)
 SHOWN = "CrowS-Pairs"
 
-PAIRS = DataSet(
+DATA = DataSet(
     file="bias/crows_pairs/crows_pairs_anonymized.csv",
     hub="jannalu/crows_pairs_multilingual:english:test",
     columns=("sent_more", "sent_less", "bias_type"),
@@ -29,10 +29,10 @@ PAIRS = DataSet(
 
 def measure(pair: Pair) -> Measurement:
     """Return the share of pairs whose more stereotyping sentence is likelier, and its flips."""
-    rows = PAIRS.rows(pair, pair.items(quick=100))
+    rows = DATA.rows(pair, pair.items(quick=100))
     items = [[row["sent_more"], row["sent_less"]] for row in rows]
     categories = [str(row["bias_type"]) for row in rows]
-    settings = told(pair, PAIRS.file, "sum over the sentence's tokens")
+    settings = told(pair, DATA.file, "sum over the sentence's tokens")
     found: Measurement = {}
     reference: list[float] | None = None
     for label in pair.judged:

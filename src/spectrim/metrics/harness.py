@@ -21,6 +21,7 @@ from spectrim.metrics._packages import versions
 from spectrim.metrics.asking.answers import answered
 from spectrim.metrics.asking.certainty import flips, mean, paired, proportion
 from spectrim.metrics.asking.examples import DAMAGED
+from spectrim.metrics.asking.harness_files import LOCAL
 from spectrim.metrics.asking.harness_model import heard, language_model, silent
 from spectrim.metrics.asking.harness_tasks import Loaded, foreign, in_one_line, load
 
@@ -33,6 +34,7 @@ TASKS = (
     "truthfulqa_mc1",
     "truthfulqa_mc2",
 )
+DATA = {name: local.data for name, local in LOCAL.items()}
 OTHER_TASKS = True  # names that no metric has are lm-eval's
 QUICK = 40
 QUICK_TRUTHFULQA = 8  # each has a long prompt and about ten answers

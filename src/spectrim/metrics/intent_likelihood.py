@@ -21,6 +21,7 @@ from spectrim.metrics.asking.intents import CORPORA, scored, words
 from spectrim.metrics.asking.ways import continuation_losses
 
 TASKS = ("banking77", "snips")
+DATA = {name: corpus.test for name, corpus in CORPORA.items()}
 NOTHING = "N/A"
 PROMPT = "Message: {text}\nThe intent of this message is:"
 QUICK = {"banking77": 20, "snips": 50}  # Banking77 asks eleven times as many names of an item

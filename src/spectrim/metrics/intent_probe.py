@@ -19,6 +19,7 @@ from spectrim.metrics.asking.examples import Row
 from spectrim.metrics.asking.intents import CORPORA, Intents, scored
 
 TASKS = ("banking77", "snips")
+DATA = {name: corpus.test for name, corpus in CORPORA.items()}
 MOST = 64  # tokens of an utterance
 QUICK, EACH = 5, 100  # training utterances of an intent, at most
 STEPS = 1000  # of the optimiser, at most

@@ -61,7 +61,7 @@ def from_hub(row: Row) -> Row:
     return {"Domain": row["bias_type"], "Target": row["target"], **said}
 
 
-ITEMS = DataSet(
+DATA = DataSet(
     file="bias/stereoset/intrasentence_gender_data.csv",
     hub="McGill-NLP/stereoset:intrasentence:validation",
     columns=("Domain", "Target", *SENTENCES),
@@ -72,9 +72,9 @@ ITEMS = DataSet(
 
 def measure(pair: Pair) -> Measurement:
     """Return LMS, SS, ICAT, the change of LMS and flips of preference, over all and by domain."""
-    rows = ITEMS.rows(pair, pair.items(quick=100))
+    rows = DATA.rows(pair, pair.items(quick=100))
     items = [[row[name] for name in SENTENCES] for row in rows]
-    seed, settings = pair.evaluation.seed, told(pair, ITEMS.file, LIKELIHOOD)
+    seed, settings = pair.evaluation.seed, told(pair, DATA.file, LIKELIHOOD)
     found: Measurement = {}
     reference: Preferences | None = None
     for label in pair.judged:

@@ -94,6 +94,7 @@ CORPORA: Mapping[str, Corpus] = {
     ),
 }
 TASKS = ("bbc_news", "newsgroups")
+DATA = {name: corpus.data for name, corpus in CORPORA.items()}
 
 
 def measure(pair: Pair) -> Measurement:

@@ -12,13 +12,17 @@ from spectrim.report.folder import interval, rows, value
 
 @dataclass(frozen=True)
 class Line:
-    """One measure: its name, what is better, a cell for each row of the scores, the change."""
+    """One measure: its name, what is better, a cell for each row of the scores, the change.
+
+    ``key`` names the score that it shows; of a line about a text it is empty.
+    """
 
     group: str
     name: str
     arrow: str
     cells: tuple[str, ...]
     change: str
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def lines(scores: dict[str, Any]) -> list[Line]:
             words.ARROWS[measure.better],
             tuple(_cell(measure, row) for row in table),
             _change(measure, table),
+            measure.key,
         )
         for measure in measures
         if any(measure.key in row for row in table)

@@ -1,0 +1,126 @@
+"""Fills the tables of README.md and docs/*.md, so that none of them is written by hand.
+
+    python benchmarks/documents.py            # fill
+    python benchmarks/documents.py --check    # say which document is not as it would be filled
+
+A table stands between two comments of a document:
+
+    <!-- table: NAME -->
+    <!-- end -->
+
+NAME is a table of measured numbers (tables.py), `tasks` (what `spectrim list tasks` knows, with the
+data sets that the metrics name) or `families` (the table of architectures).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import run_files
+from tables import TABLES, Lines
+
+from spectrim.cli.console import entries
+from spectrim.errors import SpectrimError, did_you_mean
+from spectrim.metrics import metrics
+from spectrim.metrics.asking.examples import DataSet
+
+ROOT = Path(__file__).parent.parent
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
+
+
+def main() -> None:
+    """Fill every document, or end with the names of those that differ."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    asked = parser.parse_args()
+    old = {file: file.read_text(encoding="utf-8") for file in documents(ROOT)}
+    changed = {file: text for file, text in old.items() if filled(text) != text}
+    if asked.check and changed:
+        told = ", ".join(str(file.relative_to(ROOT)) for file in changed)
+        sys.exit(f"not as the runs and the code have it: {told}; give 'make docs'")
+    for file, text in changed.items():
+        file.write_text(filled(text), encoding="utf-8")
+
+
+def documents(root: Path) -> list[Path]:
+    """Return the documents that may have tables."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def filled(text: str) -> str:
+    """Return a document with every marked table made anew.
+
+    Raises:
+        SpectrimError: a marker names no table, or has no end.
+    """
+    if text.count("<!-- table: ") != len(MARKED.findall(text)):
+        raise SpectrimError("a marked table has no end; write <!-- end --> behind it")
+    return MARKED.sub(lambda found: f"{found[1]}{content(found[2])}\n{found[3]}", text)
+
+
+def content(name: str) -> str:
+    """Return what stands between the markers of that name.
+
+    Raises:
+        SpectrimError: there is no such table.
+    """
+    if name == "tasks":
+        return markdown(tasks())
+    if name == "families":
+        return ", ".join(f"`{family}`" for family, _ in entries("families"))
+    if name not in TABLES:
+        hint = did_you_mean(name, [*TABLES, "tasks", "families"])
+        raise SpectrimError(f"no table named '{name}'{hint}")
+    return measured(name, run_files.read(TABLES[name].run))
+
+
+def measured(name: str, run: run_files.Run) -> str:
+    """Return a table of a run's numbers, and how they were measured where that follows it."""
+    table = TABLES[name]
+    said = markdown(table.lines([row for row in run["rows"] if row["table"] in (name, table.rows)]))
+    how = run_files.how_measured(run) if table.told else ""
+    return f"{said}\n\n{how}" if how else said
+
+
+def markdown(lines: Lines) -> str:
+    """Return lines of cells as a table; the first is the head."""
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
+
+
+def tasks() -> Lines:
+    """Return a line for every task: its metrics in words, its file, its name on the hub."""
+    lines = [["task", "what is measured", "file in the folder of data", "hub, without the file"]]
+    for task, said in entries("tasks"):
+        told, _, metric = said.removesuffix("]").rpartition(" [")
+        name = f"`{task}`" if task else ""
+        data = data_set(metric, task or lines[-1][0].strip("`"))
+        lines.append([name, told, *(where(data) if task else ("", ""))])
+    return [
+        *lines,
+        ["any other name", "what lm-evaluation-harness makes of it", "", "lm-eval's own"],
+    ]
+
+
+def data_set(metric: str, task: str) -> DataSet | None:
+    """Return the data set that a metric asks for a task; None where it needs none."""
+    module = sys.modules[metrics.get(metric).__module__]
+    data = getattr(module, "DATA", None)
+    return data.get(task) if isinstance(data, dict) else data
+
+
+def where(data: DataSet | None) -> tuple[str, str]:
+    """Return the file of a data set and its repository."""
+    if data is None:
+        return "", ""
+    return data.file, data.hub.partition(":")[0] or "lm-eval's own"
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SpectrimError as error:
+        raise SystemExit(str(error)) from error

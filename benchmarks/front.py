@@ -27,7 +27,7 @@ ENDS = {"ends": 8}  # embedding and head alike in every row
 HEAL: dict[str, dict[str, Any]] = {
     "distil": {"text": HEALING, "tokens": "100x512", "steps": 50, "batch": 2, "every": 25}
 }
-STEPS = 16 / 64  # bits of a number: a step and an offset for every 64, eight bits each
+SCALES = 16 / 64  # bits of a weight: a scale and an offset for every 64, eight bits each
 FACTORS = {"format": "low_rank", "refine": "off"}
 SVD_LLM = {"factorize": {"method": "whitened_svd", "allocator": "uniform", **FACTORS}}
 TRAINS = {
@@ -36,7 +36,7 @@ TRAINS = {
         "protect": ["block [0-3]$"],
     }
 }  # fmt: skip
-INT4 = (4 + STEPS) / 16  # of bf16
+INT4 = (4 + SCALES) / 16  # of bf16
 
 
 def _rounded(bits: int, rounding: str) -> dict[str, Any]:
@@ -63,9 +63,9 @@ PAIR = "loss_aware_svd,loss_aware_neuron_selection"
 BITS = {"factorize": {**FACTORS, "method": PAIR, "bits": [2, 3, 4, 8]}}
 ROWS: tuple[Row, ...] = (
     Row("dense bf16", None, 1.0),
-    Row("int8 nearest", _rounded(8, "nearest"), (8 + STEPS) / 16),
+    Row("int8 nearest", _rounded(8, "nearest"), (8 + SCALES) / 16),
     *(
-        Row(f"int{bits} {rounding}", _rounded(bits, rounding), (bits + STEPS) / 16)
+        Row(f"int{bits} {rounding}", _rounded(bits, rounding), (bits + SCALES) / 16)
         for bits in (4, 3, 2)
         for rounding in ("nearest", "gptq")
     ),

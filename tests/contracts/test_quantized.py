@@ -125,6 +125,7 @@ def test_save_load_is_bit_equal(name: str, keywords: dict[str, Any], tmp_path: P
         empty: FactoredLinear = formats.get(name).from_shape(module.shape())
     empty.load_state_dict(load_file(tmp_path / "m.safetensors"), assign=True)
     assert empty.shape() == module.shape()
+    assert keywords.items() <= module.shape().items()  # flat, as config.json has them
     with torch.no_grad():
         x = inputs(module)
         assert torch.equal(empty(x), module(x))

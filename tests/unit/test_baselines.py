@@ -34,7 +34,7 @@ def test_int4_is_off_by_at_most_half_a_step_of_its_group() -> None:
     groups = weight.reshape(16, 2, 32)
     step = (groups.amax(-1) - groups.amin(-1)) / 15
     error = (baselines.rounded(weight, 4) - weight).abs().reshape(16, 2, 32).amax(-1)
-    assert bool((error <= step * 0.55).all())  # steps and offsets are rounded to bf16
+    assert bool((error <= step * 0.55).all())  # scales and offsets are rounded to bf16
     found = baselines.rounded(weight, 4).reshape(32, 32)
     assert max(len(group.unique()) for group in found) <= 16
 

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spectrim.formats.packed.scales import Grid, offset_code, offsets, scale_code, scales
+from spectrim.formats.packed.scales import (
+    Grid,
+    dequantize,
+    offset_code,
+    offsets,
+    quantize,
+    scale_code,
+    scales,
+)
 from spectrim.rounding.nearest import SHRUNK, nearest
 
 COLUMNS, GROUP = 128, 32
@@ -88,3 +96,16 @@ def test_all_numbers_on_one_side_cost_at_most_some_steps_more(bits: int) -> None
     error = (written(matrix, Grid(bits, GROUP, False)) - matrix).square().mean().sqrt()
     step = 1 / 2**bits
     assert error < 1.7 * step / 12**0.5
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_zero_point_is_minus_offset_over_scale(bits: int) -> None:
+    grid = Grid(bits, GROUP, False)
+    codes = torch.arange(grid.codes[0], grid.codes[1] + 1, dtype=torch.float64)
+    scale, offset = torch.tensor(0.3, dtype=torch.float64), torch.tensor(0.07, dtype=torch.float64)
+    values = dequantize(codes, scale, offset)
+    torch.testing.assert_close(values, scale * (codes - -offset / scale))
+    assert len(values) == 2**bits
+    assert torch.equal(quantize(values + 0.49 * scale, scale, offset, grid.codes), codes)
+    beyond = torch.tensor([-99.0, 99.0], dtype=torch.float64)
+    assert tuple(quantize(beyond, scale, offset, grid.codes).tolist()) == grid.codes

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spectrim.errors import SpectrimError
 from spectrim.recipe.recipe import Recipe
-from spectrim.rounding.sparsity import BLOCK, Pattern, magnitude, mask, solved, wanda
+from spectrim.rounding.sparsity import BLOCK, Pattern, magnitude, mask, sparsegpt, wanda
 from spectrim.stages.sparsify import Options, sparse
 from spectrim.walk.moments import Damping, damped, expected_loss, inverse_root
 from spectrim.walk.statistics import Statistics
@@ -162,7 +162,7 @@ def test_without_weights_to_its_left_it_is_exact_least_squares() -> None:
     weight = noise(OUT, IN)
     weight[:, : IN // 2] *= 1e-3
     moment = damped(correlated(IN), 1e-2)
-    made = solved(weight, moment, Pattern.parse("50%"))
+    made = sparsegpt(weight, moment, Pattern.parse("50%"))
     assert not made[:, : IN // 2].any()
     stay, gone = slice(IN // 2, None), slice(None, IN // 2)
     across = moment[stay, gone] @ weight[:, gone].double().T  # [stay, out]
@@ -177,7 +177,7 @@ def test_one_of_two_by_hand() -> None:
     Dropping w₂ then leaves w₁ as it is, since it is not to the right, and costs w₂² · 1.
     """
     moment = torch.tensor([[2.0, 1], [1, 1]]).double()
-    made = solved(torch.tensor([[1.0, 3], [3, 1]]), moment, Pattern.parse("1:2"))
+    made = sparsegpt(torch.tensor([[1.0, 3], [3, 1]]), moment, Pattern.parse("1:2"))
     torch.testing.assert_close(made, torch.tensor([[0.0, 4], [3, 0]]).double())
     assert error(torch.tensor([[1.0, 3]]), made[:1], moment) == pytest.approx(1.0)
     assert error(torch.tensor([[3.0, 1]]), made[1:], moment) == pytest.approx(1.0)
@@ -187,7 +187,7 @@ def test_one_of_two_by_hand() -> None:
 def test_the_update_loses_less_than_the_same_mask_without_it(text: str) -> None:
     for seed in range(5):
         weight, moment = noise(OUT, IN, seed=seed), correlated(IN, seed=seed + 20)
-        made = solved(weight, damped(moment, 1e-2), Pattern.parse(text))
+        made = sparsegpt(weight, damped(moment, 1e-2), Pattern.parse(text))
         plain = weight.where(made != 0, 0.0)
         assert error(weight, made, moment) < 0.9 * error(weight, plain, moment)
         best = mask(wanda(weight, moment), Pattern.parse(text))
@@ -196,7 +196,7 @@ def test_the_update_loses_less_than_the_same_mask_without_it(text: str) -> None:
 
 def test_the_update_is_never_better_than_least_squares_on_its_mask() -> None:
     weight, moment = noise(OUT, IN), damped(correlated(IN), 1e-2)
-    made = solved(weight, moment, Pattern.parse("2:4"))
+    made = sparsegpt(weight, moment, Pattern.parse("2:4"))
     for row, found in zip(weight.double(), made, strict=True):
         stay = found != 0
         exact = torch.zeros_like(row)
@@ -208,15 +208,15 @@ def test_the_update_is_never_better_than_least_squares_on_its_mask() -> None:
 @pytest.mark.parametrize("text", ["2:4", "1:16"])
 def test_blocks_of_columns_change_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, moment = noise(OUT, IN), damped(correlated(IN), 1e-2)
-    whole = solved(weight, moment, Pattern.parse(text))
+    whole = sparsegpt(weight, moment, Pattern.parse(text))
     monkeypatch.setattr("spectrim.rounding.sparsity.BLOCK", 8)
-    torch.testing.assert_close(solved(weight, moment, Pattern.parse(text)), whole)
+    torch.testing.assert_close(sparsegpt(weight, moment, Pattern.parse(text)), whole)
 
 
 def test_independent_inputs_make_up_for_nothing() -> None:
     weight, moment = noise(OUT, IN), torch.diag(torch.linspace(0.5, 4, IN))
     pattern = Pattern.parse("4:8")
-    made = solved(weight, moment.double(), pattern)
+    made = sparsegpt(weight, moment.double(), pattern)
     stays = mask(wanda(weight, moment), pattern)
     torch.testing.assert_close(made, weight.double().where(stays, 0.0))
 

@@ -1,7 +1,7 @@
 """Bits as one more choice of the allocator: every cut, and the whole matrix, in each of them.
 
 What rounding costs is interpolated by rank around the cuts that were quantised for real
-(_bit_losses.py). It comes on top of what the cut itself costs.
+(bit_losses.py). It comes on top of what the cut itself costs.
 """
 
 from __future__ import annotations

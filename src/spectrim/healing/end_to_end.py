@@ -94,8 +94,8 @@ def heal(
     """Train the whole model as a stage wants it and keep it where the search split gains.
 
     ready: names the parameters and the optimiser. note: what the stage adds to its own note.
-    prepare: makes a block ready; usually pivoted maps become two balanced factors, and steps and
-        offsets of packed ones numbers of their own.
+    prepare: makes a block ready; usually pivoted maps become two balanced factors, and scales and
+        offsets of packed ones parameters.
     """
     begin(job)
     tokens = healing_text(job, options)

@@ -17,7 +17,7 @@ from spectrim.walk.walk import BlockWalk
 States = dict[int, Tensor]  # hidden states [batch, length, hidden] by the batch's first sequence
 CHECKED = 8  # batches on which training is judged before and after
 WARMUP = 0.05  # of all steps
-MOST = 1e-2  # of their size, for steps and offsets of packed numbers: some are very small
+MOST = 1e-2  # of their size, for scales and offsets of packed codes: some are very small
 
 
 @dataclass(frozen=True)

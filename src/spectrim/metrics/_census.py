@@ -58,7 +58,7 @@ def linear_maps(model: PreTrainedModel) -> list[LinearMap]:
 def all_numbers(model: nn.Module) -> int:
     """Return how many numbers a model has, tied ones once; a packed one counts as any other.
 
-    The steps and offsets of packed numbers are none: they are a part of how these are stored.
+    The scales and offsets of packed codes are none: they are a part of how these are stored.
     """
     packed = [one for one in model.modules() if isinstance(one, PackedMatrix)]
     beside = sum(one.numel() for matrix in packed for one in matrix.parameters())

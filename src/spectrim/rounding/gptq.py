@@ -51,6 +51,15 @@ def gptq(
     if act_order:
         return _by_activation(matrix, inputs, grid, dtype)
     root = inverse_root(inputs.double()).float() if root is None else root
+    return _by_column(matrix, root, grid, dtype)
+
+
+def _by_column(
+    matrix: Float[Tensor, "rows columns"],
+    root: Float[Tensor, "columns columns"],
+    grid: Grid,
+    dtype: torch.dtype,
+) -> QuantizedMatrix:
     size = grid.group or matrix.shape[1]
     weights = root.diagonal().square().reciprocal()
     left = matrix.float().T.contiguous()  # [columns, rows]
@@ -60,15 +69,13 @@ def gptq(
     def measured(at: int) -> tuple[Tensor, Tensor]:
         if at % size == 0:
             group, counted = left[at : at + size].T, weights[at : at + size][None]
-            found.append(
-                group_scale(group, counted, grid, dtype if row_scale is None else row_scale)
-            )
+            stored = dtype if row_scale is None else row_scale
+            found.append(group_scale(group, counted, grid, stored))
         return found[-1].scale[:, 0], found[-1].offset[:, 0]
 
     codes = _sweep(left, root, grid, measured)
-    return QuantizedMatrix(
-        codes.T.contiguous(), ScaleCodes.of_groups(found, row_scale, grid, dtype)
-    )
+    coded = ScaleCodes.of_groups(found, row_scale, grid, dtype)
+    return QuantizedMatrix(codes.T.contiguous(), coded)
 
 
 def _by_activation(

@@ -85,7 +85,7 @@ def wanda(
     return magnitude(weight) * moment.double().diagonal().clamp_min(0).sqrt()
 
 
-def solved(
+def sparsegpt(
     weight: Float[Tensor, "out in"], inputs: Float[Tensor, "in in"], pattern: Pattern
 ) -> Float[Tensor, "out in"]:
     """Return the sparse matrix that SparseGPT (2301.00774, algorithm 1) leaves, in float64.

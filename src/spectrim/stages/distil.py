@@ -22,7 +22,7 @@ class Options(Healing):
     """The stage that trains the smaller model on the dense one's distribution over next tokens.
 
     accumulation: batches whose gradients are added up for one step.
-    numbers: train also the whole numbers of maps in few bits, and not their steps and offsets only.
+    numbers: train also the codes of maps in few bits, and not their scales and offsets only.
     learning_rate: the highest; a number moves in a step by about this part of the root mean square
         of its matrix or vector.
     """

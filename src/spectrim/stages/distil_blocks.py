@@ -42,8 +42,8 @@ class Options(Part):
 
     window: blocks trained together.
     steps: of the optimiser, for each window; 0 trains nothing.
-    learning_rate: of Adam, at its highest; it falls to zero along a cosine. Steps and offsets of
-        packed numbers move by a hundredth of their size at most.
+    learning_rate: of Adam, at its highest; it falls to zero along a cosine. Scales and offsets of
+        packed codes move by a hundredth of their size at most.
     sequences: of the calibration text, spread over it; all of them where there are fewer.
     batch: sequences in a step; 0 takes as many as make 1024 tokens.
     inputs: what a block is trained on: "propagated", what the smaller model delivers; "dense", what

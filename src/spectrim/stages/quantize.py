@@ -49,13 +49,13 @@ class Options(Part):
     """The stage that stores the numbers of linear maps, whole or factored, in few bits.
 
     bits: of each number, where no plan says it for every site.
-    group: how many neighbours along the input share a step; 0 for a whole row.
-    symmetric: no offset beside the step; an eighth of a bit a number less in groups of 64.
+    group: how many neighbours along the input share a scale; 0 for a whole row.
+    symmetric: no offset beside the scale; an eighth of a bit a number less in groups of 64.
     rounding: "gptq" lets what is left of a row make up for each error; "nearest" does not.
-    order: GPTQ rounds the inputs with the largest moment first, with steps of the matrix as it is.
+    order: GPTQ rounds the inputs with the largest moment first, with scales of the matrix as it is.
     damping: part of the mean diagonal of A that GPTQ adds to it before it inverts it, from 0.
-    ends: bits of embedding and head, 8 with a step for each word or 4 with a step and an offset for
-        every 32 numbers, rounded to the nearest; 0 leaves both as they are.
+    ends: bits of embedding and head, 8 with a scale for each word or 4 with a scale and an offset
+        for every 32 numbers, rounded to the nearest; 0 leaves both as they are.
     protect: regular expressions; a site keeps its numbers where one is found in its name, its
         role, or "block N".
     """

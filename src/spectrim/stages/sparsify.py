@@ -24,7 +24,7 @@ from spectrim.model.experts import unpack_experts
 from spectrim.model.sites import Site, protected, weight
 from spectrim.recipe.options import Part, Regex
 from spectrim.recipe.order import LATE
-from spectrim.rounding.sparsity import Pattern, magnitude, mask, solved, wanda
+from spectrim.rounding.sparsity import Pattern, magnitude, mask, sparsegpt, wanda
 from spectrim.walk.moments import Damping, damped, expected_loss
 from spectrim.walk.statistics import Statistics, load_block
 
@@ -154,7 +154,7 @@ def sparse(
     if known.input_moment is None:
         raise ValueError("sparsify needs the input moment")
     if options.update:
-        return solved(matrix, damped(known.input_moment, SOLVING), pattern)
+        return sparsegpt(matrix, damped(known.input_moment, SOLVING), pattern)
     by_size = options.score == "magnitude"
     scores = magnitude(matrix) if by_size else wanda(matrix, known.input_moment)
     return torch.where(mask(scores, pattern), matrix, 0.0)

@@ -1,1 +1,1 @@
-"""Whole numbers of few bits, packed: scales, zero points, and their matrices."""
+"""Codes of few bits, packed: their scales and offsets, and their matrices."""

@@ -17,12 +17,13 @@ from rotated import chosen
 from transformers import PreTrainedModel
 
 from spectrim.errors import SpectrimError
-from spectrim.files import atomic_folder, key_of
+from spectrim.files import key_of
 from spectrim.metrics import Evaluation, Pair, harness, read
 from spectrim.metrics.size import size
 from spectrim.model import sites, sources
 from spectrim.model.sources import Source
 from spectrim.model.tensor_files import stored
+from spectrim.outputs import output_folder
 from spectrim.recipe.options import validate
 from spectrim.recipe.recipe import Recipe
 from spectrim.report.progress import shown
@@ -146,7 +147,7 @@ def made(bench: Bench, row: Row) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if callable(row.how):
-        with atomic_folder(folder) as partial:
+        with output_folder(folder, "front") as partial:
             row.how(bench.source, partial, row.size)
         return folder
     entries = {"model": str(bench.source.folder), **bench.entries(row)}

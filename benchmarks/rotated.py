@@ -25,13 +25,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from spectrim.errors import SpectrimError
-from spectrim.files import atomic_folder
 from spectrim.job.remake import copy_companions
 from spectrim.metrics.grid import grid
 from spectrim.metrics.perplexity import perplexity
 from spectrim.model import sites, sources
 from spectrim.model.sources import Source
 from spectrim.model.weights import quiet
+from spectrim.outputs import output_folder
 from spectrim.rounding import baselines
 from spectrim.text import documents
 
@@ -103,7 +103,7 @@ def write(source: Source, folder: Path, ids: Int[Tensor, "windows length"], seed
     dense = sources.model(source, dtype=torch.float32)
     turned = rotate(dense, seed)
     found = {"seed": seed, **check(dense, turned, ids)}
-    with atomic_folder(folder) as partial:
+    with output_folder(folder, "rotated") as partial:
         tensors = {name: one.bfloat16().contiguous() for name, one in turned.state_dict().items()}
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))

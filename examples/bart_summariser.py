@@ -33,7 +33,6 @@ from bart_training import Settings, Splits, encoded, padded
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from spectrim.errors import SpectrimError
-from spectrim.files import atomic_folder
 from spectrim.formats import formats
 from spectrim.job.job import Job
 from spectrim.job.opening import open_job
@@ -43,6 +42,7 @@ from spectrim.metrics.multiply_adds import multiply_adds
 from spectrim.metrics.size import bytes_on_disk
 from spectrim.metrics.summarisation import rouge
 from spectrim.model import sources
+from spectrim.outputs import output_folder
 from spectrim.recipe.recipe import Recipe
 from spectrim.stages import stages
 from spectrim.text import tokens
@@ -197,7 +197,7 @@ class Sweep:
         ranks = {one.rank for one in job.plan.decisions if one.format != "dense"}
         assert ranks == {rank}, f"asked for rank {rank}, got {sorted(ranks)}"
         small = self.output / "small" / f"{method}-{rank}-{form}"
-        with atomic_folder(small) as folder:
+        with output_folder(small, "bart_summariser") as folder:
             write_model(job, folder)
             write_record(job, recipe, folder)
         shutil.rmtree(job.work)

@@ -26,6 +26,9 @@ NAMES = frozenset({"config.json", "recipe.yaml", "plan.json", "curves.json", "ca
                    "README.md", "generation_config.json"})  # fmt: skip
 GENERATOR = '<meta name="generator" content="spectrim'
 HEAD = 4096  # bytes of a page within which its generator is named
+UNMARKED = ("config.json", "recipe.yaml", "plan.json", "curves.json")  # as version 0.1.0 left them
+LARGEST = 2**28  # bytes of scores; what is larger, such as weights, is not read to find out
+LATER = ("scores.json", "report.html")  # what `evaluate` and `report` write into an output
 
 
 def refuse_output(
@@ -39,24 +42,31 @@ def refuse_output(
         output: the folder to write.
         verb: what is to write there ("shrink").
         cache: what is kept between runs.
-        model: what is read, as the user named it; counts where that is a folder.
+        model: what is read, as the user named it; counts where that is a folder or a file.
 
     Raises:
         SpectrimError: there is a file, a device, a pipe or a socket; a folder that we did not write
             or whose files were changed since; a folder that is or holds the cache or the model, or
-            lies in the model's.
+            lies in one of them; a link to nothing.
     """
+    refuse_no_folder(output)
     target = output.resolve()
-    if model is not None and Path(model).is_dir():
+    if model is not None and Path(model).exists():
         _refuse_model(output, Path(model).resolve())
     if cache is not None and cache.resolve().is_relative_to(target):
         raise SpectrimError(
             f"{output} is the cache, or holds it ({cache}); name another output, or another --cache"
         )
-    refuse_no_folder(output)
+    if cache is not None and target.is_relative_to(cache.resolve()):
+        raise SpectrimError(f"{output} lies in the cache ({cache}); name another output")
     if not target.exists() or not any(target.iterdir()):
         return
     written = manifest(target)
+    if written is None and all((target / name).is_file() for name in UNMARKED):
+        raise SpectrimError(
+            f"{output} was written by an earlier version, which left no list of its "
+            "files; move it away, or name another output"
+        )
     if written is None or written["verb"] != verb:
         raise SpectrimError(
             f"{output} is there already and was not written by spectrim {verb}; name another output"
@@ -66,6 +76,7 @@ def refuse_output(
 
 def refuse_no_folder(output: Path) -> None:
     """Raise SpectrimError where a folder must not go: a file, a device, a pipe, a whole disk."""
+    refuse_link_to_nothing(output)
     target = output.resolve()
     if target.exists() and not target.is_dir():
         kind = "a file" if target.is_file() else "neither a file nor a folder"
@@ -79,13 +90,14 @@ def refuse_file(path: Path, is_ours: Callable[[Path], bool]) -> None:
 
     is_ours: whether an existing file is one that the same option wrote before.
     """
+    refuse_link_to_nothing(path)
     target = path.resolve()
     if not target.exists():
         return
     if not target.is_file():
         kind = "a folder" if target.is_dir() else "neither a file nor a folder"
         raise SpectrimError(f"{path} is there already and is {kind}; name another file")
-    if not is_ours(target):
+    if target.stat().st_size and not is_ours(target):  # an empty one may be filled, as of mktemp
         raise SpectrimError(
             f"{path} is there already and was not written by spectrim; name another file"
         )
@@ -93,6 +105,8 @@ def refuse_file(path: Path, is_ours: Callable[[Path], bool]) -> None:
 
 def are_scores(file: Path) -> bool:
     """Return whether a file is JSON that `spectrim evaluate` or `shrink` wrote: it says so."""
+    if not file.is_file() or file.stat().st_size > LARGEST:
+        return False
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         return "spectrim" in found["settings"]["versions"] and isinstance(found["rows"], list)
@@ -102,6 +116,8 @@ def are_scores(file: Path) -> bool:
 
 def is_page(file: Path) -> bool:
     """Return whether a file is a page of ours: it names its generator."""
+    if not file.is_file():
+        return False
     with file.open("rb") as stream:
         return GENERATOR.encode() in stream.read(HEAD)
 
@@ -127,6 +143,7 @@ def output_folder(output: Path, verb: str) -> Iterator[Path]:
         record(partial, verb)
         _take_the_place(output, target, verb, partial, old)
     except BaseException:
+        _undo_killed(target, old)
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
@@ -146,7 +163,7 @@ def recorded(file: Path) -> None:
     """Bring the manifest of the folder that a file of ours was written into up to date."""
     target = file.resolve()
     written = manifest(target.parent)
-    if written is not None and target.name in written["files"]:
+    if written is not None and target.name in (*written["files"], *LATER):
         written["files"][target.name] = _summary(target)
         beside = target.with_name(own(f".{MANIFEST}.partial"))
         beside.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
@@ -155,6 +172,8 @@ def recorded(file: Path) -> None:
 
 def manifest(folder: Path) -> dict[str, Any] | None:
     """Return what the manifest of a folder says; None where there is none that can be read."""
+    if not (folder / MANIFEST).is_file():  # opening a pipe would wait for ever
+        return None
     try:
         found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         names = [Path(name) for name in found["files"]]
@@ -167,9 +186,17 @@ def manifest(folder: Path) -> dict[str, Any] | None:
 def _refuse_model(output: Path, model: Path) -> None:
     if model.is_relative_to(output.resolve()):
         raise SpectrimError(f"{output} holds the model that is read; name another output")
-    if output.resolve().is_relative_to(model):
+    if model.is_dir() and output.resolve().is_relative_to(model):
         raise SpectrimError(
             f"{output} lies in the folder of the model that is read; name another output"
+        )
+
+
+def refuse_link_to_nothing(path: Path) -> None:
+    """Raise SpectrimError where a link leads nowhere: what it meant is not to be guessed."""
+    if path.is_symlink() and not path.exists():  # such as to a disk that is not mounted
+        raise SpectrimError(
+            f"{path} is a link to nothing; make what it points to, or name another output"
         )
 
 
@@ -213,7 +240,7 @@ def _refuse_both(output: Path, target: Path, partial: Path) -> None:
     for path in sorted(partial.rglob("*")):
         name = path.relative_to(partial).as_posix()
         there = target / name
-        if path.is_dir() or name in ours or not there.exists():
+        if path.is_dir() or name in ours or not os.path.lexists(there):
             continue
         if not (are_scores(there) if there.suffix == ".json" else is_page(there)):
             raise SpectrimError(
@@ -226,17 +253,25 @@ def _carry_over(old: Path, target: Path) -> None:
     """Move what is not ours out of an older output, and remove the rest of it."""
     if not old.exists():
         return
-    for name in (manifest(old) or {"files": {}})["files"]:
-        (old / name).unlink(missing_ok=True)
+    for name, summary in (manifest(old) or {"files": {}})["files"].items():
+        if (old / name).is_file() and _summary(old / name) == summary:
+            (old / name).unlink()
     (old / MANIFEST).unlink(missing_ok=True)
     for path in sorted(old.rglob("*"), key=lambda path: len(path.parts)):
         there = target / path.relative_to(old)
         if path.is_dir() and not path.is_symlink() and there.is_dir():
             continue
-        if (path.is_symlink() or path.exists()) and not there.exists():
+        if os.path.lexists(path):
             there.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, there)
+            os.replace(path, _free(there))
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _free(path: Path) -> Path:
+    """Return a path that nothing has yet: itself, or with `.kept` behind it."""
+    while os.path.lexists(path):
+        path = path.with_name(f"{path.name}.kept")
+    return path
 
 
 def _undo_killed(target: Path, old: Path) -> None:

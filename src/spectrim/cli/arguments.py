@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from spectrim.errors import SpectrimError
+from spectrim.outputs import refuse_link_to_nothing
 
 
 def task_names(tasks: str | None) -> tuple[str, ...]:
@@ -61,7 +62,8 @@ def refuse_beside_size(said: Mapping[str, object]) -> None:
 
 def prove_writable(target: Path) -> None:
     """Prove that the target can be made, before hours are spent on what goes there."""
-    parent = target.absolute().parent
+    refuse_link_to_nothing(target)
+    parent = target.resolve().parent
     while not parent.exists():
         parent = parent.parent
     try:

@@ -26,11 +26,17 @@ from spectrim.verbs.comparison import compare_folders, second_text
 
 
 def write_scores(scores: dict[str, Any], path: Path) -> None:
-    """Write a scores dict as JSON, whole or not at all; a link to a file is followed."""
+    """Write a scores dict as JSON, whole or not at all; a link to a file is followed.
+
+    Raises:
+        SpectrimError: anything but scores of ours lies there.
+    """
+    refuse_file(path, are_scores)
     with atomic_file(path.resolve()) as partial:
         partial.write_text(
             json.dumps(scores, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
+    recorded(path)
 
 
 def evaluate(
@@ -92,9 +98,7 @@ def evaluate(
     scores = compare_folders(dense, small, texts, chosen, progress, name)
     scores |= _made_with(small.folder)
     if json_path is not None:
-        refuse_file(json_path, are_scores)  # what has come to lie there in the meantime
         write_scores(scores, json_path)
-        recorded(json_path)
     return scores
 
 

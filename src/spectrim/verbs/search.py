@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from spectrim.errors import SpectrimError
-from spectrim.outputs import is_page, refuse_file, refuse_no_folder
+from spectrim.outputs import is_page, refuse_file, refuse_no_folder, refuse_output
 from spectrim.progress import Progress
 from spectrim.recipe.recipe import Keep, Recipe
 from spectrim.report.page import write_page
@@ -44,20 +44,17 @@ def search(
         SpectrimError: a size cannot be met, what is there was made of something else, or anything
             that ``shrink`` refuses.
     """
-    refuse_no_folder(output)
-    refuse_file(output / "report.html", is_page)
+    folders = {size: output / _name(size) for size in sizes}
+    _refuse(asked, output, folders.values(), cache)
     began = time.monotonic()
     made: list[Path] = []
     left: list[Keep] = []
     try:
-        for size in sizes:
-            folder = output / f"{100 * size.fraction:g}_of_{size.of.replace(' ', '_')}"
-            if (folder / "scores.json").is_file():
-                _refuse_other(folder, asked)
-            elif minutes is not None and time.monotonic() - began > 60 * minutes:
-                left.append(size)
-                continue
-            else:
+        for size, folder in folders.items():
+            if not _is_made(folder):
+                if minutes is not None and time.monotonic() - began > 60 * minutes:
+                    left.append(size)
+                    continue
                 choice = auto.choose(asked, size, folder, cache=cache, progress=progress)
                 shrink(choice.recipe, folder, cache=cache, why=choice.why, progress=progress)
             made.append(folder)
@@ -65,6 +62,25 @@ def search(
         if made:
             write_page(made[0], output / "report.html", made[1:])
     return Front(made, left)
+
+
+def _name(size: Keep) -> str:
+    return f"{100 * size.fraction:g}_of_{size.of.replace(' ', '_')}"
+
+
+def _is_made(folder: Path) -> bool:
+    return (folder / "scores.json").is_file()
+
+
+def _refuse(asked: Recipe, output: Path, folders: Iterable[Path], cache: Path) -> None:
+    """Raise SpectrimError, before the first size is begun, where one of the outputs is not ours."""
+    refuse_no_folder(output)
+    refuse_file(output / "report.html", is_page)
+    for folder in folders:
+        if _is_made(folder):
+            _refuse_other(folder, asked)
+        else:
+            refuse_output(folder, "shrink", cache, asked.model)
 
 
 def _refuse_other(folder: Path, asked: Recipe) -> None:

@@ -1,6 +1,7 @@
 """Which stage may stand behind which, so that a recipe is refused before the long work.
 
-The stages say the same of a model that they find otherwise than they need it.
+What a stage leaves behind, needs and refuses are constants in its own file, as spectrim.stages
+describes them. The stages say the same of a model that they find otherwise than they need it.
 """
 
 from __future__ import annotations
@@ -9,32 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from spectrim.errors import SpectrimError
+from spectrim.registry import Registry
 
-HEALING = ("distil", "distil_blocks", "lora", "low_memory")  # the stages that train
-LATE = {  # stages that need whole matrices, which only some leave
-    "drop_blocks": "drop_blocks takes a model with whole maps; put drop_blocks first",
-    "sparsify": "sparsify needs dense weights, and an earlier stage has cut them; "
-    "put sparsify first",
-    "factorize": "factorize needs the maps as they came, and an earlier stage has changed them; "
-    "put factorize first",
-}
-PACKED = "quantize has packed the numbers already; leave out the second one"
-NOTHING_MISSING = (
-    "compensate makes up for quantize or sparsify; put one of these before it in the recipe"
-)
-FILLED = "lora would fill the zeros that sparsify made; take distil instead"
-WHOLE_NUMBERS = (
-    "stored as whole numbers, to which lora cannot be merged; put lora before that stage, or take "
-    "distil, which trains steps, offsets and numbers"
-)
-NO_NUMBERS = (
-    "distil trains whole numbers, and no stage before it packs any; put quantize in front of it, "
-    "or leave out numbers"
-)
+TRAINED = "trained"  # what a stage leaves that heals
 BITS_SAVE_BYTES = (
     "factorize offers few bits, which save no numbers; keep a part of the bytes, such as "
     "keep: 25% of linear bytes"
 )
+_STAGES = Registry("stage", "spectrim.stages")
 _GIVEN = ("bits", "group", "symmetric", "protect")  # of quantize, where factorize chooses
 
 
@@ -43,57 +26,41 @@ def refuse_order(stages: Sequence[tuple[str, Any]]) -> None:
 
     stages: name and checked options of each, in order.
     """
+    left: dict[str, str] = {}  # what is true of the model, and the stage that made it so
     for at, (name, options) in enumerate(stages):
-        before = stages[:at]
-        names = [one for one, _ in before]
-        if name in LATE and any(one not in ("drop_blocks", "sparsify") for one in names):
-            raise SpectrimError(LATE[name])
-        if name == "quantize":
-            _refuse_packing(names)
-        if name == "compensate":
-            _refuse_nothing_missing(before)
-        if name == "lora":
-            _refuse_merging(before)
-        if name == "distil" and options.numbers and "quantize" not in names:
-            raise SpectrimError(NO_NUMBERS)
+        for fact, sentence in _facts("NEEDS", name, options).items():
+            if fact not in left:
+                raise SpectrimError(sentence)
+        for fact, sentence in _facts("REFUSES", name, options).items():
+            if fact in left:
+                raise SpectrimError(sentence.format(earlier=left[fact]))
+        for fact in _facts("CLEARS", name, options):
+            left.pop(fact, None)
+        left |= dict.fromkeys(_facts("LEAVES", name, options), name)
         if name == "factorize" and options.bits:
             _refuse_bits(options, [made for one, made in stages[at:] if one == "quantize"])
 
 
-def _refuse_packing(before: list[str]) -> None:
-    if "quantize" in before:
-        raise SpectrimError(PACKED)
-    if "compensate" in before:
-        raise SpectrimError(
-            "quantize cannot pack what compensate has added to; put it in front of compensate"
-        )
+def heals(name: str) -> bool:
+    """Return whether a stage trains the model."""
+    return TRAINED in (_STAGES.constant(name, "LEAVES") or ())
 
 
-def _refuse_nothing_missing(before: Sequence[tuple[str, Any]]) -> None:
-    missing, healed = False, ""
-    for name, options in before:
-        if name == "compensate":
-            raise SpectrimError("compensate makes up for all at once; leave out the second one")
-        if name in ("quantize", "sparsify"):
-            missing, healed = True, ""
-        elif name == "drop_blocks" or (name == "factorize" and options.split_fused):
-            missing = False  # other blocks, to which nothing can be compared
-        elif name in HEALING:
-            healed = name
-    if not missing:
-        raise SpectrimError(NOTHING_MISSING)
-    if healed:
-        raise SpectrimError(
-            f"compensate would undo what {healed} has trained; put it in front of {healed}"
-        )
+def _facts(constant: str, name: str, options: Any) -> dict[str, str]:
+    """Return the facts in a stage's constant that hold with these options, with its sentences.
 
-
-def _refuse_merging(before: Sequence[tuple[str, Any]]) -> None:
-    for name, options in before:
-        if name == "sparsify":
-            raise SpectrimError(FILLED)
-        if name == "quantize" and not options.protect:
-            raise SpectrimError(f"behind quantize all maps are {WHOLE_NUMBERS}")
+    A fact that ends in "if OPTION" or "unless OPTION" holds where that option is set, or is not.
+    """
+    written = _STAGES.constant(name, constant) or ()
+    sentences = written if isinstance(written, dict) else dict.fromkeys(written, "")
+    found = {}
+    for text, sentence in sentences.items():
+        fact, unless, option = text.partition(" unless ")
+        if not unless:
+            fact, _, option = text.partition(" if ")
+        if not option or bool(getattr(options, option)) != bool(unless):
+            found[fact] = sentence
+    return found
 
 
 def _refuse_bits(factorize: Any, quantize: list[Any]) -> None:
@@ -104,9 +71,9 @@ def _refuse_bits(factorize: Any, quantize: list[Any]) -> None:
         )
     usual = type(quantize[0])()
     for key in _GIVEN:
-        said, alike = getattr(quantize[0], key), [getattr(usual, key)]
-        alike += [factorize.group] if key == "group" else []
-        if said not in alike:
+        given, allowed = getattr(quantize[0], key), [getattr(usual, key)]
+        allowed += [factorize.group] if key == "group" else []
+        if given not in allowed:
             raise SpectrimError(
                 f"factorize chooses the bits of every map, so {key} of quantize would say nothing; "
                 f"leave out {key}, or the bits of factorize"

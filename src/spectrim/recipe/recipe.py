@@ -21,11 +21,11 @@ from pydantic import Field, model_serializer, model_validator
 
 from spectrim.errors import SpectrimError, did_you_mean
 from spectrim.recipe.options import Amount, Factorize, Part, parse_tokens, validate
-from spectrim.recipe.order import BITS_SAVE_BYTES, HEALING, refuse_order
+from spectrim.recipe.order import BITS_SAVE_BYTES, heals, refuse_order
 from spectrim.registry import Registry
 
 _STAGES = Registry("stage", "spectrim.stages")
-# The stages that are not spelled out below bring their own checked options: a class `Options`.
+# Every stage brings its own checked options, the class `Options` beside it.
 _OPTIONS = Registry("stage", "spectrim.stages", attribute=lambda _: "Options")
 
 
@@ -115,7 +115,8 @@ class Calibration(Part):
         return parse_tokens(self.tokens)[1]
 
 
-_SPELLED_OUT: dict[str, type[Part]] = {"factorize": Factorize}
+# What is known without importing the stage, so that the default recipe loads no torch.
+_KNOWN: dict[str, type[Part]] = {"factorize": Factorize}
 
 
 class Stage(Part):
@@ -136,7 +137,7 @@ class Stage(Part):
                 "write each as a list item of its own, '- factorize: {method: ...}'"
             )
         ((name, options),) = data.items()
-        made = _SPELLED_OUT.get(_STAGES.check(name)) or _OPTIONS.get(name)
+        made = _KNOWN.get(_STAGES.check(name)) or _OPTIONS.get(name)
         return {"name": name, "options": validate(made, options or {}, f"stage {name}")}
 
     @model_serializer
@@ -180,7 +181,7 @@ class Recipe(Part):
 
         SpectrimError where no other stage is left.
         """
-        left = [stage for stage in self.stages if stage.name not in HEALING]
+        left = [stage for stage in self.stages if not heals(stage.name)]
         if not left:
             raise SpectrimError("every stage of the recipe heals; leave out --no-heal")
         return self.model_copy(update={"stages": left})

@@ -1,27 +1,81 @@
-"""What the stages found out on their way, as sentences."""
+"""What the stages found out on their way, as sentences.
+
+The sentence of a stage stands in its own file, as the constant REPORT, a template that is filled
+with the note of the stage:
+
+    {field}, {field:form}  a value of the note, "search_loss.before" one within another; the forms
+                           are the functions in FORMS, and "counted UNIT" is "3 in 4 UNIT" of {4: 3}
+    [field|text]           the text where the value is neither missing, nothing, false nor empty;
+    [!field|text]          otherwise; [field=value|text]: where it is just that
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
+from spectrim.registry import Registry
 from spectrim.report import words
 
-SCALED = "all, scaled"  # as stages/_mixture.py calls it
+SCALED = "all, scaled"  # as cutting/mixture.py calls it
 NAMED = 6  # sites; of more, the rest is counted
+HEALED = (  # of every stage that trains and has no sentence of its own
+    "Healed by {stage}, {steps} steps[windows| for each of {windows} windows], on {tokens} tokens "
+    "of {text}[licence| (licence of the dense model: {licence})]: loss on the search split, the "
+    "split it was judged on, {search_loss.before:fixed} before, {search_loss.after:fixed} after"
+    "[!used|, so the model was kept as it was][stopped|; {stopped}][bytes|; {bytes:mebibytes} MiB "
+    "of weights, gradients and optimiser (counted), AdamW's would be {bytes_of_adamw:mebibytes}]."
+)
+_STAGES = Registry("stage", "spectrim.stages")
+_CHOICE = re.compile(r"\[(!?)([\w.:]+)(?:=(\w+))?\|([^]]*)\]")
+_FIELD = re.compile(r"\{([\w.]+(?::[^}]+)?)\}")
 
 
 def sentences(scores: dict[str, Any]) -> list[str]:
     """Return what scores.json has under "found" that a reader should know, one sentence each."""
     found = scores.get("found") or {}
-    said = [found["chosen"]] if "chosen" in found else []
-    said += [_allocation(found["allocation"])] if "allocation" in found else []
-    said += [_mixture(found["mixture"])] if "mixture" in found else []
-    said += [_unreached(found["without_tokens"])] if found.get("without_tokens") else []
-    said += [_blocks(stage) for stage in found.get("dropped", [])]
-    said += [_zeros(stage) for stage in found.get("sparsified", [])]
-    said += [_bits(found["quantized"])] if "quantized" in found else []
-    said += [_compensated(found["compensated"])] if "compensated" in found else []
-    return said + [_healed(stage) for stage in found.get("healed", [])]
+    told = [found["chosen"]] if "chosen" in found else []
+    told += [_allocation(found["allocation"])] if "allocation" in found else []
+    told += [_mixture(found["mixture"])] if "mixture" in found else []
+    told += [_unreached(found["without_tokens"])] if found.get("without_tokens") else []
+    return told + _of_stages(found)
+
+
+def _of_stages(found: dict[str, Any]) -> list[str]:
+    """Return the sentences of all stages in the order of their notes; healing comes last."""
+    own = {name: _STAGES.constant(name, "REPORT") for name in _STAGES.names()}
+    keys = {_STAGES.constant(name, "NOTE"): sentence for name, sentence in own.items()}
+    told, healed = [], []
+    for key, note in found.items():
+        for entry in note if isinstance(note, list) else [note]:
+            if key == "healed":
+                healed.append(filled(own.get(entry["stage"]) or HEALED, entry))
+            elif keys.get(key):
+                told.append(filled(keys[key], entry))
+    return told + healed
+
+
+def filled(template: str, note: dict[str, Any]) -> str:
+    """Return the sentence that a template makes of a note."""
+
+    def chosen(choice: re.Match[str]) -> str:
+        negated, field, wanted, text = choice.groups()
+        value = _value(note, field)
+        holds = value == wanted if wanted else bool(value)
+        return text if holds != bool(negated) else ""
+
+    return _FIELD.sub(lambda field: str(_value(note, field[1])), _CHOICE.sub(chosen, template))
+
+
+def _value(note: dict[str, Any], field: str) -> Any:
+    path, _, form = field.partition(":")
+    value: Any = note
+    for key in path.split("."):
+        value = value.get(key)
+    if form.startswith("counted "):
+        return ", ".join(f"{count} in {key} {form[8:]}" for key, count in value.items())
+    return FORMS[form](value) if form else value
 
 
 def _allocation(found: dict[str, Any]) -> str:
@@ -56,18 +110,6 @@ def _unreached(sites: list[str]) -> str:
     )
 
 
-def _blocks(stage: dict[str, Any]) -> str:
-    order, loss = stage["blocks"], stage["search_loss"]
-    chosen = f", chosen by {stage['importance']}" if stage["importance"] else ""
-    twice = len(order) - len(set(order))
-    return (
-        f"The model runs {len(order)} blocks{chosen}: {_ranges(order)}"
-        + (f", {twice} of them again" if twice else "")
-        + f". Loss on the search split {words.fixed(loss['before'])} before, "
-        f"{words.fixed(loss['after'])} after."
-    )
-
-
 def _ranges(order: list[int]) -> str:
     """Return block numbers as runs, "0-4, 6-29"."""
     runs: list[list[int]] = []
@@ -79,60 +121,11 @@ def _ranges(order: list[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _zeros(stage: dict[str, Any]) -> str:
-    left = len(stage["without_tokens"])
-    return (
-        f"In {stage['sites']} linear maps {stage['pattern']} of the weights were kept (chosen by "
-        f"{stage['score']}) and the others set to zero, which stores as many numbers as before; "
-        f"predicted to cost {words.plain(stage['predicted_loss'], 2)} nats/token."
-        + (f" {left} maps that no token came to were left alone." if left else "")
-    )
-
-
-def _bits(found: dict[str, Any]) -> str:
-    each = [f"{count} in {bits} bits" for bits, count in found["bits"].items()]
-    how = {"gptq": "by GPTQ", "nearest": "to the nearest"}[found["rounding"]]
-    left, unreached = len(found["left"]), len(found["without_tokens"])
-    return (
-        f"Linear maps stored in few bits, rounded {how}: {', '.join(each)}"
-        + (f"; {left} are not" if left else "")
-        + f". Predicted to cost {words.plain(found['predicted_loss'], 2)} nats/token"
-        + (f", {unreached} maps that no token came to apart" if unreached else "")
-        + "."
-        + (
-            f" Embedding and head in {found['ends']} bits, which no loss was predicted for."
-            if found.get("ends")
-            else ""
-        )
-    )
-
-
-def _healed(stage: dict[str, Any]) -> str:
-    loss, stopped = stage["search_loss"], stage.get("stopped")
-    each = f" for each of {stage['windows']} windows" if "windows" in stage else ""
-    steps = f"{stage['steps']} steps{each}"
-    licence = f" (licence of the dense model: {stage['licence']})" if stage["licence"] else ""
-    memory = stage.get("bytes")
-    return (
-        f"Healed by {stage['stage']}, {steps}, on {stage['tokens']} tokens of {stage['text']}"
-        f"{licence}: loss on the search split, the split it was judged on, "
-        f"{words.fixed(loss['before'])} before, {words.fixed(loss['after'])} after"
-        + ("" if stage["used"] else ", so the model was kept as it was")
-        + (f"; {stopped}" if stopped else "")
-        + (
-            f"; {memory / 2**20:.0f} MiB of weights, gradients and optimiser (counted), "
-            f"AdamW's would be "
-            f"{stage['bytes_of_adamw'] / 2**20:.0f}"
-            if memory
-            else ""
-        )
-        + "."
-    )
-
-
-def _compensated(found: dict[str, Any]) -> str:
-    return (
-        f"Factors of rank {found['rank']} beside {found['sites']} linear maps make up for what was "
-        f"rounded or set to zero: predicted to cost {words.plain(found['predicted_before'], 2)} "
-        f"nats/token without them, {words.plain(found['predicted_after'], 2)} with them."
-    )
+FORMS: dict[str, Callable[[Any], object]] = {
+    "fixed": words.fixed,
+    "plain": lambda value: words.plain(value, 2),
+    "count": len,
+    "ranges": _ranges,
+    "repeats": lambda values: len(values) - len(set(values)),
+    "mebibytes": lambda value: f"{value / 2**20:.0f}",
+}

@@ -22,12 +22,25 @@ from spectrim.methods.loss_aware_svd import two_sided_svd
 from spectrim.model.sites import bias, replace, weight
 from spectrim.plan import Decision
 from spectrim.recipe.options import Part
-from spectrim.recipe.order import NOTHING_MISSING
 from spectrim.rounding.few_bits import Rounding, matrix_of
 from spectrim.walk.moments import Damping, damped, expected_loss
 from spectrim.walk.statistics import Statistics, load_block
 
+LEAVES = ("changed maps", "corrected")
+NEEDS = {
+    "damage": "compensate makes up for quantize or sparsify; put one of these before it in the "
+    "recipe"
+}
+REFUSES = {
+    "corrected": "compensate makes up for all at once; leave out the second one",
+    "trained": "compensate would undo what {earlier} has trained; put it in front of {earlier}",
+}
 NOTE = "compensated"
+REPORT = (
+    "Factors of rank {rank} beside {sites} linear maps make up for what was rounded or set to "
+    "zero: predicted to cost {predicted_before:plain} nats/token without them, "
+    "{predicted_after:plain} with them."
+)
 GPTQ_DAMPING = 1e-2  # of the mean diagonal of A, as the stage quantize has it by default
 
 
@@ -56,7 +69,7 @@ def compensate(job: Job, options: Options) -> None:
         SpectrimError: no stage before has rounded a whole matrix or set weights to zero.
     """
     if job.reference is None:
-        raise SpectrimError(NOTHING_MISSING)
+        raise SpectrimError(NEEDS["damage"])
     job.plan = job.plan or dense_plan(job)
     folder, places = next_step(job, "compensated"), job.each_block()
     made: dict[str, Decision] = {}

@@ -17,6 +17,13 @@ from spectrim.healing.learned_codes import learn
 from spectrim.healing.student import trained_parts
 from spectrim.job.job import Job
 
+LEAVES = ("changed maps", "trained")
+NOTE = "healed"
+NEEDS = {
+    "packed if numbers": "distil trains whole numbers, and no stage before it packs any; put "
+    "quantize in front of it, or leave out numbers"
+}
+
 
 class Options(Healing):
     """The stage that trains the smaller model on the dense one's distribution over next tokens.

@@ -35,6 +35,8 @@ from spectrim.walk.walk import BlockWalk
 
 States = dict[int, Tensor]  # hidden states [batch, length, hidden] by the batch's first sequence
 DAMPING = 1e-2
+LEAVES = ("changed maps", "trained")
+NOTE = "healed"
 
 
 class Options(Part):

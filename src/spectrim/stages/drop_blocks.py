@@ -13,8 +13,16 @@ from spectrim.job.order import Ordered, length, ordered
 from spectrim.job.remake import remake
 from spectrim.model.architectures import Stack
 from spectrim.recipe.options import Part
-from spectrim.recipe.order import LATE
 from spectrim.stages._importance import importance, search_loss
+
+CLEARS = ("damage",)  # in other blocks, to which nothing can be compared
+REFUSES = {"changed maps": "drop_blocks takes a model with whole maps; put drop_blocks first"}
+NOTE = "dropped"
+REPORT = (
+    "The model runs {blocks:count} blocks[importance|, chosen by {importance}]: {blocks:ranges}"
+    "[blocks:repeats|, {blocks:repeats} of them again]. Loss on the search split "
+    "{search_loss.before:fixed} before, {search_loss.after:fixed} after."
+)
 
 
 def _ranges(value: object) -> object:
@@ -82,7 +90,7 @@ def drop_blocks(job: Job, options: Options) -> None:
         SpectrimError: there are too few blocks, no such block, or an earlier stage cut the maps.
     """
     if job.blocks is not None:
-        raise SpectrimError(LATE["drop_blocks"])
+        raise SpectrimError(REFUSES["changed maps"])
     stack = _stack(job, options)
     whole = ordered(job, stack, tuple(range(length(job.model, stack))))
     rounds: list[dict[str, Any]] = []
@@ -90,7 +98,7 @@ def drop_blocks(job: Job, options: Options) -> None:
         made = ordered(job, stack, stitched(options.layers, len(whole.order)))
     else:
         made, rounds = shortened(whole, options)
-    job.notes["dropped"] = [*job.notes.get("dropped", []), _note(whole, made, options, rounds)]
+    job.notes[NOTE] = [*job.notes.get(NOTE, []), _note(whole, made, options, rounds)]
     remake(job, ("drop_blocks", stack.path, made.order), made.config, made.blocks())
 
 

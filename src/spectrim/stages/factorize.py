@@ -26,8 +26,16 @@ from spectrim.model.architectures import Stack
 from spectrim.model.sites import Site
 from spectrim.plan import Curve, Decision, Plan, thin
 from spectrim.recipe.options import Factorize
-from spectrim.recipe.order import BITS_SAVE_BYTES, LATE
+from spectrim.recipe.order import BITS_SAVE_BYTES
 from spectrim.walk.statistics import without_tokens
+
+LEAVES = ("changed maps",)
+CLEARS = ("damage if split_fused",)  # in other maps, to which nothing can be compared
+REFUSES = {
+    "changed maps": "factorize needs the maps as they came, and an earlier stage has changed them; "
+    "put factorize first"
+}
+Options = Factorize
 
 
 def factorize(job: Job, options: Factorize) -> None:
@@ -39,7 +47,7 @@ def factorize(job: Job, options: Factorize) -> None:
         SpectrimError: the budget cannot be met, or the plan does not fit the model.
     """
     if job.blocks is not None or "healed" in job.notes:
-        raise SpectrimError(LATE["factorize"])
+        raise SpectrimError(REFUSES["changed maps"])
     if options.split_fused:
         job.split_fused()
     if job.plan is None:  # what cannot be is said before the long work

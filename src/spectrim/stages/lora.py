@@ -23,9 +23,15 @@ from spectrim.healing.judging import begin
 from spectrim.job.job import Job
 from spectrim.job.repeats import repeats
 from spectrim.recipe.options import Regex
-from spectrim.recipe.order import FILLED, WHOLE_NUMBERS
 
-NAME = "healing"
+LEAVES = ("changed maps", "trained")
+NOTE = "healed"
+REFUSES = {
+    "zeros": "lora would fill the zeros that {earlier} made; take distil instead",
+    "all packed": "behind {earlier} all maps are stored as whole numbers, to which lora cannot be "
+    "merged; put lora before that stage, or take distil, which trains steps, offsets and numbers",
+}
+ADAPTER = "healing"  # what peft calls the additions
 
 
 class Options(Healing):
@@ -54,7 +60,7 @@ def lora(job: Job, options: Options) -> None:
     if find_spec("peft") is None:
         raise SpectrimError("lora needs peft; install it with pip install 'spectrim[heal]'")
     if "sparsified" in job.notes:
-        raise SpectrimError(FILLED)
+        raise SpectrimError(REFUSES["zeros"].format(earlier="sparsify"))
     begin(job)
     if repeats(job):
         raise SpectrimError(
@@ -91,7 +97,7 @@ def adapted(job: Job, model: PreTrainedModel, options: Options) -> Ready:
     state = torch.random.get_rng_state()
     torch.manual_seed(job.seed)
     try:
-        inject_adapter_in_model(config, model, NAME)
+        inject_adapter_in_model(config, model, ADAPTER)
     finally:
         torch.random.set_rng_state(state)
     found = {name: p for name, p in model.named_parameters() if "lora_" in name}
@@ -139,7 +145,8 @@ def _matrices(name: str, module: FactoredLinear) -> list[str]:
 def _refuse_integers(name: str, module: nn.Module) -> None:
     whole = [t for t in module.buffers() if t.dtype in (torch.int8, torch.uint8, torch.int32)]
     if any(tensor.dim() > 1 for tensor in whole):
-        raise SpectrimError(f"{name} is {WHOLE_NUMBERS}")
+        _, _, reason = REFUSES["all packed"].partition("all maps are ")
+        raise SpectrimError(f"{name} is {reason}")
 
 
 def straighten(model: PreTrainedModel) -> dict[str, Conv1D]:

@@ -18,6 +18,8 @@ from spectrim.healing.student import trained_parts
 from spectrim.job.job import Job
 from spectrim.processes import processes
 
+LEAVES = ("changed maps", "trained")
+NOTE = "healed"
 NUMBER = 4  # bytes, float32
 
 

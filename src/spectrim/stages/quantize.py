@@ -30,7 +30,6 @@ from spectrim.model.architectures import Stack
 from spectrim.model.sites import protected
 from spectrim.plan import Decision, Plan
 from spectrim.recipe.options import Part, Regex
-from spectrim.recipe.order import PACKED
 from spectrim.rounding.embedding_and_head import quantize_embedding_and_head
 from spectrim.rounding.few_bits import (
     DAMPING,
@@ -41,7 +40,19 @@ from spectrim.rounding.few_bits import (
 )
 from spectrim.walk.statistics import load_block
 
+LEAVES = ("changed maps", "damage", "packed", "all packed unless protect")
+CLEARS = ("trained",)  # which a correction of the damage would not undo
+REFUSES = {
+    "packed": "quantize has packed the numbers already; leave out the second one",
+    "corrected": "quantize cannot pack what compensate has added to; put it in front of compensate",
+}
 NOTE = "quantized"  # under which the run's notes say what was done
+REPORT = (
+    "Linear maps stored in few bits, rounded [rounding=gptq|by GPTQ][rounding=nearest|to the "
+    "nearest]: {bits:counted bits}[left|; {left:count} are not]. Predicted to cost "
+    "{predicted_loss:plain} nats/token[without_tokens|, {without_tokens:count} maps that no token "
+    "came to apart].[ends| Embedding and head in {ends} bits, which no loss was predicted for.]"
+)
 BITS = (2, 3, 4, 8)
 
 
@@ -117,7 +128,7 @@ def decided(job: Job, options: Options, plan: Plan) -> dict[str, Decision]:
 def refuse(job: Job, options: Options, plan: Plan, chosen: dict[str, Decision]) -> None:
     """Raise SpectrimError for what cannot be done, before the long work."""
     if job.ends or any(one.bits for one in plan.decisions):
-        raise SpectrimError(PACKED)
+        raise SpectrimError(REFUSES["packed"])
     if not chosen and not options.ends and job.wanted is None:
         raise SpectrimError(
             "quantize finds no map to pack, as all are protected or in a format that it leaves "

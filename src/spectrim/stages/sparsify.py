@@ -23,13 +23,24 @@ from spectrim.model.architectures import Stack
 from spectrim.model.experts import unpack_experts
 from spectrim.model.sites import Site, protected, weight
 from spectrim.recipe.options import Part, Regex
-from spectrim.recipe.order import LATE
 from spectrim.rounding.sparsity import Pattern, magnitude, mask, sparsegpt, wanda
 from spectrim.walk.moments import Damping, damped, expected_loss
 from spectrim.walk.statistics import Statistics, load_block
 
 SOLVING = 1e-2  # of the mean diagonal of A, added before it is inverted, as SparseGPT does
+LEAVES = ("zeros", "damage")
+CLEARS = ("trained",)  # which a correction of the damage would not undo
+REFUSES = {
+    "changed maps": "sparsify needs dense weights, and an earlier stage has cut them; "
+    "put sparsify first"
+}
 NOTE = "sparsified"  # under which config.json and the run's notes say what was done
+REPORT = (
+    "In {sites} linear maps {pattern} of the weights were kept (chosen by {score}) and the others "
+    "set to zero, which stores as many numbers as before; predicted to cost {predicted_loss:plain} "
+    "nats/token.[without_tokens| {without_tokens:count} maps that no token came to were left "
+    "alone.]"
+)
 
 
 def _unquoted(value: object) -> object:
@@ -84,7 +95,7 @@ def sparsify(job: Job, options: Options) -> None:
 def refuse(job: Job, options: Options) -> None:
     """Raise SpectrimError for what cannot be done, before the long work."""
     if job.blocks is not None:
-        raise SpectrimError(LATE["sparsify"])
+        raise SpectrimError(REFUSES["changed maps"])
     if options.update and options.score == "magnitude":
         raise SpectrimError(
             "with update, sparsify drops what SparseGPT's update can best make up for, not the "

@@ -6,7 +6,7 @@ TESTS := $(BIN)/python -m pytest -n auto --dist loadgroup
 WORKFLOWS := $(wildcard .github/workflows/*.yml)
 PROSE := $(wildcard *.md docs recipes benchmarks examples) src tests
 
-.PHONY: demo test coverage check release anew
+.PHONY: demo test coverage check docs release anew
 
 demo: $(INSTALLED)  ## shrink the demo model into small/, print the report, write it as HTML
 	$(BIN)/spectrim shrink demo --keep "80% of linear" --tokens 16x1024 --predictions -o small/
@@ -24,6 +24,10 @@ check: $(INSTALLED)  ## format, lint, types, layers, spelling, workflows
 	$(BIN)/lint-imports
 	$(BIN)/codespell $(PROSE)
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows $(WORKFLOWS)
+
+docs: $(INSTALLED)  ## fill the tables of the documents, then build their site into site/
+	$(BIN)/python benchmarks/documents.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 
 release: $(INSTALLED)  ## build dist/; install the wheel alone and shrink a tiny model with it
 	rm -rf dist

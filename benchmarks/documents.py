@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 import run_files
-from tables import TABLES, Lines
+from tables import TABLES, Lines, markdown, measured
 
 from spectrim.cli.console import entries
 from spectrim.errors import SpectrimError, did_you_mean
@@ -75,20 +75,6 @@ def content(name: str) -> str:
         hint = did_you_mean(name, [*TABLES, "tasks", "families"])
         raise SpectrimError(f"no table named '{name}'{hint}")
     return measured(name, run_files.read(TABLES[name].run))
-
-
-def measured(name: str, run: run_files.Run) -> str:
-    """Return a table of a run's numbers, and how they were measured where that follows it."""
-    table = TABLES[name]
-    said = markdown(table.lines([row for row in run["rows"] if row["table"] in (name, table.rows)]))
-    how = run_files.how_measured(run) if table.told else ""
-    return f"{said}\n\n{how}" if how else said
-
-
-def markdown(lines: Lines) -> str:
-    """Return lines of cells as a table; the first is the head."""
-    head, *rest = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])
 
 
 def tasks() -> Lines:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import run_files
 from suite_tables import measures, tasks, texts
 
 Row = dict[str, Any]
@@ -249,3 +250,18 @@ TABLES = {
     "memory": Table("memory", _memory),
     "ranks": Table("ranks", _ranks),
 }
+
+
+def measured(name: str, run: run_files.Run) -> str:
+    """Return a table of a run's numbers, and how they were measured where that follows it."""
+    table = TABLES[name]
+    own = [row for row in run["rows"] if row["table"] == (table.rows or name)]
+    said = markdown(table.lines(own))
+    how = run_files.how_measured(run) if table.told else ""
+    return f"{said}\n\n{how}" if how else said
+
+
+def markdown(lines: Lines) -> str:
+    """Return lines of cells as a table; the first is the head."""
+    head, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *rest])

@@ -27,7 +27,7 @@ check: $(INSTALLED)  ## format, lint, types, layers, spelling, workflows
 
 docs: $(INSTALLED)  ## fill the tables of the documents, then build their site into site/
 	$(BIN)/python benchmarks/documents.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 
 release: $(INSTALLED)  ## build dist/; install the wheel alone and shrink a tiny model with it
 	rm -rf dist

@@ -101,7 +101,7 @@ def losses_of(walks: dict[str, Any], blocks: Path | None, job: Job) -> dict[str,
     for name, walk in walks.items():
         load = walk.block
         if blocks is not None:
-            load = lambda stack, index, w=walk: job.stored_block(blocks, stack, index, w.dtype)  # noqa: E731
+            load = lambda place, w=walk: job.stored_block(blocks, place, w.dtype)  # noqa: E731
         losses = walk.sweep(load).double()
         each = losses.view(len(walk.tokens), -1).mean(1)
         found[name] = {"loss": float(losses.mean()), "windows": each.tolist()}

@@ -114,7 +114,7 @@ def test_rounding_costs_what_it_was_said_to_cost(plain: Made) -> None:
     decompose(job, options)
     known = bit_losses(job, options)
     method = "loss_aware_neuron_selection"
-    (sites,) = together(method, job.block_sites(*job.each_block()[0]))
+    (sites,) = together(method, job.block_sites(job.each_block()[0]))
     rank = tried(options, method, sites)[1]
     names = {site.name: format_of(options, method, site) for site in sites}
     small = shrink(asked_for, plain.folder / "to-edit")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from spectrim.model.architectures import of
+from spectrim.model.architectures import Place, of
 from spectrim.model.sites import bias, weight
 from spectrim.plan import Decision
 from spectrim.recipe.recipe import Calibration
@@ -45,7 +45,9 @@ def cuts(made: Made) -> list[tuple[Decision, nn.Module, nn.Module, Statistics]]:
     unpack(before)
     (folder,) = kept(made.folder / "cache", "statistics")
     (stack,) = of(before.config).stacks
-    known = [load_block(folder, stack, at) for at in range(len(before.get_submodule(stack.path)))]
+    known = [
+        load_block(folder, Place(stack, at)) for at in range(len(before.get_submodule(stack.path)))
+    ]
     return [
         (
             one,

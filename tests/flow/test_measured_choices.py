@@ -156,9 +156,7 @@ def from_the_start(trial: Trial, chosen: list[int]) -> float:
     decisions = decided(trial.options, trial.bought, chosen)
     walk = trial.job.walk(trial.job.splits.search)
     losses = walk.sweep(
-        lambda stack, index: try_out(
-            trial.job, trial.options, (stack, index), walk.block(stack, index), decisions
-        )
+        lambda place: try_out(trial.job, trial.options, place, walk.block(place), decisions)
     )
     return float(losses.double().mean())
 
@@ -186,9 +184,7 @@ def test_only_blocks_behind_the_first_difference_are_run(
     trial = trial_of("llama", tmp_path)
     run: list[int] = []
     block = trial._walk.block
-    monkeypatch.setattr(
-        trial._walk, "block", lambda stack, index: run.append(index) or block(stack, index)
-    )
+    monkeypatch.setattr(trial._walk, "block", lambda place: run.append(place.index) or block(place))
     dense = [len(unit.curve.sizes) - 1 for unit in trial.bought]
     trial(dense)
     assert run == [0, 1, 2]

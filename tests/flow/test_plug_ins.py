@@ -13,7 +13,7 @@ from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, formats, low_rank_formats
 from spectrim.formats.autoencoder import Autoencoder
 from spectrim.methods import methods
-from spectrim.model.architectures import of
+from spectrim.model.architectures import Place, of
 from spectrim.model.sites import weight
 from spectrim.plan import Decision
 from spectrim.walk.moments import Damping, damped
@@ -95,7 +95,7 @@ def known(made: Made) -> tuple[PreTrainedModel, dict[str, Statistics]]:
     found: dict[str, Statistics] = {}
     for stack in of(model.config).stacks:
         for index in range(len(model.get_submodule(stack.path))):
-            found |= load_block(folder, stack, index)
+            found |= load_block(folder, Place(stack, index))
     return model, found
 
 

@@ -16,7 +16,7 @@ from spectrim.formats import FactoredLinear, formats
 from spectrim.job.opening import open_job
 from spectrim.methods import methods
 from spectrim.metrics.size import size
-from spectrim.model.architectures import ARCHITECTURES
+from spectrim.model.architectures import ARCHITECTURES, Place
 from spectrim.model.fused import ROLE, Fused, fused_maps
 from spectrim.model.sites import replace as put
 from spectrim.model.sources import resolve
@@ -186,7 +186,7 @@ def test_statistics_of_the_parts_are_blocks_of_those_of_the_whole(
         )
         if split:
             job.split_fused()
-        found |= load_block(job.statistics(), job.architecture.stacks[0], 1)
+        found |= load_block(job.statistics(), Place(job.architecture.stacks[0], 1))
     path = fused_maps(load(source))[1]
     fused = job.model.get_submodule(path)
     whole = found[path]

@@ -114,8 +114,8 @@ def collected(walk: BlockWalk, folder: Path) -> dict[str, Statistics]:
     collect(walk, folder, find(walk.model), lambda *_: None)
     found: dict[str, Statistics] = {}
     for stack in walk.architecture.stacks:
-        for index in range(len(walk.blocks(stack))):
-            found |= load_block(folder, stack, index)
+        for place in walk.places(stack):
+            found |= load_block(folder, place)
     return found
 
 

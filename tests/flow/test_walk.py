@@ -28,9 +28,9 @@ def behind_last_block(walk: BlockWalk, start: int) -> Tensor:
     with torch.no_grad():
         for stack in walk.architecture.stacks:
             hidden = walk.start(stack, start, encoder)
-            for index in range(len(walk.blocks(stack))):
-                block = walk.block(stack, index)
-                hidden = walk.run(block, stack, index, start, hidden, encoder)
+            for place in walk.places(stack):
+                block = walk.block(place)
+                hidden = walk.run(block, place, start, hidden, encoder)
             if walk.is_encoder_decoder and encoder is None:
                 encoder = walk.encoded(hidden, start)
     return hidden

@@ -16,6 +16,7 @@ from spectrim.job.job import Job
 from spectrim.job.opening import open_job
 from spectrim.job.order import ordered
 from spectrim.model import sources
+from spectrim.model.architectures import Place
 from spectrim.model.weights import quiet
 from spectrim.recipe.options import validate
 from spectrim.stages._importance import importance, losses_without, search_loss
@@ -164,7 +165,7 @@ def test_taylor_and_magnitude_are_what_the_whole_model_says(tmp_path: Path, fami
         for (name, one), slope in zip(inside.items(), gradients, strict=True)
     }
     for index in (0, 2):
-        names = [name for name in inside if name.startswith(f"{stack.path}.{index}.")]
+        names = [name for name in inside if name.startswith(Place(stack, index).prefix)]
         taylor = sum(float(products[name]) for name in names)
         size = sum(float(inside[name].detach().abs().sum()) for name in names)
         assert found["taylor"][index] == pytest.approx(taylor, rel=1e-3)

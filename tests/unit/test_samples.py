@@ -42,8 +42,8 @@ def test_samples_of_a_padded_text_have_the_moments_that_statistics_count(
     job = job_of(family, tmp_path)
     folder = job.statistics()
     found = sampled(job, len(job.splits.calibration))
-    for (stack, index), inputs in zip(job.each_block(), found, strict=True):
-        known = {name: one for name, one in load_block(folder, stack, index).items() if one.tokens}
+    for place, inputs in zip(job.each_block(), found, strict=True):
+        known = {name: one for name, one in load_block(folder, place).items() if one.tokens}
         assert inputs.keys() == known.keys()
         for name, x in inputs.items():
             assert len(x) == known[name].tokens

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spectrim.model.architectures import Stack
+from spectrim.model.architectures import Place, Stack
 from spectrim.walk.moments import SecondMoment, matmul_precision
 from spectrim.walk.statistics import load_block, statistics_file
 
@@ -80,7 +80,7 @@ def test_the_precision_of_products_is_put_back(fails: bool) -> None:
 
 
 def test_sites_with_one_input_share_it_in_the_file_and_in_memory(tmp_path: Path) -> None:
-    stack = Stack("model.layers")
+    place = Place(Stack("model.layers"), 5)
     about = {
         "q": {"tokens": 9, "input": "q"},
         "k": {"tokens": 9, "input": "q"},
@@ -92,10 +92,10 @@ def test_sites_with_one_input_share_it_in_the_file_and_in_memory(tmp_path: Path)
         "q.gradient_moment": torch.eye(3),
         "k.gradient_moment": 2 * torch.eye(2),
     }
-    file = statistics_file(tmp_path, stack, 5)
+    file = statistics_file(tmp_path, place)
     assert file == tmp_path / "model.layers.5.safetensors"
     save_file(tensors, file, metadata={"sites": json.dumps(about)})
-    found = load_block(tmp_path, stack, 5)
+    found = load_block(tmp_path, place)
     assert found["q"].input_moment is found["k"].input_moment
     assert torch.equal(found["k"].gradient_moment, 2 * torch.eye(2))
     assert (found["q"].tokens, found["expert"].tokens) == (9, 0)

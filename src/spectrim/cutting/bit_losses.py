@@ -16,7 +16,7 @@ from spectrim.files import atomic_file, key_of, locked
 from spectrim.formats import make_format
 from spectrim.formats.packed.scales import Grid
 from spectrim.job.job import Job
-from spectrim.model.architectures import Stack
+from spectrim.model.architectures import Place
 from spectrim.model.sites import Site, bias
 from spectrim.plan import Decision, left_dense
 from spectrim.recipe.options import Factorize
@@ -41,7 +41,7 @@ def bit_losses(job: Job, options: Factorize) -> Known:
     parts = ("", *(options.methods if options.cut else ()))
     for number, method in enumerate(parts):
         for done, place in enumerate(places, start=1):
-            file = job.block_file(_folder(job, options, method), *place)
+            file = job.block_file(_folder(job, options, method), place)
             with locked(file):
                 if not file.exists():
                     with atomic_file(file) as partial:
@@ -87,17 +87,17 @@ def _folder(job: Job, options: Factorize, method: str) -> Path:
     return job.cache / "decompositions" / key
 
 
-def _of_block(job: Job, options: Factorize, method: str, place: tuple[Stack, int]) -> Known:
+def _of_block(job: Job, options: Factorize, method: str, place: Place) -> Known:
     groups = [
         sites
-        for sites in (together(method, reached(job, *place)) if method else ())
+        for sites in (together(method, reached(job, place)) if method else ())
         if packable(options, method, sites)
     ]
     if method and not groups:
         return {}
     block = _Block(job, options, place)
     if not method:
-        return {whole_key(site): block.whole(site) for site in reached(job, *place)}
+        return {whole_key(site): block.whole(site) for site in reached(job, place)}
     found: Known = {}
     for sites in groups:
         costs = [block.cut(method, sites, rank) for rank in tried(options, method, sites)]
@@ -109,10 +109,10 @@ def _of_block(job: Job, options: Factorize, method: str, place: tuple[Stack, int
 class _Block:
     """A dense block whose maps are quantised one by one."""
 
-    def __init__(self, job: Job, options: Factorize, place: tuple[Stack, int]) -> None:
+    def __init__(self, job: Job, options: Factorize, place: Place) -> None:
         self.job, self.options, self.place = job, options, place
-        self.statistics = load_block(job.statistics(), *place)
-        self.block = job.dense_block(*place).float()
+        self.statistics = load_block(job.statistics(), place)
+        self.block = job.dense_block(place).float()
         grid = Grid(max(options.bits), options.group, symmetric=False)
         self.rounding = Rounding(grid, job.weights.dtype())
 
@@ -123,7 +123,7 @@ class _Block:
     def cut(self, method: str, sites: Sites, rank: int) -> Float[Tensor, " bits"] | None:
         """Return what rounding costs a cut of sites together, None where there is none."""
         total = torch.zeros(len(self.options.bits))
-        file = self.job.block_file(decompositions(self.job, self.options, method), *self.place)
+        file = self.job.block_file(decompositions(self.job, self.options, method), self.place)
         ranks = ranks_of(forms_of(self.options, method, sites), sites, rank)
         for at, (site, own) in enumerate(zip(sites, ranks, strict=True)):
             if not (pieces := pieces_of(file, site.name)):
@@ -137,8 +137,7 @@ class _Block:
         return total
 
     def _map(self, site: Site) -> nn.Module:
-        stack, index = self.place
-        return self.block.get_submodule(site.name.removeprefix(f"{stack.path}.{index}."))
+        return self.block.get_submodule(site.name.removeprefix(self.place.prefix))
 
     def _costs(
         self, module: nn.Module, decision: Decision, outputs: Tensor | None

@@ -133,7 +133,7 @@ def unknown_offers(job: Job, options: Factorize) -> list[Offer]:
     found = []
     for place in job.each_block():
         for method in options.methods:
-            for sites in together(method, job.block_sites(*place)):
+            for sites in together(method, job.block_sites(place)):
                 form = formats.get(format_of(options, method, sites[0]))
                 largest = form.largest(sites[0].out_features, sites[0].in_features)
                 ranks = torch.arange(largest + 1)

@@ -14,7 +14,7 @@ from spectrim.cutting.decompose import decompositions, pieces_of
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, TwoFactors, formats, make_format
 from spectrim.job.job import Job
-from spectrim.model.architectures import Stack
+from spectrim.model.architectures import Place
 from spectrim.model.sites import bias, replace, weight
 from spectrim.plan import Decision
 from spectrim.recipe.options import Factorize
@@ -26,23 +26,23 @@ def cut(job: Job, options: Factorize) -> None:
     assert job.plan is not None
     job.blocks = job.work / "cut"
     blocks = job.each_block()
-    for done, (stack, index) in enumerate(blocks, start=1):
-        if not job.block_file(job.blocks, stack, index).exists():
-            block = job.dense_block(stack, index)
+    for done, place in enumerate(blocks, start=1):
+        if not job.block_file(job.blocks, place).exists():
+            block = job.dense_block(place)
             chosen = [
                 decision
-                for site in job.block_sites(stack, index)
+                for site in job.block_sites(place)
                 if (decision := job.plan[site.name]).format != "dense"
             ]
-            make = _maker(job, options, (stack, index), block, chosen)
-            job.write_block(job.blocks, stack, index, {one.site: make(one) for one in chosen})
+            make = _maker(job, options, place, block, chosen)
+            job.write_block(job.blocks, place, {one.site: make(one) for one in chosen})
         job.progress(done, len(blocks), "cutting")
 
 
 def try_out(
     job: Job,
     options: Factorize,
-    place: tuple[Stack, int],
+    place: Place,
     block: nn.Module,
     decisions: Iterable[Decision],
 ) -> nn.Module:
@@ -50,7 +50,7 @@ def try_out(
 
     Products of two factors are multiplied out, which is quicker than storing them in their format.
     """
-    prefix = f"{place[0].path}.{place[1]}."
+    prefix = place.prefix
     chosen = [one for one in of_block(decisions, place) if one.format != "dense"]
     tried = copy.deepcopy(block)
     make = _maker(job, options, place, block, chosen)
@@ -66,25 +66,25 @@ def try_out(
     return tried
 
 
-def of_block(decisions: Iterable[Decision], place: tuple[Stack, int]) -> tuple[Decision, ...]:
+def of_block(decisions: Iterable[Decision], place: Place) -> tuple[Decision, ...]:
     """Return the decisions about the sites of one block."""
-    prefix = f"{place[0].path}.{place[1]}."
+    prefix = place.prefix
     return tuple(one for one in decisions if one.site.startswith(prefix))
 
 
 def _maker(
     job: Job,
     options: Factorize,
-    place: tuple[Stack, int],
+    place: Place,
     block: nn.Module,
     chosen: list[Decision],
 ) -> Callable[[Decision], FactoredLinear]:
     """Return what makes the format that a decision about this block asks for."""
-    prefix = f"{place[0].path}.{place[1]}."
+    prefix = place.prefix
     known: dict[str, Statistics] = {}
     made_here: dict[str, Any] = {}
     if any(decision.bias for decision in chosen):
-        known = load_block(job.statistics(), *place)
+        known = load_block(job.statistics(), place)
 
     def make(decision: Decision) -> FactoredLinear:
         module = block.get_submodule(decision.site.removeprefix(prefix))
@@ -119,11 +119,9 @@ def _make_up(
         made.bias.copy_(own.double() + missing)
 
 
-def _pieces(
-    job: Job, options: Factorize, place: tuple[Stack, int], decision: Decision
-) -> dict[str, Tensor]:
+def _pieces(job: Job, options: Factorize, place: Place, decision: Decision) -> dict[str, Tensor]:
     folder: Path = decompositions(job, options, decision.method)
-    file = job.block_file(folder, *place)
+    file = job.block_file(folder, place)
     pieces = pieces_of(file, decision.site)
     if not pieces:
         raise SpectrimError(

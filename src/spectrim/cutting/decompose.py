@@ -19,7 +19,7 @@ from spectrim.cutting.samples import sampled
 from spectrim.files import atomic_file, key_of, locked
 from spectrim.job.job import Job
 from spectrim.methods import Decomposition, methods
-from spectrim.model.architectures import Stack
+from spectrim.model.architectures import Place
 from spectrim.model.sites import Site, bias, weight
 from spectrim.recipe.options import Factorize
 from spectrim.walk.moments import Damping
@@ -56,16 +56,16 @@ def decompose(job: Job, options: Factorize) -> None:
     for number, method in enumerate(options.methods):
         folder = decompositions(job, options, method)
         inputs = _samples(job, method, folder)
-        for done, (stack, index) in enumerate(blocks, start=1):
-            target = job.block_file(folder, stack, index)
+        for done, place in enumerate(blocks, start=1):
+            target = job.block_file(folder, place)
             sampled_here = next(inputs)
             with locked(target):
                 if not target.exists():
-                    known = load_block(statistics, stack, index)
+                    known = load_block(statistics, place)
                     if sampled_here is not None:
                         known = {name: replace(one, samples=sampled_here.get(name))
                                  for name, one in known.items()}  # fmt: skip
-                    tensors = _decompose_block(job, options, method, (stack, index), known)
+                    tensors = _decompose_block(job, options, method, place, known)
                     with atomic_file(target) as partial:
                         save_file(tensors, partial)
             total = len(options.methods) * len(blocks)
@@ -75,7 +75,7 @@ def decompose(job: Job, options: Factorize) -> None:
 def _samples(job: Job, method: str, folder: Path) -> Iterator[dict[str, Tensor] | None]:
     """Return the inputs of every block in turn; None where the method or the cache needs none."""
     wanted: int | None = methods.constant(method, "SAMPLES")
-    done = all(job.block_file(folder, *place).exists() for place in job.each_block())
+    done = all(job.block_file(folder, place).exists() for place in job.each_block())
     return repeat(None) if wanted is None or done else sampled(job, wanted)
 
 
@@ -85,12 +85,12 @@ def offers(job: Job, options: Factorize) -> list[Offer]:
     Copied, as a view would keep the whole file of a block in the address space.
     """
     found: list[Offer] = []
-    for stack, index in job.each_block():
+    for place in job.each_block():
         for method in options.methods:
-            file = job.block_file(decompositions(job, options, method), stack, index)
+            file = job.block_file(decompositions(job, options, method), place)
             with safe_open(file, framework="pt") as held:
                 keys = set(held.keys())
-                for sites in together(method, reached(job, stack, index)):
+                for sites in together(method, reached(job, place)):
                     name = sites[0].name
                     if f"{name}.losses" in keys:
                         ranks, losses = (held.get_tensor(f"{name}.{p}").clone() for p in CURVE[:2])
@@ -111,23 +111,23 @@ def pieces_of(file: Path, site: str) -> dict[str, Tensor]:
         }
 
 
-def reached(job: Job, stack: Stack, index: int) -> list[Site]:
+def reached(job: Job, place: Place) -> list[Site]:
     """Return the sites of a block that tokens came to; an expert without keeps its weights."""
-    left = without_tokens(job.statistics(), stack, index)
-    return [site for site in job.block_sites(stack, index) if site.name not in left]
+    left = without_tokens(job.statistics(), place)
+    return [site for site in job.block_sites(place) if site.name not in left]
 
 
 def _decompose_block(
     job: Job,
     options: Factorize,
     method: str,
-    place: tuple[Stack, int],
+    place: Place,
     known: dict[str, Statistics],
 ) -> dict[str, Tensor]:
-    block = job.dense_block(*place)
-    prefix = f"{place[0].path}.{place[1]}."
+    block = job.dense_block(place)
+    prefix = place.prefix
     tensors: dict[str, Tensor] = {}
-    for sites in together(method, reached(job, *place)):
+    for sites in together(method, reached(job, place)):
         statistics = {site.name: known[site.name] for site in sites}
         if methods.constant(method, "SAMPLES") and any(
             one.samples is None for one in statistics.values()

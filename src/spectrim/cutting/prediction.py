@@ -68,15 +68,15 @@ def _losses(job: Job, options: Factorize, walk: BlockWalk, plans: list[Plan]) ->
     """Yield the loss of the dense model and of each plan, nats per token."""
     (stack,) = walk.architecture.stacks
     streams = [{at: walk.start(stack, at) for at in walk.starts} for _ in (None, *plans)]
-    count = len(walk.blocks(stack))
-    for index in range(count):
-        dense = walk.block(stack, index)
+    places = walk.places(stack)
+    for done, place in enumerate(places, start=1):
+        dense = walk.block(place)
         for stream, plan in zip(streams, (None, *plans), strict=True):
             decisions = plan.decisions if plan else ()
-            block = try_out(job, options, (stack, index), dense, decisions)
+            block = try_out(job, options, place, dense, decisions)
             with torch.no_grad():
                 for at in walk.starts:
-                    stream[at] = walk.run(block, stack, index, at, stream[at])
-        job.progress(index + 1, count, "measuring predictions")
+                    stream[at] = walk.run(block, place, at, stream[at])
+        job.progress(done, len(places), "measuring predictions")
     for stream in streams:
         yield float(torch.cat([walk.losses(h, at) for at, h in stream.items()]).double().mean())

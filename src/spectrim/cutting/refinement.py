@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from spectrim.formats import FactoredLinear, TwoFactors
 from spectrim.job.job import Job
-from spectrim.model.architectures import Stack
+from spectrim.model.architectures import Place, Stack
 from spectrim.text.tokens import Tokens
 from spectrim.walk.moments import cholesky, damped, matmul_precision
 from spectrim.walk.statistics import Statistics, load_block
@@ -71,7 +71,7 @@ def refine(job: Job, *, always: bool) -> None:
 def search_loss(job: Job, folder: Path) -> float:
     """Return the loss on the search split with a folder's blocks, nats per token."""
     walk = job.walk(job.splits.search)
-    losses = walk.sweep(lambda stack, index: job.stored_block(folder, stack, index, walk.dtype))
+    losses = walk.sweep(lambda place: job.stored_block(folder, place, walk.dtype))
     return float(losses.double().mean())
 
 
@@ -81,10 +81,10 @@ def _refine_blocks(job: Job, cut: Path, refined: Path) -> None:
     walk = job.walk(tokens)
     streams = _Streams()
     blocks = job.each_block()
-    for done, (stack, index) in enumerate(blocks, start=1):
-        if index == 0:
-            _enter(walk, stack, streams)
-        _refine_block(job, walk, streams, (stack, index), (cut, refined))
+    for done, place in enumerate(blocks, start=1):
+        if place.index == 0:
+            _enter(walk, place.stack, streams)
+        _refine_block(job, walk, streams, place, (cut, refined))
         job.progress(done, len(blocks), "refining")
 
 
@@ -100,33 +100,32 @@ def _refine_block(
     job: Job,
     walk: BlockWalk,
     streams: _Streams,
-    place: tuple[Stack, int],
+    place: Place,
     folders: tuple[Path, Path],
 ) -> None:
     """Refine one block, its sites in the order in which they run, and carry both streams on."""
-    stack, index = place
     cut, refined = folders
-    dense = walk.block(stack, index)
-    small = job.stored_block(cut, stack, index, walk.dtype)
-    prefix = f"{stack.path}.{index}."
+    dense = walk.block(place)
+    small = job.stored_block(cut, place, walk.dtype)
+    prefix = place.prefix
     modules = {n: m for n, m in small.named_modules() if isinstance(m, FactoredLinear)}
     names = [name for name in modules if _is_solvable(job, prefix + name, modules[name])]
     wanted = _dense_inputs(walk, streams, place, dense, names)
-    if names and not job.block_file(refined, stack, index).exists():
-        known = load_block(job.statistics(), stack, index)
+    if names and not job.block_file(refined, place).exists():
+        known = load_block(job.statistics(), place)
         for leader, group in wanted.groups.items():
             moments = _measure(walk, streams, place, small, wanted.inputs[leader], group)
             for name in group:
                 module = modules[name]
                 assert isinstance(module, TwoFactors)
                 _solve(module, known[prefix + name], moments)
-    if not job.block_file(refined, stack, index).exists():
-        job.write_block(refined, stack, index, {prefix + n: m for n, m in modules.items()})
-    small = job.stored_block(refined, stack, index, walk.dtype)
+    if not job.block_file(refined, place).exists():
+        job.write_block(refined, place, {prefix + n: m for n, m in modules.items()})
+    small = job.stored_block(refined, place, walk.dtype)
     for at in walk.starts:
         with torch.no_grad():
             outside = streams.small_encoded.get(at)
-            streams.small[at] = walk.run(small, stack, index, at, streams.small[at], outside)
+            streams.small[at] = walk.run(small, place, at, streams.small[at], outside)
 
 
 def _is_solvable(job: Job, site: str, module: FactoredLinear) -> bool:
@@ -148,14 +147,14 @@ class _Wanted:
 
 
 def _dense_inputs(
-    walk: BlockWalk, streams: _Streams, place: tuple[Stack, int], dense: nn.Module, names: list[str]
+    walk: BlockWalk, streams: _Streams, place: Place, dense: nn.Module, names: list[str]
 ) -> _Wanted:
     """Run the dense block, carry its stream on, and return what its sites received."""
     wanted = _Wanted()
     for at in walk.starts:
         with catching(dense, names) as caught, torch.no_grad():
             outside = streams.dense_encoded.get(at)
-            streams.dense[at] = walk.run(dense, *place, at, streams.dense[at], outside)
+            streams.dense[at] = walk.run(dense, place, at, streams.dense[at], outside)
         leaders: list[str] = []
         for name, x in caught.items():  # in the order in which the sites ran
             leader = next((other for other in leaders if caught[other] is x), name)
@@ -170,7 +169,7 @@ def _dense_inputs(
 def _measure(
     walk: BlockWalk,
     streams: _Streams,
-    place: tuple[Stack, int],
+    place: Place,
     small: nn.Module,
     wanted: dict[int, Tensor],
     group: list[str],
@@ -180,9 +179,9 @@ def _measure(
     for at in walk.starts:
         outside = streams.small_encoded.get(at)
         with catching(small, group, stop=True) as caught, torch.no_grad(), suppress(_Reached):
-            walk.run(small, *place, at, streams.small[at], outside)
+            walk.run(small, place, at, streams.small[at], outside)
         x = caught[group[0]]
-        part = walk.architecture.stacks[0] if x is outside else place[0]
+        part = walk.architecture.stacks[0] if x is outside else place.stack
         moments = _add(moments, wanted[at], x, walk.stack_mask(part, at).reshape(-1))
     assert moments is not None
     return moments

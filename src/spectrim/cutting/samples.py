@@ -22,20 +22,20 @@ def sampled(job: Job, sequences: int) -> Iterator[dict[str, Tensor]]:
     walk = job.walk(spread(job.splits.calibration, sequences))
     encoded: dict[int, Tensor] = {}
     hidden: dict[int, Tensor] = {}
-    for stack, index in job.each_block():
-        if index == 0:
+    for place in job.each_block():
+        if place.index == 0:
             if hidden and walk.is_encoder_decoder:
                 encoded = {at: walk.encoded(states, at) for at, states in hidden.items()}
-            hidden = {at: walk.start(stack, at, encoded.get(at)) for at in walk.starts}
-        block, prefix = walk.block(stack, index), f"{stack.path}.{index}."
-        names = [site.name.removeprefix(prefix) for site in job.block_sites(stack, index)]
+            hidden = {at: walk.start(place.stack, at, encoded.get(at)) for at in walk.starts}
+        block, prefix = walk.block(place), place.prefix
+        names = [site.name.removeprefix(prefix) for site in job.block_sites(place)]
         caught: dict[str, list[Tensor]] = {}
         for at in walk.starts:
             outside = encoded.get(at)
             with catching(block, names) as inputs, torch.no_grad():
-                hidden[at] = walk.run(block, stack, index, at, hidden[at], outside)
+                hidden[at] = walk.run(block, place, at, hidden[at], outside)
             for name, x in inputs.items():
-                read = walk.architecture.stacks[0] if x is outside else stack
+                read = walk.architecture.stacks[0] if x is outside else place.stack
                 mask = walk.stack_mask(read, at).reshape(-1)
                 rows = _text(x, mask, block.get_submodule(name))
                 caught.setdefault(prefix + name, []).append(rows)

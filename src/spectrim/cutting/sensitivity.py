@@ -197,15 +197,15 @@ class Sensitivity:
 
     def _pass(self, states: _States, at: int, decisions: tuple[Decision, ...]) -> _States:
         """Return the states behind a block, cut as the decisions say."""
-        stack, index = place = self.places[at]
-        if index == 0:
-            states = self._enter(stack, states)
-        block = self.walk.block(stack, index)
+        place = self.places[at]
+        if place.index == 0:
+            states = self._enter(place.stack, states)
+        block = self.walk.block(place)
         if of_block(decisions, place):
             block = try_out(self.job, self.options, place, block, decisions)
         with torch.no_grad():
             hidden = {
-                start: self.walk.run(block, stack, index, start, one, states.encoded.get(start))
+                start: self.walk.run(block, place, start, one, states.encoded.get(start))
                 for start, one in states.hidden.items()
             }
         return _States(hidden, states.encoded)

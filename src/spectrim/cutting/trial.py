@@ -16,7 +16,7 @@ from spectrim.cutting.cut import of_block, try_out
 from spectrim.cutting.mixture import mixed, present
 from spectrim.files import Record, key_of
 from spectrim.job.job import Job
-from spectrim.model.architectures import Stack
+from spectrim.model.architectures import Place, Stack
 from spectrim.plan import Curve, Decision, Plan
 from spectrim.recipe.options import Factorize
 from spectrim.text.tokens import Tokens
@@ -115,19 +115,19 @@ class Trial:
         return mean if isfinite(mean) else inf  # so that comparisons hold
 
     def _run(
-        self, places: list[tuple[Stack, int]], wanted: list[tuple[Decision, ...]], first: int
+        self, places: list[Place], wanted: list[tuple[Decision, ...]], first: int
     ) -> dict[int, Tensor]:
         """Return the hidden states behind the last block, keeping those in front of every one."""
         del self._states[first + 1 :]
         hidden = self._states[first] if self._states else {}
-        for at, (stack, index) in list(enumerate(places))[first:]:
+        for at, place in list(enumerate(places))[first:]:
             if at == len(self._states):
-                self._states.append(hidden if index else self._entered(stack, hidden))
+                self._states.append(hidden if place.index else self._entered(place.stack, hidden))
                 hidden = self._states[at]
-            dense = self._walk.block(stack, index)
-            block = try_out(self.job, self.options, (stack, index), dense, wanted[at])
+            dense = self._walk.block(place)
+            block = try_out(self.job, self.options, place, dense, wanted[at])
             hidden = {
-                start: self._walk.run(block, stack, index, start, states, self._encoded.get(start))
+                start: self._walk.run(block, place, start, states, self._encoded.get(start))
                 for start, states in hidden.items()
             }
         if len(self._states) == len(places):

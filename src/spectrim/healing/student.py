@@ -32,9 +32,9 @@ def student(job: Job, prepare: Prepare) -> PreTrainedModel:
     model: PreTrainedModel = copy.deepcopy(job.model)
     load_rest(model, job.rest(), job.compute_dtype)
     for place in job.each_block():
-        blocks: Any = model.get_submodule(place[0].path)
+        blocks: Any = model.get_submodule(place.stack.path)
         block = current_block(job, place, torch.float32)
-        blocks[place[1]] = prepare(block)
+        blocks[place.index] = prepare(block)
     for name, twin in repeats(job).items():
         _share(model.get_submodule(twin), model.get_submodule(name))
     model.eval().requires_grad_(False)
@@ -79,8 +79,8 @@ def write(job: Job, folder: Path, model: PreTrainedModel) -> dict[str, Tensor]:
         if name in now and now[name].requires_grad
     }
     for place in job.each_block():
-        if not job.block_file(folder, *place).exists():
-            block = model.get_submodule(f"{place[0].path}.{place[1]}")
+        if not job.block_file(folder, place).exists():
+            block = model.get_submodule(place.name)
             keep_block(job, folder, place, settle(pivot(block)))
     return {**rest, **changed}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spectrim.healing.adam import BETAS, size_of
 from spectrim.healing.judging import half
 from spectrim.healing.learned_codes import OF_GROUPS
-from spectrim.job.blocks import Place
+from spectrim.model.architectures import Place
 from spectrim.walk.walk import BlockWalk
 
 States = dict[int, Tensor]  # hidden states [batch, length, hidden] by the batch's first sequence
@@ -42,7 +42,7 @@ class Window:
         """Return the hidden states of one batch behind the last block."""
         hidden = self.states[at]
         for block, place in zip(self.blocks, self.places, strict=True):
-            hidden = self.walk.run(block, *place, at, hidden, self.encoded.get(at))
+            hidden = self.walk.run(block, place, at, hidden, self.encoded.get(at))
         return hidden
 
 
@@ -62,7 +62,7 @@ class Goal:
 
     def error(self, window: Window, at: int) -> Tensor:
         """Return tr(Eᵀ G E) over the tokens of a batch that are text, as a part of tr(Yᵀ G Y)."""
-        mask = window.walk.stack_mask(window.places[0][0], at)
+        mask = window.walk.stack_mask(window.places[0].stack, at)
         wanted = self.target[at][mask].float()  # [tokens, hidden]
         missed = window.run(at)[mask].float() - wanted
         return self._size(missed) / self._size(wanted).clamp_min(1e-12)

@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from spectrim.files import atomic_file
 from spectrim.formats import FactoredLinear
 from spectrim.job.job import REST, Job
-from spectrim.model.architectures import Stack
+from spectrim.model.architectures import Place
 from spectrim.model.experts import filled, pack_experts
 from spectrim.model.fused import merge_fused
-
-Place = tuple[Stack, int]
 
 
 def next_step(job: Job, name: str) -> Path:
@@ -27,10 +25,9 @@ def next_step(job: Job, name: str) -> Path:
 
 def current_block(job: Job, place: Place, dtype: torch.dtype) -> nn.Module:
     """Return a block as it is now, frozen, its floating-point numbers in ``dtype``."""
-    stack, index = place
     if job.blocks is not None:
-        return job.stored_block(job.blocks, stack, index, dtype)
-    empty = job.model.get_submodule(f"{stack.path}.{index}")
+        return job.stored_block(job.blocks, place, dtype)
+    empty = job.model.get_submodule(place.name)
     return filled(empty, _tensors(job, place), dtype, job.architecture.experts)
 
 
@@ -39,7 +36,7 @@ def keep_block(job: Job, folder: Path, place: Place, block: nn.Module) -> None:
 
     block: what ``current_block`` returned, with other values or other formats in it.
     """
-    name = f"{place[0].path}.{place[1]}"
+    name = place.name
     merge_fused(block)
     replaced = [f"{name}.{n}" for n, m in block.named_modules() if isinstance(m, FactoredLinear)]
     if job.architecture.experts is not None and not job.parts_experts(name, replaced):
@@ -50,7 +47,7 @@ def keep_block(job: Job, folder: Path, place: Place, block: nn.Module) -> None:
         for key, tensor in block.state_dict().items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(job.block_file(folder, *place)) as partial:
+    with atomic_file(job.block_file(folder, place)) as partial:
         save_file(named, partial)
 
 
@@ -69,10 +66,10 @@ def move_to(job: Job, folder: Path, rest: dict[str, Tensor] | None = None) -> No
 
 def _tensors(job: Job, place: Place) -> dict[str, Tensor]:
     """Return the tensors of a block as it is stored now, by their names inside it."""
-    prefix = f"{place[0].path}.{place[1]}."
+    prefix = place.prefix
     if job.blocks is None:
         return job.weights.read_prefix(prefix)
-    held = load_file(job.block_file(job.blocks, *place))
+    held = load_file(job.block_file(job.blocks, place))
     return {name.removeprefix(prefix): tensor for name, tensor in held.items()}
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from spectrim.files import atomic_file, key_of, locked
 from spectrim.formats import FactoredLinear, formats, link
 from spectrim.model import architectures, sources
-from spectrim.model.architectures import Architecture, Stack
+from spectrim.model.architectures import Architecture, Place
 from spectrim.model.experts import filled, pack_experts, unpack_experts
 from spectrim.model.fused import Fused, merge_fused, split_fused, whole_of
 from spectrim.model.sites import Site, find, replace
@@ -66,7 +66,7 @@ class Job:
     curves: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     blocks: Path | None = None
-    reference: Callable[[Stack, int], nn.Module] | None = None
+    reference: Callable[[Place], nn.Module] | None = None
     steps: int = 0
     seed: int = 0
 
@@ -150,38 +150,38 @@ class Job:
         """Return whether a site has a bias, alone or as a part of a fused map."""
         return self.weights.has(f"{whole_of(self.model, site) or site}.bias")
 
-    def each_block(self) -> list[tuple[Stack, int]]:
+    def each_block(self) -> list[Place]:
         """Return all blocks in the order in which the model runs them."""
         return [
-            (stack, index)
+            Place(stack, index)
             for stack in self.architecture.stacks
             for index in range(len(list(self.model.get_submodule(stack.path).children())))
         ]
 
-    def block_sites(self, stack: Stack, index: int) -> list[Site]:
+    def block_sites(self, place: Place) -> list[Site]:
         """Return the sites of one block in forward order."""
-        prefix = f"{stack.path}.{index}."
+        prefix = place.prefix
         return [site for site in self.sites if site.name.startswith(prefix)]
 
-    def dense_block(self, stack: Stack, index: int) -> nn.Module:
+    def dense_block(self, place: Place) -> nn.Module:
         """Return a block as the checkpoint holds it, in the checkpoint's dtype."""
-        name = f"{stack.path}.{index}"
+        name = place.name
         tensors = self.weights.read_prefix(name + ".")
         empty = self.model.get_submodule(name)
         return filled(empty, tensors, self.weights.dtype(), self.architecture.experts)
 
-    def stored_block(self, folder: Path, stack: Stack, index: int, dtype: torch.dtype) -> nn.Module:
+    def stored_block(self, folder: Path, place: Place, dtype: torch.dtype) -> nn.Module:
         """Return a block as an earlier ``write_block`` left it, its factors in ``dtype``.
 
         Raises:
             AssertionError: there is no plan yet.
         """
         assert self.plan is not None
-        name = f"{stack.path}.{index}"
+        name = place.name
         block = copy.deepcopy(self.model.get_submodule(name))
         factored = [
             self.plan[site.name]
-            for site in self.block_sites(stack, index)
+            for site in self.block_sites(place)
             if self.plan[site.name].replaced
         ]
         if self.parts_experts(name, [decision.site for decision in factored]):
@@ -189,7 +189,7 @@ class Job:
         for decision in factored:
             replace(block, decision.site.removeprefix(name + "."), self.empty_format(decision))
         link(block, {one.site: one.owner for one in factored if one.owner}, f"{name}.")
-        tensors = load_file(self.block_file(folder, stack, index))
+        tensors = load_file(self.block_file(folder, place))
         return filled(
             block,
             {key.removeprefix(name + "."): tensor for key, tensor in tensors.items()},
@@ -197,14 +197,12 @@ class Job:
             self.architecture.experts,
         )
 
-    def write_block(
-        self, folder: Path, stack: Stack, index: int, factored: dict[str, FactoredLinear]
-    ) -> None:
+    def write_block(self, folder: Path, place: Place, factored: dict[str, FactoredLinear]) -> None:
         """Write one block with some sites replaced; dense tensors keep their bits and dtype."""
-        prefix = f"{stack.path}.{index}."
+        prefix = place.prefix
         tensors = self.weights.read_prefix(prefix)
         if factored:
-            block = self.dense_block(stack, index)
+            block = self.dense_block(place)
             for name, module in factored.items():
                 stored = module.to(self.weights.dtype())  # refinement may compute in another
                 replace(block, name.removeprefix(prefix), stored)
@@ -216,7 +214,7 @@ class Job:
             tensors = {name: _as_it_was(tensors.get(name), new) for name, new in made.items()}
         named = {prefix + name: tensor.contiguous() for name, tensor in tensors.items()}
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(self.block_file(folder, stack, index)) as partial:
+        with atomic_file(self.block_file(folder, place)) as partial:
             save_file(named, partial)
 
     def parts_experts(self, block: str, factored: Iterable[str]) -> bool:
@@ -225,9 +223,9 @@ class Job:
         return any(site.startswith(path) for site in factored)
 
     @staticmethod
-    def block_file(folder: Path, stack: Stack, index: int) -> Path:
+    def block_file(folder: Path, place: Place) -> Path:
         """Return where a block's tensors lie in a folder of blocks."""
-        return folder / f"{stack.path}.{index}.safetensors"
+        return folder / f"{place.name}.safetensors"
 
     def rest(self) -> dict[str, Tensor]:
         """Return every tensor outside the blocks as it is now: embedding, norms, head."""

@@ -21,5 +21,5 @@ def walk_now(job: Job, tokens: Tokens) -> BlockWalk:
 def search_loss(job: Job) -> float:
     """Return the loss of the model as it is now on the search split, nats per token."""
     walk = walk_now(job, job.splits.search)
-    losses = walk.sweep(lambda stack, index: current_block(job, (stack, index), walk.dtype))
+    losses = walk.sweep(lambda place: current_block(job, place, walk.dtype))
     return float(losses.double().mean())

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from spectrim.errors import SpectrimError
 from spectrim.job.job import BATCH, Job
-from spectrim.model.architectures import Stack
+from spectrim.model.architectures import Place, Stack
 from spectrim.model.weights import Weights
 from spectrim.text.tokens import Tokens
 from spectrim.walk.walk import BlockWalk
@@ -40,7 +40,7 @@ class Ordered:
         """Return the tensors of one block after the other, stack by stack, by their new names."""
         for stack in self.job.architecture.stacks:
             for index in range(length(self.model, stack)):
-                prefix = f"{stack.path}.{index}."
+                prefix = Place(stack, index).prefix
                 found = self.weights.read_prefix(prefix)
                 yield {prefix + name: tensor for name, tensor in found.items()}
 

@@ -38,8 +38,8 @@ def write_model(job: Job, folder: Path) -> None:
         blocks = written_out(job)
         rest = job.work / "rest.safetensors"
         save_file(job.rest(), rest)
-        places = [at for at in job.each_block() if f"{at[0].path}.{at[1]}" not in shared]
-        parts = [job.block_file(blocks, *place) for place in places]
+        places = [at for at in job.each_block() if at.name not in shared]
+        parts = [job.block_file(blocks, place) for place in places]
         parts = [stock.plain(job, part) for part in parts] if widths else parts
         checkpoint.write_shards([rest, *parts], folder)
     if widths:

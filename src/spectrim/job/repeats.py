@@ -6,7 +6,7 @@ from pathlib import Path
 
 from spectrim.job.job import Job
 from spectrim.job.order import length
-from spectrim.model.architectures import Stack
+from spectrim.model.architectures import Place
 from spectrim.model.tensor_files import Entry, same_content, stored, stored_in
 
 
@@ -21,11 +21,11 @@ def repeats(job: Job) -> dict[str, str]:
     found: dict[str, str] = {}
     for stack in job.architecture.stacks:
         first: dict[str, dict[str, Entry]] = {}
-        for index in range(length(job.model, stack)):
-            if not _dense(job, stack, index):
+        for place in (Place(stack, index) for index in range(length(job.model, stack))):
+            if not _dense(job, place):
                 continue
-            name = f"{stack.path}.{index}"
-            tensors = _tensors(job, stack, index)
+            name = place.name
+            tensors = _tensors(job, place)
             twin = next((one for one, held in first.items() if _same(held, tensors)), None)
             if twin is None:
                 first[name] = tensors
@@ -39,23 +39,23 @@ def written_out(job: Job) -> Path:
     if job.blocks is not None:
         return job.blocks
     folder = job.work / "blocks"
-    for stack, index in job.each_block():
-        job.write_block(folder, stack, index, {})
+    for place in job.each_block():
+        job.write_block(folder, place, {})
     return folder
 
 
-def _dense(job: Job, stack: Stack, index: int) -> bool:
+def _dense(job: Job, place: Place) -> bool:
     assert job.plan is not None
-    return not any(job.plan[site.name].replaced for site in job.block_sites(stack, index))
+    return not any(job.plan[site.name].replaced for site in job.block_sites(place))
 
 
-def _tensors(job: Job, stack: Stack, index: int) -> dict[str, Entry]:
+def _tensors(job: Job, place: Place) -> dict[str, Entry]:
     """Return where the tensors of a block lie, by their names inside it."""
-    prefix = f"{stack.path}.{index}."
+    prefix = place.prefix
     if job.blocks is None:  # a folder that a stage wrote, with the model's own names
         held = stored(job.source.folder)
     else:
-        held = stored_in(job.block_file(job.blocks, stack, index))
+        held = stored_in(job.block_file(job.blocks, place))
     return {k.removeprefix(prefix): entry for k, entry in held.items() if k.startswith(prefix)}
 
 

@@ -27,11 +27,13 @@ def widths(job: Job) -> dict[str, int]:
     if not cut or any(one.module not in NARROW for one in cut.values()):
         return {}
     found: dict[str, set[int]] = {}
-    for stack, index in job.each_block():
-        for site in job.block_sites(stack, index):
-            if site.role == f"{stack.prefix}down":  # experts have a role and a width of their own
+    for place in job.each_block():
+        for site in job.block_sites(place):
+            if (
+                site.role == f"{place.stack.prefix}down"
+            ):  # experts have a role and a width of their own
                 width = cut[site.name].rank if site.name in cut else site.in_features
-                found.setdefault(stack.width, set()).add(width)
+                found.setdefault(place.stack.width, set()).add(width)
     if any(len(seen) > 1 for seen in found.values()):
         return {}
     return {entry: seen.pop() for entry, seen in found.items()}

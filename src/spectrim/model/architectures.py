@@ -29,6 +29,30 @@ class Stack:
 
 
 @dataclass(frozen=True)
+class Place:
+    """One block of a model: the third of `model.layers` is `model.layers.2`."""
+
+    stack: Stack
+    index: int
+    """Which block of its stack, from 0."""
+
+    @property
+    def name(self) -> str:
+        """Return the dotted path of the block."""
+        return f"{self.stack.path}.{self.index}"
+
+    @property
+    def prefix(self) -> str:
+        """Return what the names of its tensors and sites begin with."""
+        return f"{self.name}."
+
+    @property
+    def following(self) -> Place:
+        """Return the next block of the stack; behind the last block, where there is none."""
+        return Place(self.stack, self.index + 1)
+
+
+@dataclass(frozen=True)
 class Architecture:
     """The parts of one model family, all as dotted paths."""
 

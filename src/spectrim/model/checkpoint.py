@@ -20,7 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from spectrim.errors import SpectrimError
 from spectrim.formats import formats, link
-from spectrim.model.architectures import of
+from spectrim.model.architectures import Place, of
 from spectrim.model.experts import unpack_experts
 from spectrim.model.fused import split_fused
 from spectrim.model.sites import replace
@@ -111,7 +111,7 @@ def install(model: PreTrainedModel, sites: dict[str, dict[str, Any]]) -> None:
     if architecture.experts is not None:
         for stack in architecture.stacks:
             for index, block in enumerate(model.get_submodule(stack.path).children()):
-                path = f"{stack.path}.{index}.{architecture.experts}"
+                path = f"{Place(stack, index).prefix}{architecture.experts}"
                 if any(name.startswith(path + ".") for name in sites):
                     unpack_experts(block, architecture.experts)
     split_fused(model, sites)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spectrim.model.architectures import of
+from spectrim.model.architectures import Place, of
 
 PARTS = ("q", "k", "v")
 ROLE = "qkv"
@@ -109,7 +109,7 @@ def fused_maps(model: nn.Module) -> list[str]:
         return []
     paths = [path for path, role in architecture.roles.items() if role == ROLE]
     return [
-        f"{stack.path}.{index}.{path}"
+        Place(stack, index).prefix + path
         for stack in architecture.stacks
         for index, block in enumerate(model.get_submodule(stack.path).children())
         for path in paths

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from spectrim.errors import SpectrimError
-from spectrim.model.architectures import Architecture, of
+from spectrim.model.architectures import Architecture, Place, of
 from spectrim.model.experts import maps, pack_experts, unpack_experts
 from spectrim.model.fused import PARTS, Fused
 
@@ -68,7 +68,7 @@ def block_sites(model: PreTrainedModel, stack_index: int, block_index: int) -> l
     """Return the sites of one block in the order of the forward pass."""
     architecture = of(model.config)
     stack = architecture.stacks[stack_index]
-    name = f"{stack.path}.{block_index}"
+    name = Place(stack, block_index).name
     found = list(_linear_maps(model.get_submodule(name), architecture))
     widths = [shape(linear)[1] for _, role, linear in found if role == "o"]
     head_dim = widths[0] // int(getattr(model.config, stack.heads)) if widths else 0

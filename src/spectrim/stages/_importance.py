@@ -17,7 +17,7 @@ from torch.nn import functional
 from spectrim.files import atomic_file, key_of, locked
 from spectrim.job.order import Ordered
 from spectrim.model import sites
-from spectrim.model.architectures import Stack
+from spectrim.model.architectures import Place, Stack
 from spectrim.model.sites import weight
 from spectrim.walk.collector import Collector
 from spectrim.walk.statistics import statistics_file
@@ -68,7 +68,7 @@ def by_angle(model: Ordered, candidates: list[int]) -> dict[int, float]:
     """
     sweep = _sweep(model, Sweep)
     sweep.forward()
-    found = {index: 1 - _mean_cosine(sweep, model.stack, index) for index in candidates}
+    found = {index: 1 - _mean_cosine(sweep, Place(model.stack, index)) for index in candidates}
     shutil.rmtree(sweep.folder)
     return found
 
@@ -82,7 +82,9 @@ def by_taylor(model: Ordered, candidates: list[int]) -> dict[int, float]:
     if not sweep.complete():
         sweep.forward()
         sweep.reverse()
-    files = {index: statistics_file(sweep.folder, model.stack, index) for index in candidates}
+    files = {
+        index: statistics_file(sweep.folder, Place(model.stack, index)) for index in candidates
+    }
     found = {index: float(load_file(file)["importance"]) for index, file in files.items()}
     shutil.rmtree(sweep.folder)
     return found
@@ -93,8 +95,8 @@ def by_magnitude(model: Ordered, candidates: list[int]) -> dict[int, float]:
     walk = model.walk(model.job.splits.search)
     found = {}
     for index in candidates:
-        block = walk.block(model.stack, index)
-        prefix = f"{model.stack.path}.{index}."
+        place = Place(model.stack, index)
+        block, prefix = walk.block(place), place.prefix
         names = [s.name for s in sites.find(model.model) if s.name.startswith(prefix)]
         matrices = (weight(block.get_submodule(name.removeprefix(prefix))) for name in names)
         found[index] = sum(float(matrix.double().abs().sum()) for matrix in matrices)
@@ -124,13 +126,13 @@ def losses_without(
     for part in walk.architecture.stacks:
         entering = {at: walk.start(part, at, encoded[None].get(at)) for at in walk.starts}
         hidden = {trial: dict(entering) for trial in encoded}
-        for index in range(len(walk.blocks(part))):
-            if part is stack and index in candidates:
-                hidden[index], encoded[index] = dict(hidden[None]), encoded[None]
-            block = walk.block(part, index)
+        for place in walk.places(part):
+            if part is stack and place.index in candidates:
+                hidden[place.index], encoded[place.index] = dict(hidden[None]), encoded[None]
+            block = walk.block(place)
             for trial, states in hidden.items():
-                if part is not stack or trial != index:
-                    _step(walk, block, (part, index), states, encoded[trial])
+                if part is not stack or trial != place.index:
+                    _step(walk, block, place, states, encoded[trial])
             progress(done := done + 1, total, "measuring blocks")
         if walk.is_encoder_decoder and part is walk.architecture.stacks[0]:
             with torch.no_grad():
@@ -144,13 +146,13 @@ def losses_without(
 def _step(
     walk: BlockWalk,
     block: nn.Module,
-    place: tuple[Stack, int],
+    place: Place,
     states: dict[int, Tensor],
     encoded: dict[int, Tensor],
 ) -> None:
     with torch.no_grad():
         for at in walk.starts:
-            states[at] = walk.run(block, *place, at, states[at], encoded.get(at))
+            states[at] = walk.run(block, place, at, states[at], encoded.get(at))
 
 
 def _mean_loss(walk: BlockWalk, states: dict[int, Tensor]) -> float:
@@ -158,12 +160,12 @@ def _mean_loss(walk: BlockWalk, states: dict[int, Tensor]) -> float:
     return float(torch.cat(losses).double().mean())
 
 
-def _mean_cosine(sweep: Sweep, stack: Stack, index: int) -> float:
+def _mean_cosine(sweep: Sweep, place: Place) -> float:
     walk = sweep.walk
-    entering, leaving = (sweep.file(stack, at, "input") for at in (index, index + 1))
+    entering, leaving = (sweep.file(at, "input") for at in (place, place.following))
     total, tokens = 0.0, 0
     for start in walk.starts:
-        mask = walk.stack_mask(stack, start)
+        mask = walk.stack_mask(place.stack, start)
         before, after = (file.read(start, walk.batch)[mask] for file in (entering, leaving))
         total += float(functional.cosine_similarity(before.double(), after.double(), dim=-1).sum())
         tokens += len(before)
@@ -173,10 +175,10 @@ def _mean_cosine(sweep: Sweep, stack: Stack, index: int) -> float:
 class TaylorSweep(Sweep):
     """Sweeps that keep one number of each block, Σ |w ∂ℓ/∂w|, in the place of its moments."""
 
-    def collect(self, stack: Stack, index: int, target: Path) -> None:
+    def collect(self, place: Place, target: Path) -> None:
         """Write the importance of one block."""
         collector = WeightGradients()
-        self.watched(stack, index, collector)
+        self.watched(place, collector)
         parts = [float(collector.products[name].abs().sum()) for name in collector.products]
         score = torch.tensor(sum(parts) / self.walk.predicted(), dtype=torch.float64)
         with atomic_file(target) as partial:

@@ -75,10 +75,10 @@ def compensate(job: Job, options: Options) -> None:
     made: dict[str, Decision] = {}
     before = after = 0.0
     for done, place in enumerate(places, start=1):
-        block, prefix = current_block(job, place, torch.float32), f"{place[0].path}.{place[1]}."
-        known = load_block(job.statistics(), *place)
-        dense = job.reference(*place)
-        for site in job.block_sites(*place):
+        block, prefix = current_block(job, place, torch.float32), place.prefix
+        known = load_block(job.statistics(), place)
+        dense = job.reference(place)
+        for site in job.block_sites(place):
             decision, path = job.plan[site.name], site.name.removeprefix(prefix)
             if decision.format != "dense" or decision.correction:
                 continue
@@ -95,7 +95,7 @@ def compensate(job: Job, options: Options) -> None:
                     decision, correction=here.rank, stored=decision.stored + added
                 )
                 before, after = before + costs[0], after + costs[1]
-        if not job.block_file(folder, *place).exists():
+        if not job.block_file(folder, place).exists():
             keep_block(job, folder, place, block)
         job.progress(done, len(places), "compensating")
     if not made:

@@ -21,11 +21,11 @@ from spectrim.healing.balanced import balance, pivot
 from spectrim.healing.judging import begin, take, text_name, trained
 from spectrim.healing.learned_codes import learn, settle
 from spectrim.healing.windows import Goal, Pace, Window, match
-from spectrim.job.blocks import Place, current_block, keep_block, next_step
+from spectrim.job.blocks import current_block, keep_block, next_step
 from spectrim.job.job import BATCH, Job, load_rest
 from spectrim.job.repeats import repeats
 from spectrim.model import architectures, sources
-from spectrim.model.architectures import Stack
+from spectrim.model.architectures import Place, Stack
 from spectrim.model.sources import Weights
 from spectrim.recipe.options import Part
 from spectrim.text.tokens import Tokens
@@ -90,8 +90,8 @@ def distil_blocks(job: Job, options: Options) -> None:
     streams = _Streams()
     windows = _windows(job, options.window)
     for done, places in enumerate(windows, start=1):
-        if places[0][1] == 0:
-            _enter(walks, places[0][0], streams)
+        if places[0].index == 0:
+            _enter(walks, places[0].stack, streams)
         _heal(job, walks, streams, places, (folder, options))
         job.progress(done, len(windows), "matching blocks to the dense ones")
     note = {
@@ -107,7 +107,7 @@ def distil_blocks(job: Job, options: Options) -> None:
 def _windows(job: Job, size: int) -> list[list[Place]]:
     """Return the blocks in groups of ``size``; none reaches over the end of a stack."""
     found = []
-    for _, run in groupby(job.each_block(), key=lambda place: place[0].path):
+    for _, run in groupby(job.each_block(), key=lambda place: place.stack.path):
         places = list(run)
         found += [places[at : at + size] for at in range(0, len(places), size)]
     return found
@@ -160,15 +160,14 @@ def _heal(
 ) -> None:
     """Train one window, write it, and carry both streams behind it."""
     folder, options = how
-    stack = next(one for one in walks.dense.architecture.stacks if one.path == places[0][0].path)
     target = streams.dense
-    for _, index in places:
-        block = walks.dense.block(stack, index)
-        target = _carried(walks.dense, block, (stack, index), target, streams.dense_encoded)
-    if not all(job.block_file(folder, *place).exists() for place in places):
+    for place in places:
+        block = walks.dense.block(place)
+        target = _carried(walks.dense, block, place, target, streams.dense_encoded)
+    if not all(job.block_file(folder, place).exists() for place in places):
         _train(job, walks.small, streams, target, (places, folder, options))
     for place in places:
-        block = job.stored_block(folder, *place, walks.small.dtype)
+        block = job.stored_block(folder, place, walks.small.dtype)
         streams.small = _carried(walks.small, block, place, streams.small, streams.small_encoded)
     streams.dense = target
 
@@ -177,7 +176,7 @@ def _heal(
 def _carried(
     walk: BlockWalk, block: nn.Module, place: Place, states: States, encoded: States
 ) -> States:
-    return {at: walk.run(block, *place, at, h, encoded.get(at)) for at, h in states.items()}
+    return {at: walk.run(block, place, at, h, encoded.get(at)) for at, h in states.items()}
 
 
 def _train(
@@ -191,7 +190,7 @@ def _train(
     places, folder, options = how
     twins = repeats(job)
     blocks = [learn(balance(current_block(job, place, torch.float32))) for place in places]
-    own = [f"{stack.path}.{index}" not in twins for stack, index in places]
+    own = [place.name not in twins for place in places]
     metric = _metric(job, places[-1]) if options.metric == "loss" else None
     small = Window(walk, places, blocks, streams.small, streams.small_encoded)
     dense = Window(walk, places, blocks, streams.dense, streams.dense_encoded)
@@ -203,16 +202,17 @@ def _train(
         blocks = [current_block(job, place, torch.float32) for place in places]
     for place, block, is_own in zip(places, blocks, own, strict=True):
         if not is_own:
-            path, _, index = twins[f"{place[0].path}.{place[1]}"].rpartition(".")
-            block = job.stored_block(folder, place[0], int(index), torch.float32)
+            index = int(twins[place.name].rpartition(".")[2])
+            block = job.stored_block(folder, Place(place.stack, index), torch.float32)
         keep_block(job, folder, place, settle(pivot(block)))
 
 
 def _metric(job: Job, place: Place) -> Tensor | None:
     """Return the gradient's second moment behind a block, [hidden, hidden], of mean diagonal 1."""
-    stack, _ = place
-    last = [site.name for site in job.block_sites(*place) if site.role == f"{stack.prefix}down"]
-    known = load_block(job.statistics(), *place)
+    last = [
+        site.name for site in job.block_sites(place) if site.role == f"{place.stack.prefix}down"
+    ]
+    known = load_block(job.statistics(), place)
     moment = known[last[0]].gradient_moment if len(last) == 1 else None
     if moment is None or not moment.any():
         return None

@@ -22,7 +22,7 @@ from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, formats, low_rank_formats
 from spectrim.job.job import Job, inner_sites
 from spectrim.methods import methods
-from spectrim.model.architectures import Stack
+from spectrim.model.architectures import Place
 from spectrim.model.sites import Site
 from spectrim.plan import Curve, Decision, Plan, thin
 from spectrim.recipe.options import Factorize
@@ -140,9 +140,9 @@ def possible(job: Job, options: Factorize, method: str) -> dict[str, list[str]]:
     return found
 
 
-def taken(job: Job, method: str, place: tuple[Stack, int]) -> list[Site]:
+def taken(job: Job, method: str, place: Place) -> list[Site]:
     """Return the sites of a block among which a method finds those that it takes together."""
-    return reached(job, *place) if is_open(method) else job.block_sites(*place)
+    return reached(job, place) if is_open(method) else job.block_sites(place)
 
 
 def refuse_parted(job: Job, plan: Plan) -> None:
@@ -182,7 +182,7 @@ def restated(job: Job, options: Factorize, plan: Plan) -> Plan:
 def note_without_tokens(job: Job) -> None:
     """Note which sites keep their weights because no token of the calibration text came there."""
     statistics = job.statistics()
-    found = [name for place in job.each_block() for name in without_tokens(statistics, *place)]
+    found = [name for place in job.each_block() for name in without_tokens(statistics, place)]
     if found:
         job.notes["without_tokens"] = found
 

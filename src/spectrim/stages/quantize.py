@@ -26,7 +26,7 @@ from spectrim.healing.judging import NOTE as HEALED
 from spectrim.job.blocks import current_block, keep_block, move_to, next_step
 from spectrim.job.job import Job, dense_plan, inner_sites
 from spectrim.model import sites
-from spectrim.model.architectures import Stack
+from spectrim.model.architectures import Place
 from spectrim.model.sites import protected
 from spectrim.plan import Decision, Plan
 from spectrim.recipe.options import Part, Regex
@@ -98,7 +98,7 @@ def quantize(job: Job, options: Options) -> None:
         job.progress(done, len(places), "rounding")
     before = copy.copy(job)
     if job.reference is None or any(one["used"] for one in job.notes.get(HEALED, [])):
-        job.reference = lambda stack, index: current_block(before, (stack, index), torch.float32)
+        job.reference = lambda place: current_block(before, place, torch.float32)
     move_to(job, folder, quantize_embedding_and_head(job, options.ends) if options.ends else None)
     decisions = tuple(chosen.get(one.site, one) for one in plan.decisions)
     job.plan = replace(plan, decisions=decisions)
@@ -148,14 +148,14 @@ def refuse(job: Job, options: Options, plan: Plan, chosen: dict[str, Decision]) 
 
 
 def _block(
-    job: Job, options: Options, place: tuple[Stack, int], chosen: dict[str, Decision], folder: Path
+    job: Job, options: Options, place: Place, chosen: dict[str, Decision], folder: Path
 ) -> dict[str, float | None]:
     """Write one block, where that is not done yet; return what each site is predicted to lose."""
-    file = job.block_file(folder, *place)
+    file = job.block_file(folder, place)
     record = file.with_suffix(".json")
     if not file.exists():
         block = current_block(job, place, torch.float32)
-        known = load_block(job.statistics(), *place)
+        known = load_block(job.statistics(), place)
         losses: dict[str, float | None] = {}
         rounding = Rounding(
             Grid(options.bits, options.group, options.symmetric),
@@ -165,9 +165,9 @@ def _block(
             damping=options.damping,
         )
         kept = _kept(block)
-        for site in job.block_sites(*place):
+        for site in job.block_sites(place):
             if (one := chosen.get(site.name)) is not None:
-                path = site.name.removeprefix(f"{place[0].path}.{place[1]}.")
+                path = site.name.removeprefix(place.prefix)
                 module = block.get_submodule(path)
                 seen = narrowed(known[site.name], module, kept.get(path.rpartition(".")[0]))
                 made, losses[site.name] = few_bits(job, rounding, module, one, seen)

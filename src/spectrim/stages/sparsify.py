@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from spectrim.errors import SpectrimError
 from spectrim.job.job import Job
 from spectrim.job.remake import remake
-from spectrim.model.architectures import Stack
+from spectrim.model.architectures import Place
 from spectrim.model.experts import unpack_experts
 from spectrim.model.sites import Site, protected, weight
 from spectrim.recipe.options import Part, Regex
@@ -113,8 +113,8 @@ def refuse(job: Job, options: Options) -> None:
             )
 
 
-def _sites(job: Job, options: Options, place: tuple[Stack, int]) -> list[Site]:
-    return [site for site in job.block_sites(*place) if not protected(site, options.protect)]
+def _sites(job: Job, options: Options, place: Place) -> list[Site]:
+    return [site for site in job.block_sites(place) if not protected(site, options.protect)]
 
 
 def _blocks(job: Job, options: Options, config: dict[str, Any]) -> Iterator[dict[str, Tensor]]:
@@ -123,9 +123,9 @@ def _blocks(job: Job, options: Options, config: dict[str, Any]) -> Iterator[dict
     pattern, predicted = Pattern.parse(options.pattern), {}
     left: list[str] = []
     for done, place in enumerate(places, start=1):
-        prefix = f"{place[0].path}.{place[1]}."
+        prefix = place.prefix
         tensors = job.weights.read_prefix(prefix)
-        block, known = _around(job, prefix[:-1], tensors), load_block(statistics, *place)
+        block, known = _around(job, prefix[:-1], tensors), load_block(statistics, place)
         for site in _sites(job, options, place):
             if known[site.name].tokens == 0 or known[site.name].gradient_moment is None:
                 left.append(site.name)  # an expert that no token was routed to

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from spectrim.model.architectures import Stack
+from spectrim.model.architectures import Place
 
 Progress = Callable[[int, int, str], None]
 
@@ -39,14 +39,14 @@ class Statistics:
     samples: Float[Tensor, "sampled in"] | None = None
 
 
-def statistics_file(folder: Path, stack: Stack, index: int) -> Path:
+def statistics_file(folder: Path, place: Place) -> Path:
     """Return where the statistics of one block lie."""
-    return folder / f"{stack.path}.{index}.safetensors"
+    return folder / f"{place.name}.safetensors"
 
 
-def without_tokens(folder: Path, stack: Stack, index: int) -> list[str]:
+def without_tokens(folder: Path, place: Place) -> list[str]:
     """Return the sites of one block that no token reached, as experts that none is routed to."""
-    with safe_open(statistics_file(folder, stack, index), framework="pt") as file:
+    with safe_open(statistics_file(folder, place), framework="pt") as file:
         about = json.loads(file.metadata()["sites"])
         known = set(file.keys())
     return [
@@ -56,9 +56,9 @@ def without_tokens(folder: Path, stack: Stack, index: int) -> list[str]:
     ]
 
 
-def load_block(folder: Path, stack: Stack, index: int) -> dict[str, Statistics]:
+def load_block(folder: Path, place: Place) -> dict[str, Statistics]:
     """Return the statistics of every site of one block; sites with one input share its moment."""
-    path = statistics_file(folder, stack, index)
+    path = statistics_file(folder, place)
     tensors = load_file(path)
     with safe_open(path, framework="pt") as file:
         about = json.loads(file.metadata()["sites"])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from spectrim.errors import SpectrimError
 from spectrim.files import atomic_file
-from spectrim.model.architectures import Stack
+from spectrim.model.architectures import Place, Stack
 from spectrim.model.sites import Site
 from spectrim.walk.activations import Activations
 from spectrim.walk.collector import Collector
@@ -73,17 +73,18 @@ class Sweep:
     def complete(self) -> bool:
         """Return whether the statistics of every block are there."""
         return all(
-            statistics_file(self.folder, stack, index).exists()
+            statistics_file(self.folder, place).exists()
             for stack in self.stacks
-            for index in range(len(self.walk.blocks(stack)))
+            for place in self.walk.places(stack)
         )
 
-    def file(self, stack: Stack, index: int, kind: str) -> Activations:
-        """Return the hidden states (or their gradients) that enter block ``index`` of a stack."""
+    def file(self, place: Place, kind: str) -> Activations:
+        """Return the hidden states (or their gradients) that enter a block."""
+        stack = place.stack
         side = self.walk.side(stack)
         length = len(range(self.walk.tokens.ids.shape[1])[side])
         shape = (len(self.walk.tokens.ids), length, self.walk.hidden_size(stack))
-        path = self.folder / f"{stack.path}.{index}.{kind}"
+        path = self.folder / f"{place.name}.{kind}"
         return Activations(path, shape, self.walk.dtype)
 
     def encoder(self, stack: Stack) -> Activations | None:
@@ -91,7 +92,11 @@ class Sweep:
         if not self.walk.is_encoder_decoder or stack is self.stacks[0]:
             return None
         first = self.stacks[0]
-        return self.file(first, len(self.walk.blocks(first)), "encoded")
+        return self.file(self._end(first), "encoded")
+
+    def _end(self, stack: Stack) -> Place:
+        """Return the place behind the last block of a stack."""
+        return Place(stack, len(self.walk.blocks(stack)))
 
     def forward(self) -> None:
         """Run all blocks, keeping every block's input."""
@@ -99,8 +104,8 @@ class Sweep:
         for stack in self.stacks:
             encoder = self.encoder(stack)
             self._enter(stack, encoder)
-            for index in range(len(self.walk.blocks(stack))):
-                self._forward_block(stack, index, encoder)
+            for place in self.walk.places(stack):
+                self._forward_block(place, encoder)
                 done += 1
                 self.progress(done, self.total, "forward sweep")
             if self.walk.is_encoder_decoder and stack is self.stacks[0]:
@@ -110,25 +115,25 @@ class Sweep:
         return None if file is None else file.read(start, self.walk.batch)
 
     def _enter(self, stack: Stack, encoder: Activations | None) -> None:
-        entering = self.file(stack, 0, "input")
+        entering = self.file(Place(stack, 0), "input")
         for start in self.walk.starts:
             entering.write(start, self.walk.start(stack, start, self._read(encoder, start)))
         entering.finish()
 
-    def _forward_block(self, stack: Stack, index: int, encoder: Activations | None) -> None:
-        entering, leaving = self.file(stack, index, "input"), self.file(stack, index + 1, "input")
-        if leaving.exists() or statistics_file(self.folder, stack, index).exists():
+    def _forward_block(self, place: Place, encoder: Activations | None) -> None:
+        entering, leaving = self.file(place, "input"), self.file(place.following, "input")
+        if leaving.exists() or statistics_file(self.folder, place).exists():
             return
-        block = self.walk.block(stack, index)
+        block = self.walk.block(place)
         for start in self.walk.starts:
             with torch.no_grad():
                 hidden = entering.read(start, self.walk.batch)
                 outside = self._read(encoder, start)
-                leaving.write(start, self.walk.run(block, stack, index, start, hidden, outside))
+                leaving.write(start, self.walk.run(block, place, start, hidden, outside))
         leaving.finish()
 
     def _encode(self, stack: Stack) -> None:
-        last = self.file(stack, len(self.walk.blocks(stack)), "input")
+        last = self.file(self._end(stack), "input")
         encoded = self.encoder(self.stacks[1])
         assert encoded is not None
         if encoded.exists():
@@ -145,15 +150,15 @@ class Sweep:
         for stack in reversed(self.stacks):
             if self.walk.is_encoder_decoder and stack is self.stacks[0]:
                 self._encoder_gradient(stack)
-            for index in reversed(range(len(self.walk.blocks(stack)))):
-                self._reverse_block(stack, index)
+            for place in reversed(self.walk.places(stack)):
+                self._reverse_block(place)
                 done += 1
                 self.progress(done, self.total, "reverse sweep")
 
     def _loss_gradient(self, stack: Stack) -> None:
-        count = len(self.walk.blocks(stack))
-        leaving, gradient = self.file(stack, count, "input"), self.file(stack, count, "gradient")
-        if gradient.exists() or statistics_file(self.folder, stack, count - 1).exists():
+        end, last = self._end(stack), self.walk.places(stack)[-1]
+        leaving, gradient = self.file(end, "input"), self.file(end, "gradient")
+        if gradient.exists() or statistics_file(self.folder, last).exists():
             return
         nats = 0.0
         for start in self.walk.starts:
@@ -164,11 +169,11 @@ class Sweep:
 
     def _encoder_gradient(self, stack: Stack) -> None:
         """Carry the gradient of the encoder's output back through its final norm."""
-        count = len(self.walk.blocks(stack))
-        leaving, gradient = self.file(stack, count, "input"), self.file(stack, count, "gradient")
-        if gradient.exists() or statistics_file(self.folder, stack, count - 1).exists():
+        end, last = self._end(stack), self.walk.places(stack)[-1]
+        leaving, gradient = self.file(end, "input"), self.file(end, "gradient")
+        if gradient.exists() or statistics_file(self.folder, last).exists():
             return
-        outside = self.file(stack, 0, "encoded.gradient")
+        outside = self.file(Place(stack, 0), "encoded.gradient")
         for start in self.walk.starts:
             hidden = leaving.read(start, self.walk.batch).requires_grad_()
             with torch.enable_grad():
@@ -177,45 +182,45 @@ class Sweep:
             gradient.write(start, torch.autograd.grad(encoded, hidden, flow)[0])
         gradient.finish()
 
-    def _reverse_block(self, stack: Stack, index: int) -> None:
-        target = statistics_file(self.folder, stack, index)
-        behind = self.file(stack, index + 1, "gradient")
+    def _reverse_block(self, place: Place) -> None:
+        target = statistics_file(self.folder, place)
+        behind = self.file(place.following, "gradient")
         if not target.exists():
-            self.collect(stack, index, target)
+            self.collect(place, target)
         behind.remove()
-        self.file(stack, index + 1, "input").remove()
-        self.file(stack, index + 1, "encoded.gradient").remove()
+        self.file(place.following, "input").remove()
+        self.file(place.following, "encoded.gradient").remove()
 
-    def collect(self, stack: Stack, index: int, target: Path) -> None:
+    def collect(self, place: Place, target: Path) -> None:
         """Write the moments of every site of one block."""
         collector = Collector()
-        names = self.watched(stack, index, collector)
+        names = self.watched(place, collector)
         _save(target, collector, names, self.walk.predicted())
 
-    def watched(self, stack: Stack, index: int, collector: Collector) -> list[str]:
+    def watched(self, place: Place, collector: Collector) -> list[str]:
         """Carry the gradient back through a watched block, and return the names of its sites."""
-        block = self.walk.block(stack, index)
-        prefix = f"{stack.path}.{index}."
+        block = self.walk.block(place)
+        prefix = place.prefix
         names = [site.name for site in self.sites if site.name.startswith(prefix)]
         with collector.watching(block, {name.removeprefix(prefix): name for name in names}):
-            self._backward(stack, index, block, collector)
+            self._backward(place, block, collector)
         return names
 
-    def _backward(self, stack: Stack, index: int, block: nn.Module, collector: Collector) -> None:
-        entering, behind = self.file(stack, index, "input"), self.file(stack, index + 1, "gradient")
-        before = self.file(stack, index, "gradient")
-        encoder = self.encoder(stack)
+    def _backward(self, place: Place, block: nn.Module, collector: Collector) -> None:
+        entering, behind = self.file(place, "input"), self.file(place.following, "gradient")
+        before = self.file(place, "gradient")
+        encoder = self.encoder(place.stack)
         first = self.stacks[0]
-        outside_before = self.file(first, index, "encoded.gradient")
-        outside_behind = self.file(first, index + 1, "encoded.gradient")
+        outside_before = self.file(Place(first, place.index), "encoded.gradient")
+        outside_behind = self.file(Place(first, place.index + 1), "encoded.gradient")
         for start in self.walk.starts:
             hidden = entering.read(start, self.walk.batch).requires_grad_()
             outside = self._read(encoder, start)
             sources = [hidden] if outside is None else [hidden, outside.requires_grad_()]
             flow = behind.read(start, self.walk.batch)
-            masks = [self.walk.stack_mask(part, start) for part in (stack, first)]
+            masks = [self.walk.stack_mask(part, start) for part in (place.stack, first)]
             with collector.batch(masks[0], outside, masks[1]), torch.enable_grad():
-                leaving = self.walk.run(block, stack, index, start, hidden, outside)
+                leaving = self.walk.run(block, place, start, hidden, outside)
                 gradients = torch.autograd.grad(leaving, sources, flow, allow_unused=True)
             before.write(start, _or_zeros(gradients[0], hidden))
             if outside is not None:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from spectrim.model.architectures import Architecture, Stack
+from spectrim.model.architectures import Architecture, Place, Stack
 from spectrim.model.experts import filled
 from spectrim.model.sources import Weights
 from spectrim.text.tokens import Tokens
@@ -136,10 +136,14 @@ class BlockWalk:
         assert isinstance(found, nn.ModuleList)
         return found
 
-    def block(self, stack: Stack, index: int) -> nn.Module:
-        """Return block ``index`` with its dense weights, frozen, experts unpacked."""
-        empty = self.blocks(stack)[index]
-        tensors = self.weights.read_prefix(f"{stack.path}.{index}.")
+    def places(self, stack: Stack) -> list[Place]:
+        """Return the blocks of a stack in the order in which the model runs them."""
+        return [Place(stack, index) for index in range(len(self.blocks(stack)))]
+
+    def block(self, place: Place) -> nn.Module:
+        """Return a block with its dense weights, frozen, experts unpacked."""
+        empty = self.blocks(place.stack)[place.index]
+        tensors = self.weights.read_prefix(place.prefix)
         return filled(empty, tensors, self.dtype, self.architecture.experts)
 
     def start(self, stack: Stack, start: int, encoder: Tensor | None = None) -> Tensor:
@@ -147,7 +151,7 @@ class BlockWalk:
         entered: list[Tensor] = []
         calls: list[Call] = []
         extras: list[Any] = []
-        first = self.block(stack, 0) if self.architecture.shared_bias else None
+        first = self.block(Place(stack, 0)) if self.architecture.shared_bias else None
 
         def answer(hidden: Tensor, call: Call) -> Any:
             if not calls:
@@ -196,8 +200,7 @@ class BlockWalk:
     def run(
         self,
         block: nn.Module,
-        stack: Stack,
-        index: int,
+        place: Place,
         start: int,
         hidden: Float[Tensor, "batch length hidden"],
         encoder: Tensor | None = None,
@@ -207,7 +210,7 @@ class BlockWalk:
         Raises:
             KeyError: ``start`` was not called for this stack and batch.
         """
-        call = self._calls[stack.path, start][index]
+        call = self._calls[place.stack.path, start][place.index]
         args = filled_in(call.args, encoder)
         kwargs = filled_in(call.kwargs, encoder)
         out: Any = block(hidden, *args, **kwargs)
@@ -244,7 +247,7 @@ class BlockWalk:
         with self._recording(stack, answer):
             yield
 
-    def sweep(self, block: Callable[[Stack, int], nn.Module]) -> Float[Tensor, " counted"]:
+    def sweep(self, block: Callable[[Place], nn.Module]) -> Float[Tensor, " counted"]:
         """Return the cross-entropy in nats of every predicted token, running the given blocks.
 
         Hidden states stay in memory, so this is for short texts such as the search split.
@@ -253,11 +256,11 @@ class BlockWalk:
         hidden: dict[int, Tensor] = {}
         for stack in self.architecture.stacks:
             hidden = {at: self.start(stack, at, encoded.get(at)) for at in self.starts}
-            for index in range(len(self.blocks(stack))):
-                module = block(stack, index)
+            for place in self.places(stack):
+                module = block(place)
                 for at in self.starts:
                     with torch.no_grad():
-                        hidden[at] = self.run(module, stack, index, at, hidden[at], encoded.get(at))
+                        hidden[at] = self.run(module, place, at, hidden[at], encoded.get(at))
             if self.is_encoder_decoder and not encoded:
                 with torch.no_grad():
                     encoded = {at: self.encoded(states, at) for at, states in hidden.items()}

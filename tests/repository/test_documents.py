@@ -76,9 +76,32 @@ def test_every_command_in_the_documents_is_accepted(root):
     assert refused == {}
 
 
-def test_the_readme_shows_every_verb(root):
-    shown = {words[1] for words in commands(root / "README.md")}
+def test_the_command_line_document_shows_every_verb(root):
+    shown = {words[1] for words in commands(root / "docs" / "command-line.md")}
     assert shown == set(typer.main.get_command(main.app).commands)
+
+
+def test_the_readme_is_one_screen_of_five_hundred_words(root):
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 500
+
+
+def test_the_readme_leads_with_a_size_and_links_every_document(root):
+    text = (root / "README.md").read_text(encoding="utf-8")
+    first = commands(root / "README.md")[0]
+    assert first[1] == "shrink" and "--size" in first
+    named = set(re.findall(r"\]\((docs/[\w-]+\.md)", text))
+    assert named == {
+        f"docs/{file.name}"
+        for file in (root / "docs").glob("*.md")
+        if file.name != "index.md"  # the front page of the site, as this is of the repository
+    }
+
+
+def test_commands_in_tables_and_sentences_of_the_readme_are_accepted_too(root):
+    text = (root / "README.md").read_text(encoding="utf-8")
+    inline = [shlex.split(found) for found in re.findall(r"`(spectrim [^`]+)`", text)]
+    assert len(inline) >= 3 and [fault(words) for words in inline] == [None] * len(inline)
 
 
 def test_every_make_target_in_the_documents_exists(root):

@@ -30,13 +30,14 @@ from pathlib import Path
 import torch
 from scipy import linalg
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
-from spectrim import cli, pipeline
+from spectrim.cli.main import main
+from spectrim.verbs import shrink
 from spectrim.report import terminal
 torch.set_num_threads(1)
 now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + int(sys.argv[1]), resource.RLIM_INFINITY))
 if sys.argv[2] != "load":
-    cli.main(sys.argv[2:])
+    main(sys.argv[2:])
 try:
     AutoModelForCausalLM.from_pretrained(sys.argv[3], dtype=torch.float32)
     print("it fits")

@@ -1,4 +1,4 @@
-"""What the documents promise: commands that exist, and a tree that equals the disk."""
+"""What the documents promise: commands, targets, links and plug-ins that exist."""
 
 import re
 import shlex
@@ -9,8 +9,6 @@ import typer.main
 
 from spectrim.cli import main
 from spectrim.registry import Registry
-
-TREE = re.compile(r"[\w.-]+\.(?:py|md|toml|txt|yaml|yml|cff)\b|[\w.-]+/")
 
 
 def fenced(file: Path) -> list[str]:
@@ -120,22 +118,6 @@ def test_links_between_the_documents_lead_somewhere(root):
         if "://" not in link and not (file.parent / link).exists()
     ]
     assert dead == []
-
-
-def tree(root: Path) -> str:
-    """Return the tree of the package as docs/architecture.md draws it."""
-    file = root / "docs" / "architecture.md"
-    if not file.exists():
-        pytest.skip("docs/architecture.md, which draws the tree, is not written yet")
-    return next(block for block in fenced(file) if "src/spectrim/" in block)
-
-
-def test_the_tree_in_the_architecture_equals_the_disk(root):
-    named = set(TREE.findall(tree(root).partition("src/spectrim/")[2].partition("tests/")[0]))
-    package = root / "src" / "spectrim"
-    disk = {path.name for path in package.glob("*.py")}
-    disk |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
-    assert named == disk
 
 
 @pytest.mark.parametrize("kind", ["methods", "allocators", "stages", "formats"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from spectrim.model.sites import Site
-from spectrim.plan import Curve
+from spectrim.plan import Curve, Group
 
 FULL = 20
 DENSE_LOSS = 3.0
@@ -15,9 +15,10 @@ def curve(losses: torch.Tensor, values: torch.Tensor | None = None, block: int =
     """A curve of two factors of a square matrix, of every rank that stores less than it."""
     ranks = torch.arange(1, len(losses) + 1)
     site = Site(f"s{block}", block, "q", FULL, FULL)
+    group = Group("m", (site,), ("low_rank",))
     sizes = torch.cat((ranks[:-1] * 2 * FULL, torch.tensor([FULL * FULL]))).double()
     full = torch.cat((ranks[:-1], torch.tensor([FULL])))
-    return Curve((site,), full, sizes, losses, ("m",) * (len(losses) - 1), values)
+    return Curve((site,), full, sizes, losses, (group,) * (len(losses) - 1), values)
 
 
 def spectrum(fall: float, block: int = 0, *, shown: bool = True) -> Curve:

@@ -78,7 +78,7 @@ def envelope_kept() -> Iterator[None]:
     """Take the plan of several methods' lower envelope, whatever their true losses say of it."""
 
     def kept(job: Job, options: Factorize, curves: list[Curve], _: object) -> tuple[Plan, dict]:
-        return allocate(job, options, units(job, options, curves)), {}
+        return allocate(job, options, units(job, curves)), {}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trial, "mixed", kept)

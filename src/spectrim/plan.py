@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +13,117 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spectrim.errors import SpectrimError
-from spectrim.formats import FactoredLinear, formats
+from spectrim.formats import formats
+from spectrim.formats.packed.scales import Grid
 from spectrim.model.sites import Site
 
 VERSION = 2
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sites of a block that a method cuts together, mostly one alone, and how they are stored."""
+
+    method: str
+    """By name; "" where the whole matrix is stored, in fewer bits."""
+    sites: tuple[Site, ...]
+    formats: tuple[str, ...]
+    """Of each site, by name."""
+    bias: bool = False
+    """Whether biases make up for the mean of the inputs."""
+    roles: tuple[str, ...] = ()
+    """Which of the method's ROLES each site plays; none where the method takes single maps."""
+
+    @classmethod
+    def whole(cls, site: Site) -> Group:
+        """Return a site whose matrix stays whole."""
+        return cls("", (site,), ("dense",))
+
+    @property
+    def site(self) -> Site:
+        """Return the site, the first where there are several."""
+        return self.sites[0]
+
+    @property
+    def key(self) -> str:
+        """Return a name for method and sites."""
+        return " ".join((self.method or "whole", *(site.name for site in self.sites)))
+
+    @property
+    def full_rank(self) -> int:
+        """Return the largest rank that the first site may have."""
+        return _full_rank(self.formats[0], self.site.out_features, self.site.in_features)
+
+    @property
+    def stepped(self) -> bool:
+        """Return whether ranks may be held to multiples of a number."""
+        return all(formats.get(name).stepped for name in self.formats)
+
+    def ranks(self, rank: int) -> list[int]:
+        """Return the rank of each of the sites, from that of the first.
+
+        All keep the same part of the largest that each may have: where several query heads read one
+        value head, o keeps as many times more inputs than v keeps outputs.
+        """
+        full = [
+            _full_rank(name, site.out_features, site.in_features)
+            for name, site in zip(self.formats, self.sites, strict=True)
+        ]
+        return [rank * one // full[0] for one in full]
+
+    def numbers(self, rank: int) -> int:
+        """Return how many numbers a cut stores, biases apart; rank: of the first site."""
+        return sum(formats.get(name).numbers(*shape) for name, shape in self._shapes(rank))
+
+    def bytes(self, rank: int, dtype: torch.dtype) -> int:
+        """Return how many bytes a cut stores in a dtype, biases apart; rank: of the first site."""
+        return sum(formats.get(name).bytes(*shape, dtype) for name, shape in self._shapes(rank))
+
+    def packed_bytes(self, rank: int, grid: Grid, dtype: torch.dtype) -> int:
+        """Return how many bytes a cut stores in few bits, biases apart; dtype: of the scales."""
+        return sum(
+            formats.get(f"quantized_{name}").stored_bytes(shape, grid, dtype)
+            for name, shape in self._shapes(rank)
+        )
+
+    def decisions(self, rank: int, loss: float, grid: Grid | None = None) -> list[Decision]:
+        """Return how each site is stored by a cut; rank: of the first site; loss: of the group.
+
+        grid: the bits that a stored number gets, None for the checkpoint's own.
+        """
+        bits: dict[str, Any] = {} if grid is None else {"bits": grid.bits, "group": grid.group}
+        if not self.method:
+            return [replace(left_dense(self.site), predicted_loss=loss, **bits)]
+        return [
+            replace(
+                left_dense(site),
+                format=name,
+                rank=shape[2],
+                stored=formats.get(name).numbers(*shape),
+                predicted_loss=0.0 if place else loss,
+                method=self.method,
+                bias=self.bias,
+                owner=self.site.name if formats.get(name).follows else "",
+                **bits,
+            )
+            for place, (site, (name, shape)) in enumerate(
+                zip(self.sites, self._shapes(rank), strict=True)
+            )
+        ]
+
+    def _shapes(self, rank: int) -> list[tuple[str, tuple[int, int, int]]]:
+        """Return the format of every site with (out, in, rank)."""
+        return [
+            (name, (site.out_features, site.in_features, own))
+            for name, site, own in zip(self.formats, self.sites, self.ranks(rank), strict=True)
+        ]
+
+
+def _full_rank(name: str, out_features: int, in_features: int) -> int:
+    if name == "dense":
+        return min(out_features, in_features)
+    largest: int = formats.get(name).largest(out_features, in_features)
+    return largest
 
 
 @dataclass(frozen=True)
@@ -25,59 +131,77 @@ class Curve:
     """What one site, or sites that are stored together, offer: at each cut a size and a loss.
 
     Cuts are ordered by size; the last one is the dense matrix, with the largest rank and loss 0.
-    ``sizes`` are in the unit of the budget (numbers or bytes), ``losses`` in nats per token.
-    ``methods`` names the method of each cut but the dense one, "" for the whole matrix in fewer
-    bits; ``bits`` are those of each such cut's numbers, 0 for the checkpoint's own, none where all
-    are. ``values`` [full] are singular values, where one method alone gave them.
     """
 
     sites: tuple[Site, ...]
     ranks: Int[Tensor, " cuts"]
+    """Of the first site."""
     sizes: Float[Tensor, " cuts"]
+    """In the unit of the budget: numbers or bytes."""
     losses: Float[Tensor, " cuts"]
-    methods: tuple[str, ...] = ()
+    """Predicted increase of the model's loss, nats per token."""
+    groups: tuple[Group, ...] = ()
+    """What each cut but the dense one is a cut of; none where the curve sums up several."""
     values: Float[Tensor, " full"] | None = None
-    bits: tuple[int, ...] = ()
+    """Singular values, where one method alone gave them."""
+    grids: tuple[Grid | None, ...] = ()
+    """The few bits of each such cut, None for the checkpoint's own; empty where all have those."""
 
     @property
     def site(self) -> Site:
         """Return the site, the first where there are several."""
         return self.sites[0]
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Return the method of each cut but the dense one, "" for whole matrices in fewer bits."""
+        return tuple(group.method for group in self.groups)
+
     def is_dense(self, index: int) -> bool:
         """Return whether a cut is the dense matrix."""
         return index % len(self.ranks) == len(self.ranks) - 1
 
+    def decisions(self, index: int) -> list[Decision]:
+        """Return how each site is stored by a cut."""
+        if self.is_dense(index):
+            return [left_dense(site) for site in self.sites]
+        rank, loss = int(self.ranks[index]), float(self.losses[index])
+        return self.groups[index].decisions(rank, loss, self.grids[index] if self.grids else None)
+
 
 @dataclass(frozen=True)
 class Decision:
-    """How one site is stored: ``format`` at ``rank`` as ``method`` cut it, or "dense".
-
-    bias: whether a bias makes up for the mean of the inputs, also where the map had none.
-    owner: the site that holds the basis that this one reads, where it has none of its own.
-    bits: of a stored number, 0 where they are the checkpoint's own; group: how many neighbours
-    along the input share a step, and, unless symmetric, an offset.
-    correction: rank of a product of two factors, in the checkpoint's dtype, that is added to it.
-    predicted_loss is the site's share; sites stored together carry theirs on the first of them.
-    """
+    """How one site is stored."""
 
     site: str
+    """By name, as every key of a checkpoint begins."""
     block: int
+    """From 0, encoder and decoder apart; -1 outside the blocks."""
     role: str
     out_features: int
     in_features: int
     format: str
+    """By name, as cut; "dense" where the matrix stays whole."""
     rank: int
     stored: int
+    """How many numbers are stored, biases apart."""
     dense: int
+    """How many numbers the matrix has."""
     predicted_loss: float
+    """The site's share, nats per token; sites stored together carry theirs on the first of them."""
     method: str = ""
+    """Which cut it; "" where it is not cut."""
     bias: bool = False
+    """Whether a bias makes up for the mean of the inputs, also where the map had none."""
     owner: str = ""
+    """The site that holds the basis that this one reads, where it has none of its own."""
     bits: int = 0
+    """Of a stored number; 0 where they are the checkpoint's own."""
     group: int = 0
+    """How many neighbours along the input share a scale and, unless symmetric, a zero point."""
     symmetric: bool = False
     correction: int = 0
+    """Rank of a product of two factors, in the checkpoint's dtype, that is added to it."""
 
     @property
     def module(self) -> str:
@@ -144,122 +268,12 @@ class Plan:
         )
         return replace(self, decisions=tuple(plain))
 
-    def named(self) -> Plan:
-        """Return the plan with a method for every cut, the first of those that made the plan."""
-        first = str(self.about.get("method", "")).partition(",")[0]
-        decisions = tuple(
-            one if one.method or one.format == "dense" else replace(one, method=first)
-            for one in self.decisions
-        )
-        return replace(self, decisions=decisions)
-
-    def restated(self, curves: list[Curve], centred: Callable[[str], bool]) -> Plan:
-        """Return the plan with all that follows from its choices, after an edit of them.
-
-        A rank between two cuts of its curve is predicted to lose what the smaller one does.
-        centred: whether a method of this name sees centred inputs, so that a bias is due.
-        """
-        known = {(curve.site.name, method): curve for curve in curves for method in curve.methods}
-        owners = {
-            (site.name, method): curve.site.name
-            for curve in curves
-            for method in curve.methods
-            for site in curve.sites
-        }
-        decisions = tuple(
-            _dense(one) if one.format == "dense" else _restated(one, known, owners, centred)
-            for one in self.decisions
-        )
-        return replace(self, decisions=decisions, predicted_loss=_total(decisions))
-
-    def check(self, sites: list[Site]) -> None:
-        """Raise SpectrimError where the plan does not fit these sites or their shapes."""
-        for name in {one.format for one in self.decisions} - {"dense"}:
-            formats.check(name)
-        shapes = {site.name: (site.out_features, site.in_features) for site in sites}
-        for decision in self.decisions:
-            found = shapes.pop(decision.site, None)
-            if found != (decision.out_features, decision.in_features):
-                raise SpectrimError(
-                    f"the plan does not fit the model: {decision.site} is "
-                    f"{decision.out_features} x {decision.in_features} in the plan and "
-                    + (f"{found[0]} x {found[1]} in the model" if found else "not in the model")
-                )
-            form = None if decision.format == "dense" else formats.get(decision.format)
-            largest = form.largest(*found) if form else min(found)
-            if not 0 < decision.rank <= largest:
-                raise SpectrimError(
-                    f"the plan gives {decision.site} rank {decision.rank}; expected 1 to {largest}"
-                    + _excess(decision, form)
-                )
-        if shapes:
-            raise SpectrimError(f"the plan says nothing about {next(iter(shapes))}")
-
-
-def _excess(decision: Decision, form: type[FactoredLinear] | None) -> str:
-    """Return what a rank that is too large would store, where that is more than the matrix."""
-    shape = (decision.out_features, decision.in_features)
-    numbers = form.numbers(*shape, decision.rank) if form and decision.rank > 0 else 0
-    dense = shape[0] * shape[1]
-    said = f": as {decision.format} it would store {numbers} numbers, the matrix {dense}"
-    return said if numbers > dense else ""
-
 
 def _decision(entry: dict[str, Any]) -> Decision:
     for name in ("rank", "out_features", "in_features"):
         if not isinstance(entry[name], int):
             raise ValueError(f"{name} of {entry['site']} is {entry[name]!r} and no whole number")
     return Decision(**entry)
-
-
-def _dense(decision: Decision) -> Decision:
-    whole = decision.out_features * decision.in_features
-    return replace(
-        decision,
-        rank=min(decision.out_features, decision.in_features),
-        stored=whole,
-        dense=whole,
-        predicted_loss=0.0,
-        method="",
-        bias=False,
-        owner="",
-    )
-
-
-def _restated(
-    decision: Decision,
-    known: dict[tuple[str, str], Curve],
-    owners: dict[tuple[str, str], str],
-    centred: Callable[[str], bool],
-) -> Decision:
-    form: type[FactoredLinear] = formats.get(decision.format)
-    curve = known.get((decision.site, decision.method))  # none for what a group's first carries
-    loss = 0.0
-    if curve is not None:
-        cuts = curve.ranks[:-1]  # the dense one may have the rank of a cut
-        loss = float(curve.losses[max(int((cuts <= decision.rank).sum()) - 1, 0)])
-    return replace(
-        decision,
-        stored=form.numbers(decision.out_features, decision.in_features, decision.rank),
-        dense=decision.out_features * decision.in_features,
-        predicted_loss=loss,
-        bias=centred(decision.method),
-        owner=owners.get((decision.site, decision.method), "") if form.follows else "",
-    )
-
-
-def _total(decisions: tuple[Decision, ...]) -> float:
-    return sum(decision.predicted_loss for decision in decisions)
-
-
-def thin(curve: Curve, points: int = 64) -> dict[str, list[float]]:
-    """Return at most ``points`` cuts of a curve, evenly spaced, the dense one last."""
-    step = torch.linspace(0, len(curve.ranks) - 1, min(points, len(curve.ranks))).round().long()
-    return {
-        "ranks": curve.ranks[step].tolist(),
-        "sizes": curve.sizes[step].tolist(),
-        "losses": [float(f"{loss:.4g}") for loss in curve.losses[step].tolist()],
-    }
 
 
 def left_dense(site: Site) -> Decision:

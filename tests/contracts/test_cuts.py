@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from spectrim.cutting.currency import currency_losses
-from spectrim.cutting.groups import ranks_of
-from spectrim.formats import FactoredLinear, formats, low_rank_formats, make_format
+from spectrim.formats import FactoredLinear, make_format, formats, low_rank_formats
 from spectrim.formats.autoencoder import Autoencoder
 from spectrim.methods import Decomposition, methods
 from spectrim.model.sites import Site
+from spectrim.plan import Group
 from spectrim.walk.moments import Damping
 from spectrim.walk.statistics import Statistics
 from tiny_heads import HEAD_DIM, through_heads
@@ -264,9 +264,9 @@ def test_losses_are_the_damage_that_is_measured(case: Case) -> None:
     near = 0.25 if bent else 1e-2  # the former is an estimate itself
     for at in {0, len(losses) // 3, 2 * len(losses) // 3, len(losses) - 1}:
         if rank := int(found.ranks[at]):
-            forms = [formats.get(member.format) for member in case.members]
             sites = tuple(Site("", 0, "", *member.shape) for member in case.members)
-            ranks = ranks_of(forms, sites, rank)
+            names = tuple(member.format for member in case.members)
+            ranks = Group(case.method, sites, names).ranks(rank)
             modules = [m.module(found, own) for m, own in zip(case.members, ranks, strict=True)]
             measured = sum(damage(member, found, modules) for member in case.members)
             whole = float(losses.max())

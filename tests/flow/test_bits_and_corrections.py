@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from spectrim.cutting.bit_losses import bit_losses, cut_key, tried
+from spectrim.cutting.bit_losses import bit_losses, quantised_ranks
 from spectrim.cutting.decompose import decompose
-from spectrim.cutting.groups import format_of, together
+from spectrim.cutting.groups import groups
 from spectrim.errors import SpectrimError
 from spectrim.formats.fewer_inputs import FewerInputs
 from spectrim.formats.fewer_outputs import FewerOutputs
@@ -114,9 +114,9 @@ def test_rounding_costs_what_it_was_said_to_cost(plain: Made) -> None:
     decompose(job, options)
     known = bit_losses(job, options)
     method = "loss_aware_neuron_selection"
-    (sites,) = together(method, job.block_sites(job.each_block()[0]))
-    rank = tried(options, method, sites)[1]
-    names = {site.name: format_of(options, method, site) for site in sites}
+    (group,) = groups(method, job.block_sites(job.each_block()[0]), options)
+    rank = quantised_ranks(group)[1]
+    names = {site.name: name for site, name in zip(group.sites, group.formats, strict=True)}
     small = shrink(asked_for, plain.folder / "to-edit")
     decisions = tuple(
         replace(one, format=names[one.site], rank=rank, bits=4, group=32, method=method)
@@ -129,7 +129,7 @@ def test_rounding_costs_what_it_was_said_to_cost(plain: Made) -> None:
     edited.write_text(replace(plan_of(small), decisions=decisions).to_json())
     again = shrink(asked_for, plain.folder / "edited", plan=edited)
     found = plan_of(again).about["found"]["quantized"]["predicted_loss"]
-    expected = known[cut_key(method, sites)][1, options.bits.index(4)]
+    expected = known[group.key][1, options.bits.index(4)]
     assert found == pytest.approx(float(expected), rel=1e-4)
 
 

@@ -153,7 +153,7 @@ def trial_in(folder: Path, asked: Recipe) -> Trial:
 
 def from_the_start(trial: Trial, chosen: list[int]) -> float:
     """Return the loss of a choice, every block run anew."""
-    decisions = decided(trial.options, trial.bought, chosen)
+    decisions = decided(trial.bought, chosen)
     walk = trial.job.walk(trial.job.splits.search)
     losses = walk.sweep(
         lambda place: try_out(trial.job, trial.options, place, walk.block(place), decisions)

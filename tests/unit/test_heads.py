@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spectrim.cutting.groups import role_in, together
+from spectrim.cutting.groups import groups
 from spectrim.formats import make_format
 from spectrim.methods import Decomposition, methods
 from spectrim.model.architectures import of
 from spectrim.model.fused import split_fused
-from spectrim.model.sites import Site, bias, find, module, replace, weight
+from spectrim.model.sites import bias, find, module, replace, weight
+from spectrim.plan import Group
+from spectrim.recipe.options import Factorize
 from spectrim.walk.moments import Damping
 from spectrim.walk.statistics import Statistics
 from tiny_models import FAMILIES, build, logits, tokens, unpack
@@ -91,11 +93,11 @@ def test_at_full_width_nothing_changes(method: str, family: str) -> None:
     split_fused(model)
     unpack(model)
     before = logits(model.double(), tokens())
-    groups = grouped(model, method)
+    found = grouped(model, method)
     free = family in ("gpt2", "opt", "opt_projected", "bart", "t5", "t5_gated", "falcon_alibi")
-    assert bool(groups) == (free or method == "value_output")
-    for sites in groups:
-        narrow(model, method, sites, 1.0)
+    assert bool(found) == (free or method == "value_output")
+    for group in found:
+        narrow(model, group, 1.0)
     torch.testing.assert_close(logits(model, tokens()), before, rtol=1e-3, atol=1e-3)
 
 
@@ -104,14 +106,15 @@ def test_values_that_no_output_reads_are_left_out_for_nothing(family: str) -> No
     """A third of every head is left where every o reads no more of each of its heads."""
     model = build(family)
     split_fused(model)
-    groups = grouped(model.double(), "value_output")
-    for value, out in groups:
+    found = grouped(model.double(), "value_output")
+    for value, out in (group.sites for group in found):
         columns, times = weight(module(model, out)).data, out.in_features // value.out_features
         columns.copy_(poorer(columns.T.unflatten(0, (-1, out.head_dim)), times).flatten(0, 1).T)
     before = logits(model, tokens())
-    for sites in groups:
-        narrow(model, "value_output", sites, 1 / 3)
-    assert all(type(module(model, s)).__name__ != "Linear" for sites in groups for s in sites)
+    for group in found:
+        narrow(model, group, 1 / 3)
+    sites = [site for group in found for site in group.sites]
+    assert all(type(module(model, site)).__name__ != "Linear" for site in sites)
     torch.testing.assert_close(logits(model, tokens()), before, rtol=1e-3, atol=1e-3)
 
 
@@ -120,15 +123,16 @@ def test_queries_that_no_key_answers_are_left_out_for_nothing(family: str) -> No
     """A third of every head is left where the keys of each head span no more."""
     model = build(family)
     split_fused(model)
-    groups = grouped(model.double(), "query_key")
-    for key, _ in groups:
+    found = grouped(model.double(), "query_key")
+    for key, _ in (group.sites for group in found):
         rows = weight(module(model, key)).data
         rows.copy_(poorer(rows.unflatten(0, (-1, key.head_dim)), 1).flatten(0, 1))
     before = logits(model, tokens())
-    for key, query in groups:
+    for group in found:
+        key = group.site
         keys = weight(module(model, key)).detach().unflatten(0, (-1, key.head_dim))
         flow = torch.block_diag(*(keys @ keys.mT))  # the loss moves a query only along keys
-        narrow(model, "query_key", (key, query), 1 / 3, flow)
+        narrow(model, group, 1 / 3, flow)
     torch.testing.assert_close(logits(model, tokens()), before, rtol=1e-3, atol=1e-3)
 
 
@@ -139,8 +143,8 @@ def poorer(heads: Tensor, times: int) -> Tensor:
     return span @ torch.linalg.pinv(span) @ heads
 
 
-def grouped(model: PreTrainedModel, method: str) -> list[tuple[Site, ...]]:
-    """Return the sites that a method takes together in all blocks."""
+def grouped(model: PreTrainedModel, method: str) -> list[Group]:
+    """Return the groups of a method in all blocks."""
     sites = [site for site in find(model) if site.block >= 0]
     starts = dict.fromkeys(
         f"{stack.path}.{site.block}."
@@ -149,19 +153,19 @@ def grouped(model: PreTrainedModel, method: str) -> list[tuple[Site, ...]]:
         if site.name.startswith(f"{stack.path}.")
     )
     blocks = [[site for site in sites if site.name.startswith(start)] for start in starts]
-    return [group for block in blocks for group in together(method, block)]
+    return [group for block in blocks for group in groups(method, block, Factorize())]
 
 
 @torch.no_grad()
 def narrow(
     model: PreTrainedModel,
-    method: str,
-    sites: tuple[Site, ...],
+    group: Group,
     part: float,
     flow: Tensor | None = None,
 ) -> None:
     """Put what a method leaves of sites into their places, for made-up statistics."""
-    roles = {role_in(method, site): site for site in sites}
+    method, sites = group.method, group.sites
+    roles = dict(zip(group.roles, sites, strict=True))
     parts = {role: module(model, site) for role, site in roles.items()}
     known = {
         role: Statistics(

@@ -13,7 +13,7 @@ import torch
 from spectrim.cutting.mixture import PLAIN, SCALED, mixed, present, restored, scaled
 from spectrim.job.job import Job
 from spectrim.model.sites import Site
-from spectrim.plan import Curve, Decision
+from spectrim.plan import Curve, Decision, Group
 from spectrim.recipe.options import Factorize
 
 SIDE, BLOCKS, DENSE = 16, 4, 3.0
@@ -26,8 +26,9 @@ def curve(block: int, method: str, level: float, fall: float) -> Curve:
     site = Site(f"s{block}", block, "q", SIDE, SIDE)
     sizes = torch.tensor([*(2 * SIDE * r for r in RANKS.tolist()), SIDE * SIDE]).double()
     losses = torch.cat((level * torch.exp(-fall * RANKS), torch.zeros(1))).double()
+    group = Group(method, (site,), ("low_rank",))
     ranks = torch.cat((RANKS, torch.tensor([SIDE])))
-    return Curve((site,), ranks, sizes, losses, (method,) * len(RANKS))
+    return Curve((site,), ranks, sizes, losses, (group,) * len(RANKS))
 
 
 def job(keep: float = 0.5) -> Any:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from spectrim.cutting.curves import thin
+from spectrim.cutting.replay import check, named, with_consequences
 from spectrim.errors import SpectrimError
 from spectrim.model.sites import Site
-from spectrim.plan import Curve, Decision, Plan, thin
+from spectrim.plan import Curve, Decision, Group, Plan
 
 SITES = [Site("a.q", 0, "q", 12, 8), Site("a.k", 0, "k", 4, 8), Site("b.q", 1, "q", 12, 8)]
 
@@ -22,7 +24,11 @@ def curve(site: Site) -> Curve:
     ranks = torch.arange(2, full + 1, 2)
     sizes = (ranks * (site.out_features + site.in_features - ranks)).double()
     return Curve(
-        (site,), ranks, sizes, torch.linspace(1, 0, len(ranks)), ("svd",) * (len(ranks) - 1)
+        (site,),
+        ranks,
+        sizes,
+        torch.linspace(1, 0, len(ranks)),
+        (Group("svd", (site,), ("pivoted",)),) * (len(ranks) - 1),
     )
 
 
@@ -37,8 +43,7 @@ def decision(site: Site, format: str = "pivoted", rank: int = 4) -> Decision:
     )  # fmt: skip
 
 
-def never(method: str) -> bool:
-    return False
+NO_BIAS = {"svd": False}
 
 
 def plan() -> Plan:
@@ -82,7 +87,7 @@ def test_a_site_that_a_plan_lacks_is_named() -> None:
 
 
 def test_a_plan_fits_its_own_model_only() -> None:
-    plan().check(SITES)
+    check(plan(), SITES)
     cases = [
         ([replace(SITES[0], out_features=16), *SITES[1:]],
          "the plan does not fit the model: a.q is 12 x 8 in the plan and 16 x 8 in the model"),
@@ -92,7 +97,7 @@ def test_a_plan_fits_its_own_model_only() -> None:
     ]  # fmt: skip
     for sites, told in cases:
         with pytest.raises(SpectrimError) as raised:
-            plan().check(sites)
+            check(plan(), sites)
         assert str(raised.value) == told
 
 
@@ -101,7 +106,7 @@ def test_a_rank_that_cannot_be_is_refused(rank: int) -> None:
     first, *others = plan().decisions
     wrong = Plan((replace(first, rank=rank), *others), 0.0, {})
     with pytest.raises(SpectrimError, match=f"gives a.q rank {rank}; expected 1 to 8"):
-        wrong.check(SITES)
+        check(wrong, SITES)
 
 
 def test_an_unchanged_plan_is_restated_as_it_was() -> None:
@@ -109,7 +114,7 @@ def test_an_unchanged_plan_is_restated_as_it_was() -> None:
     full = [replace(one, rank=min(one.out_features, one.in_features)) if one.format == "dense"
             else one for one in plan().decisions]  # fmt: skip
     before = replace(plan(), decisions=tuple(full))
-    assert before.named().restated(curves, never) == before
+    assert with_consequences(named(before), curves, NO_BIAS) == before
 
 
 def test_an_edit_is_restated_with_the_numbers_that_follow_from_it() -> None:
@@ -123,7 +128,7 @@ def test_an_edit_is_restated_with_the_numbers_that_follow_from_it() -> None:
         99.0,
         {"method": "svd,other"},
     )
-    said = edited.named().restated([curve(site) for site in SITES], never)
+    said = with_consequences(named(edited), [curve(site) for site in SITES], NO_BIAS)
     dense, low_rank, smaller = said.decisions
     assert (dense.rank, dense.stored, dense.predicted_loss) == (8, 96, 0.0)
     assert low_rank.stored == 3 * (4 + 8)
@@ -139,7 +144,7 @@ def test_a_cut_of_the_dense_rank_is_not_taken_for_the_dense_matrix() -> None:
     whole = curve(SITES[0])
     alike = replace(whole, ranks=torch.tensor([2, 4, 8, 8]))
     first, *others = plan().decisions
-    said = Plan((replace(first, rank=8), *others), 0.0, {}).restated([alike], never)
+    said = with_consequences(Plan((replace(first, rank=8), *others), 0.0, {}), [alike], NO_BIAS)
     assert said["a.q"].predicted_loss == float(alike.losses[2]) > 0
 
 
@@ -150,7 +155,7 @@ def test_a_bias_follows_from_the_method() -> None:
         0.0,
         {"method": "pca,svd"},
     )
-    said = edited.named().restated([], "pca".__eq__)
+    said = with_consequences(named(edited), [], {"pca": True, "svd": False})
     assert [(one.method, one.bias) for one in said.decisions] == [
         ("", False),
         ("pca", True),
@@ -164,7 +169,7 @@ def test_a_format_that_does_not_exist_is_named() -> None:
     with pytest.raises(
         SpectrimError, match="no format named 'sparse'; formats: .*low_rank, .*pivoted"
     ):
-        wrong.restated([curve(site) for site in SITES], never)
+        with_consequences(wrong, [curve(site) for site in SITES], NO_BIAS)
 
 
 def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:

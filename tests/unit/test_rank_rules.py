@@ -8,7 +8,7 @@ import torch
 from spectrim.allocators import allocators
 from spectrim.allocators.knee import knee_of
 from spectrim.model.sites import Site
-from spectrim.plan import Curve
+from spectrim.plan import Curve, Group
 from tiny_curves import FULL, curve, ranks, spectrum, spent
 
 # by share
@@ -95,7 +95,7 @@ def test_break_even_gives_parts_of_mn_over_m_plus_n() -> None:
         torch.cat((steps, torch.tensor([FULL]))),
         torch.cat((steps * 80, torch.tensor([1200]))).double(),
         torch.linspace(1, 0, 15),
-        ("m",) * 14,
+        (Group("m", (wide,), ("low_rank",)),) * 14,
         values,
     )
     found = [spectrum(1.0), other]

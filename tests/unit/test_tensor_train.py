@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from spectrim.cutting.replay import check
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, formats, make_format
 from spectrim.formats._contraction import Modes, cheapest
@@ -164,14 +165,15 @@ def test_a_plan_may_not_ask_for_more_than_the_matrix() -> None:
     rank = next(r for r in range(last, 80) if form.numbers(48, 80, r) > 48 * 80)
     facts = {"stored": 0, "dense": 3840, "predicted_loss": 0.0, "method": "tensor_train"}
     site = Site("a.q", 0, "q", 48, 80)
-    Plan((Decision("a.q", 0, "q", 48, 80, "tensor_train", last, **facts),), 0.0, {}).check([site])
+    fitting = Plan((Decision("a.q", 0, "q", 48, 80, "tensor_train", last, **facts),), 0.0, {})
+    check(fitting, [site])
     plan = Plan((Decision("a.q", 0, "q", 48, 80, "tensor_train", rank, **facts),), 0.0, {})
     said = (
         f"the plan gives a.q rank {rank}; expected 1 to {last}: as tensor_train it would store "
         f"{form.numbers(48, 80, rank)} numbers, the matrix 3840"
     )
     with pytest.raises(SpectrimError, match=said):
-        plan.check([site])
+        check(plan, [site])
 
 
 def test_a_train_that_was_not_made_is_refused() -> None:

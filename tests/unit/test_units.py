@@ -6,7 +6,7 @@ import torch
 
 from spectrim.cutting.allocation import _united
 from spectrim.model.sites import Site
-from spectrim.plan import Curve
+from spectrim.plan import Curve, Group
 
 ALONE = {role: Site(f"0.{role}", 0, role, 8, 8) for role in "qkvo"}
 
@@ -16,7 +16,8 @@ def curve(roles: str, size: float, loss: float) -> Curve:
     sites = tuple(ALONE[role] for role in roles)
     sizes = torch.tensor([size, 64.0 * len(roles)], dtype=torch.float64)
     losses = torch.tensor([loss, 0.0], dtype=torch.float64)
-    return Curve(sites, torch.tensor([4, 8]), sizes, losses, (roles,))
+    group = Group(roles, sites, ("low_rank",) * len(sites))
+    return Curve(sites, torch.tensor([4, 8]), sizes, losses, (group,))
 
 
 def test_joint_curves_are_bought_together_where_they_have_no_site_in_common() -> None:

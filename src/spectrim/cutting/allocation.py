@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from spectrim.allocators import Measure, allocators
 from spectrim.cutting.curves import dense_curve, envelope, read_curves, undominated
-from spectrim.cutting.groups import centred, format_of, forms_of, ranks_of
 from spectrim.errors import SpectrimError
 from spectrim.job.job import Job, inner_sites
-from spectrim.plan import Curve, Decision, Plan, left_dense
+from spectrim.plan import Curve, Decision, Plan
 from spectrim.recipe.options import Factorize
 
 Pick = tuple[Curve, int]
@@ -34,7 +33,7 @@ class Unit:
         return ((self.curve, index),) if self.picks is None else self.picks[index]
 
 
-def units(job: Job, options: Factorize, curves: list[Curve]) -> list[Unit]:
+def units(job: Job, curves: list[Curve]) -> list[Unit]:
     """Return what is bought together: the sites one by one, or with those that a method joins."""
     alone: dict[str, list[Curve]] = {site.name: [] for site in inner_sites(job)}
     joint: list[Curve] = []
@@ -153,7 +152,7 @@ def allocate(
     budget = available(job, curves)
     choose: Callable[..., list[int]] = allocators.get(options.allocator)
     chosen = choose(curves, budget, measure)
-    decisions = decided(options, bought, chosen)
+    decisions = decided(bought, chosen)
     about = {
         "model": job.source.name,
         "fingerprint": job.source.fingerprint,
@@ -166,13 +165,13 @@ def allocate(
     return Plan(decisions, sum(decision.predicted_loss for decision in decisions), about)
 
 
-def decided(options: Factorize, bought: list[Unit], chosen: list[int]) -> tuple[Decision, ...]:
+def decided(bought: list[Unit], chosen: list[int]) -> tuple[Decision, ...]:
     """Return the decisions that a choice of cuts means, in the order of the units."""
     return tuple(
         decision
         for unit, index in zip(bought, chosen, strict=True)
         for curve, at in unit.picked(index)
-        for decision in _decisions(options, curve, at)
+        for decision in curve.decisions(at)
     )
 
 
@@ -210,41 +209,6 @@ def _taken(job: Job, curves: list[Curve]) -> tuple[float, float]:
     return job.whole[unit] if job.whole else inside + outside, outside
 
 
-def _decisions(options: Factorize, curve: Curve, index: int) -> list[Decision]:
-    if curve.is_dense(index):
-        return [left_dense(site) for site in curve.sites]
-    method = curve.methods[index]
-    bits = curve.bits[index] if curve.bits else 0
-    group = options.group if bits else 0
-    if not method:  # the whole matrix in fewer bits
-        loss = float(curve.losses[index])
-        return [replace(left_dense(curve.site), predicted_loss=loss, bits=bits, group=group)]
-    forms = forms_of(options, method, curve.sites)
-    ranks = ranks_of(forms, curve.sites, int(curve.ranks[index]))
-    made = []
-    for place, (site, form, rank) in enumerate(zip(curve.sites, forms, ranks, strict=True)):
-        made.append(
-            Decision(
-                site=site.name,
-                block=site.block,
-                role=site.role,
-                out_features=site.out_features,
-                in_features=site.in_features,
-                format=format_of(options, method, site, place),
-                rank=rank,
-                stored=form.numbers(site.out_features, site.in_features, rank),
-                dense=site.out_features * site.in_features,
-                predicted_loss=0.0 if place else float(curve.losses[index]),
-                method=method,
-                bias=centred(options, method),
-                owner=curve.site.name if form.follows else "",
-                bits=bits,
-                group=group,
-            )
-        )
-    return made
-
-
 def bought_units(job: Job, options: Factorize) -> list[Unit]:
     """Return what the allocator shares the budget among."""
-    return units(job, options, read_curves(job, options))
+    return units(job, read_curves(job, options))

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 
 from spectrim.cutting.decompose import Offer, offers
-from spectrim.cutting.groups import (
-    centred,
-    format_of,
-    forms_of,
-    ranks_of,
-    together,
-)
-from spectrim.formats import FactoredLinear, formats
-from spectrim.job.job import Job
+from spectrim.cutting.groups import groups
+from spectrim.formats.packed.steps import Grid
+from spectrim.job.job import Job, inner_sites
 from spectrim.model.sites import Site, protected
-from spectrim.plan import Curve
+from spectrim.plan import Curve, Group
 from spectrim.recipe.options import Factorize
 
 T = TypeVar("T")
 
 
-def offered(job: Job, options: Factorize, found: list[Offer]) -> list[Curve]:
+def offered(job: Job, options: Factorize, made: list[Offer]) -> list[Curve]:
     """Return one curve an offer, of those cuts that are smaller than the matrices, then these."""
     return [
         _curve(job, options, offer)
-        for offer in found
-        if not any(protected(site, options.protect) for site in offer.sites)
+        for offer in made
+        if not any(protected(site, options.protect) for site in offer.group.sites)
     ]
 
 
@@ -37,27 +32,40 @@ def envelope(curves: list[Curve]) -> Curve | None:
     """Return the best of several methods' curves of one site, None where there is none."""
     if len(curves) < 2:
         return curves[0] if curves else None
-    points = sorted(
-        (
-            float(curve.sizes[at]),
-            float(curve.losses[at]),
-            (int(curve.ranks[at]), curve.methods[at], curve.bits[at] if curve.bits else 0),
-        )
+    cuts = [
+        (float(curve.sizes[at]), float(curve.losses[at]), _Cut.of(curve, at))
         for curve in curves
         for at in range(len(curve.sizes) - 1)
-    )
-    kept = undominated(points)
+    ]
+    best = undominated(sorted(cuts, key=lambda one: (*one[:2], *one[2].order)))
     last = curves[0]
-    sizes, losses, cuts = zip(*kept, strict=True) if kept else ((), (), ())
-    ranks, names, bits = zip(*cuts, strict=True) if cuts else ((), (), ())
     return Curve(
         last.sites,
-        torch.tensor([*ranks, int(last.ranks[-1])]),
-        torch.tensor([*sizes, float(last.sizes[-1])], dtype=torch.float64),
-        torch.tensor([*losses, 0.0], dtype=torch.float64),
-        tuple(names),
-        bits=tuple(bits),
+        torch.tensor([*(cut.rank for *_, cut in best), int(last.ranks[-1])]),
+        torch.tensor([*(size for size, *_ in best), float(last.sizes[-1])], dtype=torch.float64),
+        torch.tensor([*(loss for _, loss, _ in best), 0.0], dtype=torch.float64),
+        tuple(cut.group for *_, cut in best),
+        grids=tuple(cut.grid for *_, cut in best),
     )
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A cut of a curve: what it is of, at which rank of the first site, in how many bits."""
+
+    rank: int
+    group: Group
+    grid: Grid | None
+
+    @classmethod
+    def of(cls, curve: Curve, at: int) -> _Cut:
+        grid = curve.grids[at] if curve.grids else None
+        return cls(int(curve.ranks[at]), curve.groups[at], grid)
+
+    @property
+    def order(self) -> tuple[int, str, int]:
+        """Return what decides between cuts of equal size and loss."""
+        return self.rank, self.group.method, self.grid.bits if self.grid else 0
 
 
 def undominated(points: Iterable[tuple[float, float, T]]) -> list[tuple[float, float, T]]:
@@ -70,44 +78,35 @@ def undominated(points: Iterable[tuple[float, float, T]]) -> list[tuple[float, f
 
 
 def _curve(job: Job, options: Factorize, offer: Offer) -> Curve:
-    ranks, losses = offer.ranks, offer.losses
-    forms = forms_of(options, offer.method, offer.sites)
-    step = options.rank_multiple if all(form.stepped for form in forms) else 1
+    group, ranks, losses = offer.group, offer.ranks, offer.losses
+    step = options.rank_multiple if group.stepped else 1
     offers_it = (ranks > 0) & (ranks % step == 0)
     ranks, losses = ranks[offers_it], losses[offers_it]
-    added = _added_biases(job, options, offer)
+    added = _added_biases(job, group)
     sizes = torch.tensor(
-        [_size(job, forms, offer.sites, int(rank)) + added for rank in ranks], dtype=torch.float64
+        [float(_size(job, group, int(rank)) + added) for rank in ranks], dtype=torch.float64
     )
-    dense = sum(_dense_size(job, site) for site in offer.sites)
+    dense = sum(_dense_size(job, site) for site in group.sites)
     smaller = sizes < dense
-    full = forms[0].largest(offer.sites[0].out_features, offer.sites[0].in_features)
     return Curve(
-        offer.sites,
-        torch.cat((ranks[smaller], torch.tensor([full]))),
+        group.sites,
+        torch.cat((ranks[smaller], torch.tensor([group.full_rank]))),
         torch.cat((sizes[smaller], torch.tensor([dense], dtype=torch.float64))),
         torch.cat((losses[smaller], torch.zeros(1))),
-        (offer.method,) * int(smaller.sum()),
+        (group,) * int(smaller.sum()),
         offer.values,
     )
 
 
-def _size(job: Job, forms: list[type[FactoredLinear]], sites: tuple[Site, ...], rank: int) -> float:
-    shapes = [
-        (site.out_features, site.in_features, own)
-        for site, own in zip(sites, ranks_of(forms, sites, rank), strict=True)
-    ]
-    if in_bytes(job):
-        dtype = job.weights.dtype()
-        return sum(form.bytes(*shape, dtype) for form, shape in zip(forms, shapes, strict=True))
-    return sum(form.numbers(*shape) for form, shape in zip(forms, shapes, strict=True))
+def _size(job: Job, group: Group, rank: int) -> int:
+    return group.bytes(rank, job.weights.dtype()) if in_bytes(job) else group.numbers(rank)
 
 
-def _added_biases(job: Job, options: Factorize, offer: Offer) -> int:
+def _added_biases(job: Job, group: Group) -> int:
     """Return the bytes of biases that maps get which had none; numbers leave biases out."""
-    if not in_bytes(job) or not centred(options, offer.method):
+    if not in_bytes(job) or not group.bias:
         return 0
-    bare = [site for site in offer.sites if not job.biased(site.name)]
+    bare = [site for site in group.sites if not job.biased(site.name)]
     return sum(site.out_features for site in bare) * job.weights.dtype().itemsize
 
 
@@ -130,17 +129,43 @@ def in_bytes(job: Job) -> bool:
 
 def unknown_offers(job: Job, options: Factorize) -> list[Offer]:
     """Return what may be offered before anything is decomposed: every rank, at no loss."""
-    found = []
+    made = []
     for place in job.each_block():
         for method in options.methods:
-            for sites in together(method, job.block_sites(place)):
-                form = formats.get(format_of(options, method, sites[0]))
-                largest = form.largest(sites[0].out_features, sites[0].in_features)
-                ranks = torch.arange(largest + 1)
-                found.append(Offer(method, sites, ranks, torch.zeros(len(ranks)), None))
-    return found
+            for group in groups(method, job.block_sites(place), options):
+                ranks = torch.arange(group.full_rank + 1)
+                made.append(Offer(group, ranks, torch.zeros(len(ranks))))
+    return made
 
 
 def read_curves(job: Job, options: Factorize) -> list[Curve]:
     """Return every curve that the methods offer, sizes in the unit of the budget."""
     return offered(job, options, offers(job, options)) if options.cut else []
+
+
+def shown_curves(job: Job, curves: list[Curve]) -> dict[str, Any]:
+    """Return what the report draws of every site's first curve: ranks, sizes, losses, spectra."""
+    shown: dict[str, Any] = {}
+    for curve in [
+        *sorted(curves, key=lambda one: len(one.sites)),
+        *(dense_curve(job, site) for site in inner_sites(job)),
+    ]:
+        name = curve.site.name
+        if name in shown:
+            continue
+        shown[name] = thin(curve)
+        if curve.values is not None:
+            ranks = torch.tensor(shown[name]["ranks"]).clamp(1, len(curve.values))
+            values = curve.values[ranks - 1].tolist()
+            shown[name]["singular_values"] = [float(f"{value:.4g}") for value in values]
+    return shown
+
+
+def thin(curve: Curve, points: int = 64) -> dict[str, list[float]]:
+    """Return at most ``points`` cuts of a curve, evenly spaced, the dense one last."""
+    step = torch.linspace(0, len(curve.ranks) - 1, min(points, len(curve.ranks))).round().long()
+    return {
+        "ranks": curve.ranks[step].tolist(),
+        "sizes": curve.sizes[step].tolist(),
+        "losses": [float(f"{loss:.4g}") for loss in curve.losses[step].tolist()],
+    }

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -14,13 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from spectrim.cutting.currency import currency_losses
-from spectrim.cutting.groups import _needs, centred, role_in, together
+from spectrim.cutting.groups import centred, groups, needs
 from spectrim.cutting.samples import sampled
 from spectrim.files import atomic_file, key_of, locked
 from spectrim.job.job import Job
 from spectrim.methods import Decomposition, methods
 from spectrim.model.architectures import Place
 from spectrim.model.sites import Site, bias, weight
+from spectrim.plan import Group
 from spectrim.recipe.options import Factorize
 from spectrim.walk.moments import Damping
 from spectrim.walk.statistics import Statistics, load_block, without_tokens
@@ -31,20 +31,19 @@ CURVE = ("ranks", "losses", "values")  # of a decomposition; everything else in 
 
 @dataclass(frozen=True)
 class Offer:
-    """The curve that one method offers for one site, or for sites that it takes together."""
+    """The curve that a method offers for a group of sites."""
 
-    method: str
-    sites: tuple[Site, ...]
+    group: Group
     ranks: Tensor
     losses: Tensor
-    values: Tensor | None
+    values: Tensor | None = None
 
 
 def decompositions(job: Job, options: Factorize, method: str) -> Path:
     """Return the folder of the cache that holds what a method makes of the model."""
     key = key_of(
         "decompositions", 5, job.statistics_key, method,
-        options.damp_input, options.damp_gradient, centred(options, method),
+        options.damp_input, options.damp_gradient, centred(method, options),
     )  # fmt: skip
     return job.cache / "decompositions" / key
 
@@ -84,20 +83,21 @@ def offers(job: Job, options: Factorize) -> list[Offer]:
 
     Copied, as a view would keep the whole file of a block in the address space.
     """
-    found: list[Offer] = []
+    made: list[Offer] = []
     for place in job.each_block():
         for method in options.methods:
             file = job.block_file(decompositions(job, options, method), place)
             with safe_open(file, framework="pt") as held:
                 keys = set(held.keys())
-                for sites in together(method, reached(job, place)):
-                    name = sites[0].name
-                    if f"{name}.losses" in keys:
-                        ranks, losses = (held.get_tensor(f"{name}.{p}").clone() for p in CURVE[:2])
-                        known = f"{name}.values" in keys
-                        values = held.get_tensor(f"{name}.values").clone() if known else None
-                        found.append(Offer(method, sites, ranks, losses, values))
-    return found
+                for group in groups(method, reached(job, place), options):
+                    curve = {
+                        part: held.get_tensor(name).clone()
+                        for part in CURVE
+                        if (name := f"{group.site.name}.{part}") in keys
+                    }
+                    if "losses" in curve:
+                        made.append(Offer(group, **curve))
+    return made
 
 
 def pieces_of(file: Path, site: str) -> dict[str, Tensor]:
@@ -127,60 +127,59 @@ def _decompose_block(
     block = job.dense_block(place)
     prefix = place.prefix
     tensors: dict[str, Tensor] = {}
-    for sites in together(method, reached(job, place)):
-        statistics = {site.name: known[site.name] for site in sites}
+    for group in groups(method, reached(job, place), options):
+        statistics = {site.name: known[site.name] for site in group.sites}
         if methods.constant(method, "SAMPLES") and any(
             one.samples is None for one in statistics.values()
         ):
             continue
-        if centred(options, method):
+        if group.bias:
             statistics = {name: _centred(one) for name, one in statistics.items()}
-        parts = {site.name: block.get_submodule(site.name.removeprefix(prefix)) for site in sites}
-        decomposition = _decomposed(method, sites, parts, statistics, _damping(options))
+        modules = [block.get_submodule(one.name.removeprefix(prefix)) for one in group.sites]
+        decomposition = _decomposed(group, modules, statistics, _damping(options))
         for part in CURVE:
             if (tensor := getattr(decomposition, part)) is not None:
-                tensors[f"{sites[0].name}.{part}"] = tensor.contiguous()
-        tensors |= _named(method, sites, decomposition.pieces)
+                tensors[f"{group.site.name}.{part}"] = tensor.contiguous()
+        tensors |= _named(group, decomposition.pieces)
     return tensors
 
 
 def _decomposed(
-    method: str,
-    sites: tuple[Site, ...],
-    parts: dict[str, nn.Module],
-    statistics: dict[str, Statistics],
-    damping: Damping,
+    group: Group, modules: list[nn.Module], statistics: dict[str, Statistics], damping: Damping
 ) -> Decomposition:
-    function: Callable[..., Decomposition] = methods.get(method)
-    maps = {name: weight(part).detach().float() for name, part in parts.items()}
-    if methods.constant(method, "ROLES") is None:
-        (matrix,), (known,) = maps.values(), statistics.values()
-        found = function(matrix, known, damping=damping)
-        if found.in_nats:
-            return found
-        return replace(found, losses=currency_losses(found, matrix, known, damping))
-    roles = {site.name: role_in(method, site) for site in sites}
-    known_needs = {
-        "head_dim": sites[0].head_dim,
-        "biases": {roles[name]: bias(part) for name, part in parts.items()},
+    """Return what the group's method makes of its maps; statistics: by name of the site."""
+    function: Callable[..., Decomposition] = methods.get(group.method)
+    matrices = [weight(module).detach().float() for module in modules]
+    seen = [statistics[site.name] for site in group.sites]
+    if not group.roles:
+        (matrix,), (one,) = matrices, seen
+        decomposition = function(matrix, one, damping=damping)
+        if decomposition.in_nats:
+            return decomposition
+        losses = currency_losses(decomposition, matrix, one, damping)
+        return replace(decomposition, losses=losses)
+    offered = {
+        "head_dim": group.site.head_dim,
+        "biases": dict(zip(group.roles, map(bias, modules), strict=True)),
     }
     return function(
-        {roles[name]: matrix for name, matrix in maps.items()},
-        {roles[name]: known for name, known in statistics.items()},
+        dict(zip(group.roles, matrices, strict=True)),
+        dict(zip(group.roles, seen, strict=True)),
         damping=damping,
-        **{need: known_needs[need] for need in _needs(method)},
+        **{need: offered[need] for need in needs(group.method)},
     )
 
 
-def _named(method: str, sites: tuple[Site, ...], pieces: dict[str, Any]) -> dict[str, Tensor]:
-    if methods.constant(method, "ROLES") is None:
-        return {f"{sites[0].name}.{key}": piece.contiguous() for key, piece in pieces.items()}
-    names = {role_in(method, site): site.name for site in sites}
-    found = {}
+def _named(group: Group, pieces: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return pieces by the name of the site that they are of, and their own."""
+    if not group.roles:
+        return {f"{group.site.name}.{key}": piece.contiguous() for key, piece in pieces.items()}
+    names = {role: site.name for role, site in zip(group.roles, group.sites, strict=True)}
+    named = {}
     for key, piece in pieces.items():
         role, _, part = key.partition(".")
-        found[f"{names[role]}.{part}"] = piece.contiguous()
-    return found
+        named[f"{names[role]}.{part}"] = piece.contiguous()
+    return named
 
 
 def _damping(options: Factorize) -> Damping:

@@ -1,113 +1,99 @@
-"""Sites that a method takes together, and the formats and ranks that it gives them."""
+"""Groups: the sites of a block that a method cuts together, by its ROLES, or one by one."""
 
 from __future__ import annotations
 
 import re
 
-from spectrim.formats import FactoredLinear, formats
 from spectrim.methods import methods
 from spectrim.model.sites import Site
+from spectrim.plan import Group
 from spectrim.recipe.options import Factorize
 
 
-def centred(options: Factorize, method: str) -> bool:
+def groups(method: str, sites: list[Site], options: Factorize) -> list[Group]:
+    """Return the groups into which a method takes some sites of a block.
+
+    A method without ROLES takes every site alone. Sites that play no role are left out.
+    """
+    bias = centred(method, options)
+    own = methods.constant(method, "FORMAT")
+    return [
+        Group(method, members, _formats(own or options.format, roles), bias, roles)
+        for members, roles in _members(method, sites)
+    ]
+
+
+def centred(method: str, options: Factorize) -> bool:
     """Return whether a method sees centred inputs, and biases make up for their mean."""
     own: bool | None = methods.constant(method, "CENTRED")
     return options.centre if own is None else own
 
 
-def together(method: str, sites: list[Site]) -> list[tuple[Site, ...]]:
-    """Return the sites of a block as a method takes them: one by one, or by its ROLES."""
-    groups = _groups(method)
-    if not groups:
-        return [(site,) for site in sites]
-    if "head_dim" in _needs(method):
+def open_ended(method: str) -> bool:
+    """Return whether a group of a method has as many sites as fit a role with "*"."""
+    return any("*" in role for roles in _role_groups(method) for role in roles)
+
+
+def needs(method: str) -> tuple[str, ...]:
+    """Return what a method is called with beside maps and statistics."""
+    return methods.constant(method, "NEEDS") or ()
+
+
+def _members(method: str, sites: list[Site]) -> list[tuple[tuple[Site, ...], tuple[str, ...]]]:
+    """Return the sites of every group, and which role each of them plays."""
+    role_groups = _role_groups(method)
+    if not role_groups:
+        return [((site,), ()) for site in sites]
+    if "head_dim" in needs(method):
         sites = [site for site in sites if site.head_dim]
-    played: dict[tuple[str, str], Site] = {}  # by prefix and role
+    by_prefix: dict[str, dict[str, Site]] = {}  # of a role, such as "expert3_"; then by role
     for site in sites:
-        if (role := _played(groups, site)) is not None:
-            played[site.role.removesuffix(role), role] = site
-    found = []
-    for prefix in dict.fromkeys(prefix for prefix, _ in played):
-        here = {role: site for (at, role), site in played.items() if at == prefix}
-        for roles in groups:
-            fitting = [_fitting(role, here) for role in _names(roles)]
+        if (role := _role_played(role_groups, site)) is not None:
+            by_prefix.setdefault(site.role.removesuffix(role), {})[role] = site
+    members = []
+    for players in by_prefix.values():
+        for roles in role_groups:
+            fitting = [_fitting(role, players) for role in _names(roles)]
             if all(fits or role.endswith("?") for role, fits in zip(roles, fitting, strict=True)):
-                found.append(tuple(site for fits in fitting for site in fits))
-    return found
+                played = tuple(role for fits in fitting for role in fits)
+                members.append((tuple(players[role] for role in played), played))
+    return members
 
 
-def is_open(method: str) -> bool:
-    """Return whether a method takes together however many sites fit a role."""
-    return any("*" in role for roles in _groups(method) for role in roles)
+def _formats(own: str | dict[str, str], roles: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the format of each site of a group; own: of all, or by role, or by place in it."""
+    if isinstance(own, str):
+        return (own,) * max(len(roles), 1)
+    if "first" in own:
+        return (own["first"],) + (own["others"],) * (len(roles) - 1)
+    return tuple(own[role] for role in roles)
 
 
-def role_in(method: str, site: Site) -> str:
-    """Return which of a method's ROLES a site plays, its prefix left out."""
-    role = _played(_groups(method), site)
-    assert role is not None
-    return role
-
-
-def _groups(method: str) -> list[tuple[str, ...]]:
+def _role_groups(method: str) -> list[tuple[str, ...]]:
     """Return the groups of roles that a method takes together; none where it takes single maps."""
     wanted = methods.constant(method, "ROLES") or ()
     return list(wanted) if wanted and isinstance(wanted[0], tuple) else [wanted] * bool(wanted)
-
-
-def _needs(method: str) -> tuple[str, ...]:
-    """Return what a method is called with beside maps and statistics."""
-    return methods.constant(method, "NEEDS") or ()
 
 
 def _names(roles: tuple[str, ...]) -> list[str]:
     return [role.rstrip("?") for role in roles]
 
 
-def _played(groups: list[tuple[str, ...]], site: Site) -> str | None:
+def _role_played(role_groups: list[tuple[str, ...]], site: Site) -> str | None:
     """Return the longest role that a site's ends with, behind "encoder_", "expert3_" or nothing.
 
     Where that has a "*", what stands in its place is part of what is returned.
     """
-    known = sorted((role for roles in groups for role in _names(roles)), key=len, reverse=True)
-    for role in known:
-        if found := re.fullmatch(rf"(?:.+_)?({_pattern(role)})", site.role):
-            return found[1]
+    roles = sorted((role for one in role_groups for role in _names(one)), key=len, reverse=True)
+    for role in roles:
+        if match := re.fullmatch(rf"(?:.+_)?({_pattern(role)})", site.role):
+            return match[1]
     return None
 
 
-def _fitting(role: str, sites: dict[str, Site]) -> list[Site]:
-    return [site for known, site in sites.items() if re.fullmatch(_pattern(role), known)]
+def _fitting(role: str, players: dict[str, Site]) -> list[str]:
+    return [played for played in players if re.fullmatch(_pattern(role), played)]
 
 
 def _pattern(role: str) -> str:
     return role.replace("*", r"\d+")
-
-
-def format_of(options: Factorize, method: str, site: Site, place: int = 0) -> str:
-    """Return the format that a cut of a method is stored in; place: among sites cut together."""
-    own = methods.constant(method, "FORMAT")
-    if isinstance(own, dict):
-        said = "others" if place else "first"
-        return str(own[said if is_open(method) else role_in(method, site)])
-    return str(own or options.format)
-
-
-def forms_of(
-    options: Factorize, method: str, sites: tuple[Site, ...]
-) -> list[type[FactoredLinear]]:
-    """Return the formats in which a method stores sites that it takes together."""
-    return [formats.get(format_of(options, method, one, at)) for at, one in enumerate(sites)]
-
-
-def ranks_of(forms: list[type[FactoredLinear]], sites: tuple[Site, ...], rank: int) -> list[int]:
-    """Return the rank of each of the sites that are cut together, from that of the first.
-
-    All keep the same part of the largest that each may have: where several query heads read one
-    value head, o keeps as many times more inputs than v keeps outputs.
-    """
-    largest = [
-        form.largest(site.out_features, site.in_features)
-        for form, site in zip(forms, sites, strict=True)
-    ]
-    return [rank * one // largest[0] for one in largest]

@@ -85,7 +85,7 @@ class _Making:
     measure: Loss
 
     def units(self, curves: list[Curve]) -> list[Unit]:
-        return units(self.job, self.options, curves)
+        return units(self.job, curves)
 
     def can_be_met(self, curves: list[Curve]) -> bool:
         return meets(self.job, [unit.curve for unit in self.units(curves)])
@@ -94,7 +94,7 @@ class _Making:
         bought = self.units(curves)
 
         def measure(chosen: list[int]) -> float:
-            return self.measure(decided(self.options, bought, chosen))
+            return self.measure(decided(bought, chosen))
 
         return allocate(self.job, self.options, bought, measure)
 
@@ -129,7 +129,7 @@ class _Making:
             sizes = unit.curve.sizes
             within = sizes <= (self.job.keep[0] if whole else part) * sizes[-1]
             chosen.append(max(int(within.sum()) - 1, 0))
-        return decided(self.options, bought, chosen)
+        return decided(bought, chosen)
 
 
 def _reached(curves: list[Curve]) -> set[str]:

@@ -60,14 +60,14 @@ class Part:
         return key_of(sorted((d.site, d.format, d.rank, d.method, d.bias) for d in self.decisions))
 
 
-def parts(options: Factorize, bought: list[Unit], by: str, size: float) -> list[Part]:
+def parts(bought: list[Unit], by: str, size: float) -> list[Part]:
     """Return the parts of a model: what is bought together for "site", all of a role or a block.
 
     Of each map the largest cut is taken that keeps at most ``size`` of its numbers; maps without
     one stay dense.
     """
     groups: dict[tuple[int | None, str, str], list[Decision]] = {}
-    for unit, decisions in _cuts(options, bought, size):
+    for unit, decisions in _cuts(bought, size):
         sites = unit.curve.sites
         # of all experts that are cut together one name will do
         alike = "+".join(dict.fromkeys(role_group(site.role) for site in sites))
@@ -81,9 +81,9 @@ def parts(options: Factorize, bought: list[Unit], by: str, size: float) -> list[
     return [Part(*place, size, ALONE, tuple(found)) for place, found in groups.items()]
 
 
-def cumulative(options: Factorize, bought: list[Unit], size: float) -> list[Part]:
+def cumulative(bought: list[Unit], size: float) -> list[Part]:
     """Return parts that grow by a block each: from the first to the last, and the other way."""
-    blocks = parts(options, bought, "block", size)
+    blocks = parts(bought, "block", size)
     grown = []
     for how, order in ((FORWARDS, blocks), (BACKWARDS, blocks[::-1])):
         held: tuple[Decision, ...] = ()
@@ -93,14 +93,12 @@ def cumulative(options: Factorize, bought: list[Unit], size: float) -> list[Part
     return grown
 
 
-def _cuts(
-    options: Factorize, bought: list[Unit], size: float
-) -> Iterator[tuple[Unit, list[Decision]]]:
+def _cuts(bought: list[Unit], size: float) -> Iterator[tuple[Unit, list[Decision]]]:
     for unit in bought:
         sizes = unit.curve.sizes
         fits = (sizes[:-1] <= size * float(sizes[-1]) * (1 + 1e-9)).nonzero()
         if len(fits):
-            decisions = decided(options, [unit], [int(fits[-1])])
+            decisions = decided([unit], [int(fits[-1])])
             yield unit, [one for one in decisions if one.format != "dense"]
 
 

@@ -34,7 +34,7 @@ def planned(job: Job, options: Factorize, curves: list[Curve]) -> Plan:
     Raises:
         SpectrimError: what cannot be factored, or the smallest cuts, already exceed the budget.
     """
-    bought = units(job, options, curves)
+    bought = units(job, curves)
     trial = Trial(job, options, bought)
     if len(present(curves)) > 1 and not options.bits:  # whose cost no trial of cuts shows
         plan, note = mixed(job, options, curves, trial.loss)
@@ -78,7 +78,7 @@ class Trial:
 
     def __call__(self, chosen: list[int]) -> float:
         """Return the loss on the search split with these cuts, nats per token."""
-        return self.loss(decided(self.options, self.bought, chosen))
+        return self.loss(decided(self.bought, chosen))
 
     def loss(self, decisions: tuple[Decision, ...]) -> float:
         """Return the loss on the search split that decisions would lead to, nats per token.

@@ -90,7 +90,7 @@ def profile(
     dense = walked.dense  # before the long work, as there is none without it
     decompose(job, options)
     bought = bought_units(job, options)
-    chosen = _chosen(options, bought, asked)
+    chosen = _chosen(bought, asked)
     rows = [
         _row(one, asked.metric, dense, found)
         for one, found in zip(chosen, walked(chosen), strict=True)
@@ -117,15 +117,15 @@ def read(job: Job, asked: Asked) -> Tokens:
     return Tokens(found.ids[:wanted], found.mask[:wanted])
 
 
-def _chosen(options: Factorize, bought: list[Unit], asked: Asked) -> list[Part]:
+def _chosen(bought: list[Unit], asked: Asked) -> list[Part]:
     found = []
     for size in asked.sizes:
-        alone = parts(options, bought, asked.by, size)
+        alone = parts(bought, asked.by, size)
         if not alone:
             raise SpectrimError(
                 f"no map can be cut to {size:.4g} of its numbers; ask for larger --sizes"
             )
-        found += alone + (cumulative(options, bought, size) if asked.cumulative else [])
+        found += alone + (cumulative(bought, size) if asked.cumulative else [])
     return found
 
 

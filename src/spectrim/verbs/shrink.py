@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spectrim.cutting.prediction import prediction
+from spectrim.cutting.replay import refuse_unfit
 from spectrim.errors import SpectrimError, one_line, out_of_memory
 from spectrim.files import key_of
 from spectrim.job.job import Job, dense_plan
@@ -27,7 +28,6 @@ from spectrim.recipe.options import validate
 from spectrim.recipe.recipe import Recipe
 from spectrim.report import card, page
 from spectrim.stages import stages
-from spectrim.stages.factorize import refuse_unfit
 from spectrim.verbs.comparison import compare_folders, second_text, small_model
 from spectrim.verbs.evaluate import write_scores
 from spectrim.verbs.refusals import (

@@ -112,7 +112,7 @@ def test_break_even_leaves_the_first_sites_dense_where_no_factored_one_may_grow(
             steps,
             (steps * (2 * FULL - steps)).double(),  # pivoted storage: three quarters at rank 10
             torch.linspace(1, 0, FULL),
-            ("m",) * (FULL - 1),
+            (Group("m", (Site(f"s{block}", block, "q", FULL, FULL),), ("low_rank",)),) * (FULL - 1),
             values,
         )
         for block in range(4)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spectrim.cutting.currency import currency_losses
-from spectrim.formats import FactoredLinear, make_format, formats, low_rank_formats
+from spectrim.formats import FactoredLinear, formats, low_rank_formats, make_format
 from spectrim.formats.autoencoder import Autoencoder
 from spectrim.methods import Decomposition, methods
 from spectrim.model.sites import Site

@@ -10,7 +10,7 @@ import torch
 
 from spectrim.cutting.decompose import Offer, offers
 from spectrim.cutting.groups import groups
-from spectrim.formats.packed.steps import Grid
+from spectrim.formats.packed.scales import Grid
 from spectrim.job.job import Job, inner_sites
 from spectrim.model.sites import Site, protected
 from spectrim.plan import Curve, Group

@@ -76,9 +76,7 @@ def _folder(job: Job, options: Factorize, method: str) -> Path:
     return job.cache / "decompositions" / key
 
 
-def _of_block(
-    job: Job, options: Factorize, method: str, place: Place
-) -> RoundingLosses:
+def _of_block(job: Job, options: Factorize, method: str, place: Place) -> RoundingLosses:
     sites = reached(job, place)
     if not method:
         block = _Block(job, options, place)

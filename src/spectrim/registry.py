@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 import keyword
+import os
 import pkgutil
 from collections.abc import Callable
 from functools import lru_cache
@@ -23,6 +24,14 @@ def _same(name: str) -> str:
 def _read(file: Path, changed: int) -> ast.Module:
     """Return a parsed file; ``changed`` is when it was written, so that a change is noticed."""
     return ast.parse(file.read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=64)
+def _listed(folders: tuple[str, ...], changed: tuple[int, ...]) -> dict[str, str]:
+    """Return plug-in name → module name; ``changed`` as in `_read`, of the folders."""
+    found = pkgutil.iter_modules(folders)
+    stems = [info.name for info in found if not info.ispkg and not info.name.startswith("_")]
+    return {stem.removesuffix("_"): stem for stem in stems}
 
 
 class Registry:
@@ -96,6 +105,5 @@ class Registry:
 
     def _modules(self) -> dict[str, str]:
         """Return plug-in name → module name."""
-        found = pkgutil.iter_modules(self._folders())
-        stems = [info.name for info in found if not info.ispkg and not info.name.startswith("_")]
-        return {stem.removesuffix("_"): stem for stem in stems}
+        folders = tuple(self._folders())
+        return _listed(folders, tuple(os.stat(folder).st_mtime_ns for folder in folders))

@@ -241,12 +241,12 @@ def test_a_stage_is_one_file(copy: Copy) -> None:
     copy.add("stages/clip.py", STAGE)
     assert "Clip large weights." in copy.run("list", "stages")
     recipe = copy.folder / "recipe.yaml"
-    recipe.write_text("stages: [clip, {drop_blocks: {drop: 1}]\n")
+    recipe.write_text("stages: [clip, {drop_blocks: {drop: 1}}]\n")
     refused = copy.shrink("--recipe", recipe, fails=True)
     assert "drop_blocks takes a model with whole maps" in refused
-    recipe.write_text("stages: [{clip: {most: 1}]\n")
+    recipe.write_text("stages: [{clip: {most: 1}}]\n")
     assert "unknown key 'most' in stage clip" in copy.shrink("--recipe", recipe, fails=True)
-    recipe.write_text("stages: [{clip: {largest: 0.125}]\n")
+    recipe.write_text("stages: [{clip: {largest: 0.125}}]\n")
     copy.shrink("--recipe", recipe)
     assert plan_of(copy.small).about["found"]["clipped"]["numbers"] > 0
     assert "Weights were clipped to 0.125" in (copy.small / "README.md").read_text()

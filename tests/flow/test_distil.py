@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import tiny_processes
 from spectrim.errors import SpectrimError
 from spectrim.healing import end_to_end
 from tiny_healing import CUT, asked, note
@@ -126,17 +125,6 @@ def test_training_ends_where_nothing_is_gained(source: Path, tmp_path: Path) -> 
 
 # kill -9
 
-PROGRAM = """
-import sys, torch
-from pathlib import Path
-torch.set_num_threads(1)
-sys.path[:0] = sys.argv[3:]
-from spectrim.verbs.shrink import shrink
-from spectrim.recipe.recipe import Recipe
-out = Path(sys.argv[2])
-shrink(Recipe.from_yaml(sys.argv[1]), out, cache=out.parent / "cache", evaluate=False)
-"""
-
 
 @pytest.mark.parametrize(
     ("name", "how", "few"),
@@ -156,22 +144,28 @@ def test_killed_while_healing_it_ends_in_the_same_bits(
     recipe.write_text(asked(source, CUT, *few, stage).to_yaml())
     whole, killed = tmp_path / "whole" / "small", tmp_path / "killed" / "small"
 
-    def start(output: Path) -> subprocess.Popen[bytes]:
+    def start(output: Path) -> ForkServerProcess:
         output.parent.mkdir(exist_ok=True)
-        return subprocess.Popen([sys.executable, "-c", PROGRAM, str(recipe), str(output)])
+        words = ["shrink", "--recipe", str(recipe), "--no-evaluate", "-o", str(output)]
+        words += ["--cache", str(output.parent / "cache")]
+        return tiny_processes.start(words, output.parent / "log")
 
-    assert start(whole).wait() == 0
+    def ends(process: ForkServerProcess, output: Path) -> None:
+        process.join()
+        assert process.exitcode == 0, (output.parent / "log").read_text()
+
+    ends(start(whole), whole)
     kills = 0
     for _ in range(3):
         process = start(killed)
         seen = checkpoint_of(killed.parent)
-        while process.poll() is None and checkpoint_of(killed.parent) in (seen, 0.0):
+        while process.is_alive() and checkpoint_of(killed.parent) in (seen, 0.0):
             time.sleep(0.005)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
     assert kills == 3
-    assert start(killed).wait() == 0
+    ends(start(killed), killed)
     assert files(killed) == files(whole)
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import sys
 import time
-from multiprocessing import get_context
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 import torch
 
-from spectrim.cli import main
+import tiny_processes
 from spectrim.outputs import output_folder, record
 from spectrim.plan import Plan
 from tiny_folders import tiny_folder
@@ -37,21 +33,11 @@ def text(tmp_path: Path) -> Path:
 # kill -9
 
 
-def run(arguments: list[str], log: Path) -> None:
-    """Be the command line, in a process of its own, until it is killed."""
-    torch.set_num_threads(1)
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-    main.main(arguments)
-
-
 class CommandLine:
-    """Command lines in processes that are forked from one that has imported everything."""
+    """Command lines that differ in their folder only, each in a process of its own."""
 
-    def __init__(self, folder: Path, source: Path, text: Path, context: ForkServerContext) -> None:
-        self.folder, self.context = folder, context
+    def __init__(self, folder: Path, source: Path, text: Path) -> None:
+        self.folder = folder
         self.arguments = [
             "shrink", str(source), "--keep", "70% of linear", "--calibration", str(text),
             "--tokens", "12x32", "--no-evaluate", "--cache",
@@ -65,8 +51,7 @@ class CommandLine:
         place = self.folder / name
         place.mkdir(exist_ok=True)
         arguments = [*self.arguments, str(place / "cache"), "-o", str(place / "small")]
-        process = self.context.Process(target=run, args=(arguments, place / "log"))
-        process.start()
+        process = tiny_processes.start(arguments, place / "log")
         process.join(kill_after)
         process.kill()
         process.join()
@@ -84,9 +69,7 @@ class CommandLine:
 
 @pytest.fixture
 def command_line(tmp_path: Path, source: Path, text: Path) -> CommandLine:
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["spectrim.verbs.shrink", "spectrim.report.terminal", __name__])
-    return CommandLine(tmp_path, source, text, context)
+    return CommandLine(tmp_path, source, text)
 
 
 def test_killed_at_random_moments_and_run_again_it_ends_in_the_same_bits(

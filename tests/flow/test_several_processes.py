@@ -7,11 +7,13 @@ import socket
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 import torch
 
+import tiny_processes
 from tiny_healing import CUT, asked, note
 from tiny_runs import equal, shrink, stored
 from tiny_trained import trained_folder, write_learnable
@@ -44,16 +46,16 @@ def test_killed_and_started_again_they_end_in_the_same_bits(tmp_path: Path) -> N
     file = tmp_path / "recipe.yaml"
     file.write_text(asked(source, CUT, {"distil": {**STEPS, "steps": 40, "every": 2}}).to_yaml())
     said = ("shrink", "--recipe", file, "--no-evaluate", "--cache", tmp_path / "cache", "-o")
-    launch(2, *said, tmp_path / "whole")
-    running = start(2, *said, tmp_path / "killed")
+    assert ended(start(2, *said, tmp_path / "whole", folder=tmp_path)) == [0, 0]
+    running = start(2, *said, tmp_path / "killed", folder=tmp_path)
     training = "work/*/*/training/checkpoint.safetensors"
     while len(list((tmp_path / "cache").glob(training))) < 2:
-        assert all(one.poll() is None for one in running)
+        assert all(one.is_alive() for one in running)
         time.sleep(0.01)
     for one in running:
         one.kill()
-        one.communicate()
-    launch(2, *said, tmp_path / "killed")
+        one.join()
+    assert ended(start(2, *said, tmp_path / "killed", folder=tmp_path)) == [0, 0]
     assert equal(stored(tmp_path / "whole"), stored(tmp_path / "killed"))
 
 
@@ -74,38 +76,51 @@ def test_what_one_process_does_is_refused_to_two(
     (tmp_path / "low.yaml").write_text(recipe.to_yaml())
     text = ["--calibration", str(tmp_path / "text.txt"), "--tokens", "48x32"]
     running = start(2, "shrink", str(source), *arguments, *text, "--cache", tmp_path / "cache",
-                    "-o", tmp_path / "small", cwd=tmp_path)  # fmt: skip
-    heard = [one.communicate(timeout=300)[0] for one in running]
-    assert [one.returncode for one in running] == [2, 2], heard
+                    "-o", tmp_path / "small", folder=tmp_path)  # fmt: skip
+    codes = ended(running)
+    heard = [(tmp_path / f"log{rank}").read_text() for rank in range(2)]
+    assert codes == [2, 2], heard
     assert all(told in text for text in heard)
     assert not (tmp_path / "small").exists()
 
 
 def launch(processes: int, *arguments: object) -> str:
     """Run spectrim in several processes and return what they say."""
-    running = start(processes, *arguments)
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "spectrim", *map(str, arguments)],
+            env={**os.environ, **one},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for one in ranks(processes)
+    ]
     said = [one.communicate(timeout=300)[0] for one in running]
     assert [one.returncode for one in running] == [0] * processes, "\n".join(said)
     return "\n".join(said)
 
 
-def start(
-    processes: int, *arguments: object, cwd: Path | None = None
-) -> list[subprocess.Popen[str]]:
-    """Start spectrim in several processes, as torchrun does."""
+def start(processes: int, *arguments: object, folder: Path) -> list[ForkServerProcess]:
+    """Start spectrim as `launch` does, in a folder, forked; what process 0 says goes to log0."""
+    return [
+        tiny_processes.start([*map(str, arguments)], folder / f"log{rank}", folder=folder, **one)
+        for rank, one in enumerate(ranks(processes))
+    ]
+
+
+def ended(running: list[ForkServerProcess]) -> list[int | None]:
+    """Wait for processes and return their exit codes."""
+    for one in running:
+        one.join(300)
+    return [one.exitcode for one in running]
+
+
+def ranks(processes: int) -> list[dict[str, str]]:
+    """Return what torchrun says to each of several processes on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     shared |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "spectrim", *map(str, arguments)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=cwd,
-        )  # fmt: skip
-        for rank in range(processes)
-    ]
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]

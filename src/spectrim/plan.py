@@ -204,7 +204,7 @@ class Decision:
     """Rank of a product of two factors, in the checkpoint's dtype, that is added to it."""
 
     @property
-    def module(self) -> str:
+    def stored_as(self) -> str:
         """Return the name of the format that stands where the matrix stood, or "dense"."""
         if self.bits:
             return f"quantized_{self.format}"
@@ -213,7 +213,7 @@ class Decision:
     @property
     def replaced(self) -> bool:
         """Return whether anything but the matrix itself is stored."""
-        return self.module != "dense"
+        return self.stored_as != "dense"
 
 
 @dataclass(frozen=True)

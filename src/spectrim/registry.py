@@ -83,8 +83,15 @@ class Registry:
         return (ast.get_docstring(self._parsed(name)) or "").partition("\n")[0]
 
     def constant(self, name: str, wanted: str) -> Any:
-        """Return a literal that the plug-in's file assigns, read without import; None if none."""
+        """Return a literal that the plug-in's file assigns, read without import; None if none.
+
+        What it imports by this name from another plug-in of its kind is read there.
+        """
         for node in self._parsed(name).body:
+            if isinstance(node, ast.ImportFrom) and any(one.name == wanted for one in node.names):
+                package, _, stem = (node.module or "").rpartition(".")
+                if package == self.package:
+                    return self.constant(stem.removesuffix("_"), wanted)
             targets = node.targets if isinstance(node, ast.Assign) else []
             if isinstance(node, ast.AnnAssign):
                 targets = [node.target]

@@ -92,7 +92,10 @@ def test_narrower_maps_are_chosen_in_few_bits_and_cost_what_is_said(plain: Made)
     small = shrink(asked(plain, "16% of linear bytes", NARROWER, {"quantize": {}}), folder)
     plan = plan_of(small)
     narrow = [one for one in plan.decisions if one.format.startswith("fewer_")]
-    assert {one.module for one in narrow} == {"quantized_fewer_outputs", "quantized_fewer_inputs"}
+    assert {one.stored_as for one in narrow} == {
+        "quantized_fewer_outputs",
+        "quantized_fewer_inputs",
+    }
     assert plan.about["budget"]["size"] >= linear_bytes(small)
     note = plan.about["found"]["quantized"]
     assert note["predicted_loss"] > 0 and not note["without_tokens"]
@@ -157,7 +160,7 @@ def test_gptq_of_a_narrower_map_beats_the_nearest_by_its_own_measure(plain: Made
     for rounding in ("gptq", "nearest"):
         few = {"quantize": {"bits": 3, "group": 32, "rounding": rounding}}
         small = shrink(asked(plain, "80% of linear", narrow, few), plain.folder / rounding)
-        assert "quantized_fewer_inputs" in {one.module for one in plan_of(small).decisions}
+        assert "quantized_fewer_inputs" in {one.stored_as for one in plan_of(small).decisions}
         lost[rounding] = plan_of(small).about["found"]["quantized"]["predicted_loss"]
     assert 0 < lost["gptq"] < lost["nearest"]
 

@@ -111,7 +111,7 @@ def test_numbers_and_bytes_are_counted_as_they_are(made: Made) -> None:
     shown = {one["site"]: one for one in inspect(str(made.small))["sites"] if one["block"] >= 0}
     for one in plan.decisions:
         found = shown[one.site]
-        assert (found["format"], found["bits"]) == (one.module, 4)
+        assert (found["format"], found["bits"]) == (one.stored_as, 4)
         assert (found["stored"], found["dense"]) == (one.stored, one.dense)
 
 

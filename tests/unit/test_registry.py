@@ -94,3 +94,12 @@ def test_a_package_that_does_not_exist_has_no_plug_ins():
     assert registry.names() == []
     with pytest.raises(SpectrimError, match="no shape named 'a'; there are no shapes yet"):
         registry.check("a")
+
+
+def test_a_constant_that_is_imported_from_another_plug_in_is_read_there(folder):
+    registry = open_up(folder)
+    (folder / "circle.py").write_text("raise RuntimeError\nSIDES = ('none',)\n")
+    (folder / "global_.py").write_text("from shapes_for_tests.circle import SIDES as SIDES\n")
+    (folder / "empty.py").write_text("from elsewhere.circle import SIDES\n")
+    assert registry.constant("global", "SIDES") == ("none",)
+    assert registry.constant("empty", "SIDES") is None

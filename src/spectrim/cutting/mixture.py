@@ -52,7 +52,8 @@ def mixed(
     plans[SCALED] = makes.plan(scaled(curves, scales))
     losses = {name: measure(plan.decisions) for name, plan in plans.items()}
     best = min(losses, key=lambda name: losses[name])
-    return plans[best], {"chosen": best, "scales": scales, "search_losses": losses}
+    note = {"chosen": best, "scales": scales, "search_losses": losses}
+    return plans[best], note | ({"scaled": True} if best == SCALED else {})
 
 
 def present(curves: list[Curve]) -> list[str]:

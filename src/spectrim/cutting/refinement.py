@@ -109,7 +109,7 @@ def _refine_block(
     small = job.stored_block(cut, place, walk.dtype)
     prefix = place.prefix
     modules = {n: m for n, m in small.named_modules() if isinstance(m, FactoredLinear)}
-    names = [name for name in modules if _is_solvable(job, prefix + name, modules[name])]
+    names = [name for name in modules if _is_solvable(job, place, prefix + name, modules[name])]
     wanted = _dense_inputs(walk, streams, place, dense, names)
     if names and not job.block_file(refined, place).exists():
         known = load_block(job.statistics(), place)
@@ -128,14 +128,16 @@ def _refine_block(
             streams.small[at] = walk.run(small, place, at, streams.small[at], outside)
 
 
-def _is_solvable(job: Job, site: str, module: FactoredLinear) -> bool:
+def _is_solvable(job: Job, place: Place, site: str, module: FactoredLinear) -> bool:
     """Return whether a second factor can be solved for.
 
     An expert's tokens differ between the streams, so there is nothing to regress on; and a bias
     that makes up for the mean of the dense inputs belongs to the factor as it was cut.
     """
     assert job.plan is not None
-    return isinstance(module, TwoFactors) and ".experts." not in site and not job.plan[site].bias
+    if not isinstance(module, TwoFactors) or job.plan[site].bias:
+        return False
+    return not job.parts_experts(place.name, [site])
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spectrim.cutting.allocation import Unit, decided
 from spectrim.cutting.cut import of_block, try_out
-from spectrim.cutting.trial import measuring
+from spectrim.cutting.trial import loss_key
 from spectrim.errors import SpectrimError
 from spectrim.files import Record, key_of
 from spectrim.job.job import Job
@@ -29,7 +29,7 @@ STRETCH, STRETCHES = 128, 16  # consecutive tokens that count as one, and how ma
 
 
 @dataclass(frozen=True)
-class Part:
+class PartialCut:
     """Sites that are cut while everything else stays dense.
 
     size: the part of each map's numbers that stays, at most. how: "alone", or which way blocks were
@@ -60,7 +60,7 @@ class Part:
         return key_of(sorted((d.site, d.format, d.rank, d.method, d.bias) for d in self.decisions))
 
 
-def parts(bought: list[Unit], by: str, size: float) -> list[Part]:
+def parts(bought: list[Unit], by: str, size: float) -> list[PartialCut]:
     """Return the parts of a model: what is bought together for "site", all of a role or a block.
 
     Of each map the largest cut is taken that keeps at most ``size`` of its numbers; maps without
@@ -78,10 +78,10 @@ def parts(bought: list[Unit], by: str, size: float) -> list[Part]:
             "block": (sites[0].block, f"{_prefix(sites[0].role)}all", ""),
         }[by]
         groups.setdefault(place, []).extend(decisions)
-    return [Part(*place, size, ALONE, tuple(found)) for place, found in groups.items()]
+    return [PartialCut(*place, size, ALONE, tuple(found)) for place, found in groups.items()]
 
 
-def cumulative(bought: list[Unit], size: float) -> list[Part]:
+def cumulative(bought: list[Unit], size: float) -> list[PartialCut]:
     """Return parts that grow by a block each: from the first to the last, and the other way."""
     blocks = parts(bought, "block", size)
     grown = []
@@ -89,7 +89,7 @@ def cumulative(bought: list[Unit], size: float) -> list[Part]:
         held: tuple[Decision, ...] = ()
         for one in order:
             held += one.decisions
-            grown.append(Part(one.block, one.role, "", size, how, held))
+            grown.append(PartialCut(one.block, one.role, "", size, how, held))
     return grown
 
 
@@ -162,7 +162,7 @@ class Sensitivity:
         """Return of how many tokens the divergence is the mean."""
         return len(range(0, self.walk.predicted(), ceil(self.walk.predicted() / COMPARED)))
 
-    def __call__(self, parts: list[Part]) -> list[dict[str, float]]:
+    def __call__(self, parts: list[PartialCut]) -> list[dict[str, float]]:
         """Return what each part has: "loss", maybe "divergence", and "error".
 
         error: the standard error of the mean by which the last of these differs from the dense
@@ -181,10 +181,10 @@ class Sensitivity:
         return [self.record.values[one.key] for one in parts]
 
     def _key(self, tokens: Tokens) -> str:
-        around = measuring(self.job, self.options, tokens)
+        around = loss_key(self.job, self.options, tokens)
         return key_of("sensitivity", 2, around, self.divergence)
 
-    def _first(self, part: Part) -> int:
+    def _first(self, part: PartialCut) -> int:
         """Return where the first block is that a part cuts."""
         return next(at for at, place in enumerate(self.places) if of_block(part.decisions, place))
 

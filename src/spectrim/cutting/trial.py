@@ -98,7 +98,7 @@ class Trial:
     @cached_property
     def _record(self) -> Record:
         """Return the file of what was measured, in the work folder, which ends with the run."""
-        key = measuring(self.job, self.options, self._walk.tokens)
+        key = loss_key(self.job, self.options, self._walk.tokens)
         return Record(self.job.work / f"trial-{key}.jsonl")
 
     def _measured(self, decisions: tuple[Decision, ...]) -> float:
@@ -141,7 +141,7 @@ class Trial:
         return {start: walk.start(stack, start, self._encoded.get(start)) for start in walk.starts}
 
 
-def measuring(job: Job, options: Factorize, tokens: Tokens) -> str:
+def loss_key(job: Job, options: Factorize, tokens: Tokens) -> str:
     """Return a name for all that a measured loss depends on but what is cut."""
     around = (__version__, torch.__version__, transformers.__version__, torch.get_num_threads())
     return key_of(job.statistics_key, tokens.digest(), options.model_dump(mode="json"), around)

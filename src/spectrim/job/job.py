@@ -143,7 +143,7 @@ class Job:
         if decision.correction:
             needed["correction"] = decision.correction
         with torch.device("meta"):
-            module: FactoredLinear = formats.get(decision.module).from_shape(needed)
+            module: FactoredLinear = formats.get(decision.stored_as).from_shape(needed)
         return module
 
     def biased(self, site: str) -> bool:

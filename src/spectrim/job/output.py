@@ -26,7 +26,7 @@ def write_model(job: Job, folder: Path) -> None:
     config = json.loads((job.source.folder / "config.json").read_text())
     widths = {} if job.ends else stock.widths(job)
     factored = job.ends | {
-        decision.site: {"format": decision.module, **job.empty_format(decision).shape()}
+        decision.site: {"format": decision.stored_as, **job.empty_format(decision).shape()}
         for decision in job.plan.decisions
         if decision.replaced
     }

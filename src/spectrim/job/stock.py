@@ -24,7 +24,7 @@ def widths(job: Job) -> dict[str, int]:
     """
     assert job.plan is not None
     cut = {one.site: one for one in job.plan.decisions if one.replaced}
-    if not cut or any(one.module not in NARROW for one in cut.values()):
+    if not cut or any(one.stored_as not in NARROW for one in cut.values()):
         return {}
     found: dict[str, set[int]] = {}
     for place in job.each_block():

@@ -14,13 +14,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spectrim.methods import Decomposition
-from spectrim.methods.neuron_selection import narrowed
+from spectrim.methods.neuron_selection import (
+    CENTRED as CENTRED,
+)
+from spectrim.methods.neuron_selection import (
+    FORMAT as FORMAT,
+)
+from spectrim.methods.neuron_selection import (
+    ROLES as ROLES,
+)
+from spectrim.methods.neuron_selection import (
+    narrowed,
+)
 from spectrim.walk.moments import Damping, cholesky
 from spectrim.walk.statistics import Statistics
-
-ROLES = ("gate?", "up", "down")
-FORMAT = {"gate": "fewer_outputs", "up": "fewer_outputs", "down": "fewer_inputs"}
-CENTRED = False
 
 BLOCK = 32  # neurons between two updates of the large matrices, which are then products of blocks
 EXPLAINED = 1e-10  # a neuron of which no more than this part is left adds nothing but rounding

@@ -10,20 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spectrim.methods import Decomposition
+from spectrim.methods.shared_basis import FORMAT as FORMAT
+from spectrim.methods.shared_basis import ROLES as ROLES
 from spectrim.methods.shared_basis import common_basis
 from spectrim.walk.moments import Damping
 from spectrim.walk.statistics import Statistics
-
-ROLES = (("q", "k", "v"), ("gate", "up"), ("cross_k", "cross_v"))
-FORMAT = {
-    "q": "shared_owner",
-    "k": "shared_follower",
-    "v": "shared_follower",
-    "gate": "shared_owner",
-    "up": "shared_follower",
-    "cross_k": "shared_owner",
-    "cross_v": "shared_follower",
-}
 
 
 def loss_aware_shared_basis(

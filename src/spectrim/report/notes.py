@@ -18,7 +18,6 @@ from typing import Any
 from spectrim.registry import Registry
 from spectrim.report import words
 
-SCALED = "all, scaled"  # as cutting/mixture.py calls it
 NAMED = 6  # sites; of more, the rest is counted
 HEALED = (  # of every stage that trains and has no sentence of its own
     "Healed by {stage}, {steps} steps[windows| for each of {windows} windows], on {tokens} tokens "
@@ -96,7 +95,7 @@ def _mixture(found: dict[str, Any]) -> str:
         f"Several methods were weighed against each other by {found['evaluations']} measured "
         f"choices; true rise of the loss over the predicted one: {scales}. Loss on the search "
         f"split, which chose: {losses}; taken: {found['chosen']}"
-        + (", its predicted losses scaled so." if found["chosen"] == SCALED else ".")
+        + (", its predicted losses scaled so." if found.get("scaled") else ".")
     )
 
 

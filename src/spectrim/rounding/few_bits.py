@@ -182,7 +182,7 @@ def few_bits(
     matrix = matrix_of(module)
     moment = known.input_moment if reached else torch.eye(matrix.shape[1])
     assert moment is not None
-    made = formats.get(decision.module).from_shape(job.empty_format(decision).shape())
+    made = formats.get(decision.stored_as).from_shape(job.empty_format(decision).shape())
     with torch.no_grad():
         made.take(quantized_pieces(module, moment, rounding))
         if made.bias is not None:

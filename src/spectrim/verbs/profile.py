@@ -15,7 +15,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from spectrim.cutting.allocation import Unit, bought_units
 from spectrim.cutting.decompose import decompose
-from spectrim.cutting.sensitivity import ALONE, Part, Sensitivity, cumulative, parts
+from spectrim.cutting.sensitivity import ALONE, PartialCut, Sensitivity, cumulative, parts
 from spectrim.errors import SpectrimError
 from spectrim.job.job import Job, inner_sites
 from spectrim.job.opening import open_job
@@ -117,7 +117,7 @@ def read(job: Job, asked: Asked) -> Tokens:
     return Tokens(found.ids[:wanted], found.mask[:wanted])
 
 
-def _chosen(bought: list[Unit], asked: Asked) -> list[Part]:
+def _chosen(bought: list[Unit], asked: Asked) -> list[PartialCut]:
     found = []
     for size in asked.sizes:
         alone = parts(bought, asked.by, size)
@@ -130,7 +130,7 @@ def _chosen(bought: list[Unit], asked: Asked) -> list[Part]:
 
 
 def _row(
-    part: Part, metric: str, dense: dict[str, float], found: dict[str, float]
+    part: PartialCut, metric: str, dense: dict[str, float], found: dict[str, float]
 ) -> dict[str, Any]:
     """Return a line of the table; predicted and measured are increases over the dense model.
 
@@ -192,7 +192,9 @@ def _correlation(function: Any, pairs: list[Any]) -> float | None:
     return float(function(*zip(*pairs, strict=True)).statistic)
 
 
-def _left_dense(job: Job, chosen: list[Part], sizes: tuple[float, ...]) -> list[dict[str, Any]]:
+def _left_dense(
+    job: Job, chosen: list[PartialCut], sizes: tuple[float, ...]
+) -> list[dict[str, Any]]:
     """Return what no cut of that size is offered for, such as experts that read no token."""
     cut = {
         (one.size, decision.site)

@@ -174,9 +174,19 @@ def test_a_read_only_folder_is_refused_first(capsys, tmp_path):
     ids=str,
 )
 def test_unknown_words_of_the_command_line_suggest_known_ones(capsys, arguments, told):
-    code, _, err = run(capsys, *arguments)
-    assert code == 2
-    assert told in err
+    code, out, err = run(capsys, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("spectrim: error: ") and told in err
+    assert err.endswith(f"; see 'spectrim {arguments[0]} --help'\n") or arguments[0] == "shrnk"
+
+
+def test_the_version_is_told(capsys):
+    assert run(capsys, "--version") == (0, f"spectrim {spectrim.__version__}\n", "")
+
+
+def test_no_word_at_all_shows_the_help(capsys):
+    code, out, err = run(capsys)
+    assert (code, err) == (2, "") and "shrink" in out and "--version" in out
 
 
 # what the outer frame does with errors from within

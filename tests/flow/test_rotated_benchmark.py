@@ -13,6 +13,7 @@ from spectrim.errors import SpectrimError
 from spectrim.metrics.grid import grid
 from spectrim.model import sites, sources
 from spectrim.model.sources import Source
+from spectrim.outputs import MANIFEST
 from spectrim.rounding import baselines
 from tiny_folders import change_tensors, tiny_folder
 from tiny_models import build, logits, tokens
@@ -89,7 +90,7 @@ def test_what_is_written_is_an_ordinary_model_off_the_grid(rotated, tied, tmp_pa
     assert rotated.rounding_error(dense) < 0.01 < 0.05 < rotated.rounding_error(turned)
     one, other = (logits(model.float(), tokens()) for model in (dense, turned))
     assert (one - other).norm() < 0.02 * one.norm()  # bf16 has 8 bits
-    names = {path.name for path in tied.folder.iterdir()} | {"rotated.json"}
+    names = {path.name for path in tied.folder.iterdir()} | {"rotated.json", MANIFEST}
     assert {path.name for path in folder.iterdir()} == names
     assert rotated.is_there(folder, 0)
 

@@ -78,7 +78,7 @@ def _cells(site: dict[str, Any]) -> list[str | Text]:
 
 
 def show_profile(found: dict[str, Any]) -> None:
-    """Print the roles and blocks that `profiling.profile` found most and least sensitive."""
+    """Print the roles and blocks that `profile` found most and least sensitive."""
     terminal = Console()
     for size in found["sizes"]:
         terminal.print(sensitivities(found, size))

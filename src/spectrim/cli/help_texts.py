@@ -64,6 +64,7 @@ HELP = {
     "folders": "Folders that 'spectrim shrink' wrote, the one that the page is about first.",
     "page": "File to write.",
     "kind": "Only this kind.",
+    "version": "Show the version and exit.",
 }
 
 LM_EVAL = {

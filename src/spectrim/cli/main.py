@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, get_args
+from typing import Annotated, Any, Literal, NoReturn, get_args
 
 import typer
 
 from spectrim.cli import arguments as given
-from spectrim.cli import measuring
-from spectrim.cli.help_texts import argument, option
+from spectrim.cli import measuring, shrinking
+from spectrim.cli.help_texts import HELP, argument, option
 from spectrim.cli.measuring import Cache
 from spectrim.errors import SpectrimError, one_line
+from spectrim.version import __version__
 
 app = typer.Typer(
     name="spectrim",
@@ -26,12 +26,31 @@ app = typer.Typer(
 )
 app.add_typer(measuring.app)
 
+# Typer carries its own copy of click; this is the class of all that is said wrongly in a command.
+_USAGE: Any = typer.BadParameter.__base__
+
 Kind = Literal["methods", "formats", "allocators", "metrics", "tasks", "stages", "families"]
 Refine = Literal["auto", "on", "off"]
 
 
+def _tell_version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"spectrim {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def spectrim(
+    version: Annotated[
+        bool, typer.Option("--version", help=HELP["version"], callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take what stands before the verb."""
+
+
 @app.command()
-def shrink(  # options are listed flat for Typer; nothing else here takes more than six
+def shrink(  # Typer reads a command's options from its parameters, so they stand here one by one
     output: Annotated[Path, option("output", "-o", "--output")],
     model: Annotated[str | None, argument("model")] = None,
     keep: Annotated[str | None, option("keep", default="80% of linear")] = None,
@@ -66,61 +85,7 @@ def shrink(  # options are listed flat for Typer; nothing else here takes more t
 
     spectrim shrink demo --size 25% -o small/
     """
-    from spectrim.recipe.recipe import Keep, Recipe
-
-    if model is None and recipe is None:
-        raise SpectrimError("no model is named; name one, such as 'demo', or a --recipe that does")
-    if plan is not None:
-        said = {"keep": keep, "method": method, "allocator": allocator, "format": format}
-        said |= {"calibration": calibration, "tokens": tokens, "refine": refine}
-        given.refuse_beside_plan(plan, {**said, "protect": protect, "seed": seed,
-                                        "no-heal": no_heal or None})  # fmt: skip
-    changes = {
-        "model": model,
-        "keep": keep,
-        "calibration.text": calibration,
-        "calibration.tokens": tokens,
-        "factorize.method": method,
-        "factorize.allocator": allocator,
-        "factorize.format": format,
-        "factorize.refine": refine,
-        "factorize.protect": protect or None,
-        "seed": seed,
-        "trust_remote_code": trust_remote_code or None,
-    }
-    if size is not None:
-        given.refuse_beside_size({"recipe": recipe, "plan": plan, "keep": keep, "method": method,
-                                  "allocator": allocator, "format": format, "refine": refine,
-                                  "protect": protect or None})  # fmt: skip
-    asked = Recipe.build(recipe, changes)
-    if keep is not None and asked.factorize is None:
-        raise SpectrimError("the recipe has no stage factorize; leave out --keep, or add the stage")
-    budget = None if size is None else Keep.parse(size, "size")
-    asked = asked.unhealed() if no_heal else asked
-    given.prove_writable(output)
-    from spectrim.model import sources
-    from spectrim.processes import process
-    from spectrim.report import terminal
-    from spectrim.report.progress import shown
-    from spectrim.verbs import auto
-    from spectrim.verbs.shrink import shrink as run
-
-    why = None
-    with shown() as progress:
-        if budget is not None:
-            asked, why = auto.choose(
-                asked, budget, output, cache=cache or sources.default_cache(),
-                progress=progress, heal=not no_heal,
-            )  # fmt: skip
-        run(asked, output, cache=cache, plan=plan, evaluate=evaluate,
-                        predictions=predictions, why=why, progress=progress)  # fmt: skip
-    if process():  # the first one of several tells
-        return
-    if evaluate:
-        terminal.show(json.loads((output / "scores.json").read_text(encoding="utf-8")))
-    if why is not None:
-        typer.echo(why)
-    typer.echo(f"wrote {output}" + (f"; open {output / 'report.html'}" if evaluate else ""))
+    shrinking.run(shrinking.ShrinkOptions(**locals()))  # the parameters, by their names
 
 
 @app.command()
@@ -182,20 +147,33 @@ def list_(kind: Annotated[Kind | None, argument("kind", default="all")] = None) 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; exit 2 and one line on what the user can put right."""
     try:
-        app(arguments)
+        # Else Typer itself writes what it cannot read, in a box of several lines.
+        code = app(arguments, prog_name="spectrim", standalone_mode=False)
+        if code == 130:  # how Typer passes an interrupt on
+            _interrupted()
     except KeyboardInterrupt:
         _interrupted()
-    except SystemExit as leaving:
-        if leaving.code == 130:  # how Typer passes an interrupt on
-            _interrupted()
-        raise
+    except _USAGE as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # nothing was asked: its text is the help
+            typer.echo(error.ctx.get_help())
+            sys.exit(2)
+        typer.echo(f"spectrim: error: {_unreadable(error)}", err=True)
+        sys.exit(2)
     except Exception as error:
         message = one_line(error)
         if message is None:
             raise
         typer.echo(f"spectrim: error: {message}", err=True)
         sys.exit(2)
-    sys.exit(0)
+    sys.exit(code or 0)
+
+
+def _unreadable(error: Any) -> str:
+    """Return in one line which words Typer could not read."""
+    message = " ".join(error.format_message().split()).rstrip(".?")
+    message = message.replace("Value error, ", "").replace(". Did you", "; did you")
+    command = error.ctx.command_path if error.ctx is not None else "spectrim"
+    return f"{message[:1].lower()}{message[1:]}; see '{command} --help'"
 
 
 def _interrupted() -> NoReturn:

@@ -66,15 +66,9 @@ def evaluate(
                         fresh=fresh, data=folder_of_data)  # fmt: skip
     with shown() as progress:
         scores = run(
-            folder,
-            text=text or ["default"],
-            against=against,
-            tokens=tokens,
-            tasks=chosen,
-            cache=cache,
-            json_path=json_path,
-            progress=progress,
-        )
+            folder, text=text or ["default"], against=against, tokens=tokens, tasks=chosen,
+            cache=cache, json_path=json_path, progress=progress,
+        )  # fmt: skip
     terminal.show(scores)
 
 

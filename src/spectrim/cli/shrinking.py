@@ -1,0 +1,137 @@
+"""What `spectrim shrink` does with its options: a recipe of them, the run, and what it tells."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from spectrim.cli import arguments as given
+from spectrim.errors import SpectrimError
+
+if TYPE_CHECKING:
+    from spectrim.recipe.recipe import Keep, Recipe
+
+
+@dataclass(frozen=True)
+class ShrinkOptions:
+    """The options of `spectrim shrink` by their names; None where one was not given."""
+
+    output: Path
+    model: str | None
+    keep: str | None
+    size: str | None
+    calibration: str | None
+    tokens: str | None
+    method: str | None
+    allocator: str | None
+    format: str | None
+    refine: str | None
+    protect: list[str] | None
+    seed: int | None
+    no_heal: bool
+    plan: Path | None
+    recipe: Path | None
+    cache: Path | None
+    trust_remote_code: bool
+    evaluate: bool
+    predictions: bool
+
+    def refuse(self) -> None:
+        """Raise SpectrimError where no model is named, or two options decide the same."""
+        if self.model is None and self.recipe is None:
+            raise SpectrimError(
+                "no model is named; name one, such as 'demo', or a --recipe that does"
+            )
+        factorize: dict[str, object] = {
+            "keep": self.keep,
+            "method": self.method,
+            "allocator": self.allocator,
+            "format": self.format,
+            "refine": self.refine,
+            "protect": self.protect or None,
+        }
+        if self.plan is not None:
+            text = {"calibration": self.calibration, "tokens": self.tokens}
+            others = {"seed": self.seed, "no-heal": self.no_heal or None}
+            given.refuse_beside_plan(self.plan, {**factorize, **text, **others})
+        if self.size is not None:
+            files = {"recipe": self.recipe, "plan": self.plan}
+            given.refuse_beside_size({**files, **factorize})
+
+    def build(self) -> Recipe:
+        """Return the recipe: that of the file, or the default one, changed by the options.
+
+        Raises:
+            SpectrimError: an option has a value that cannot be, or no stage spends the budget.
+        """
+        from spectrim.recipe.recipe import Recipe
+
+        changes = {
+            "model": self.model,
+            "keep": self.keep,
+            "calibration.text": self.calibration,
+            "calibration.tokens": self.tokens,
+            "factorize.method": self.method,
+            "factorize.allocator": self.allocator,
+            "factorize.format": self.format,
+            "factorize.refine": self.refine,
+            "factorize.protect": self.protect or None,
+            "seed": self.seed,
+            "trust_remote_code": self.trust_remote_code or None,
+        }
+        recipe = Recipe.build(self.recipe, changes)
+        if self.keep is not None and recipe.factorize is None:
+            raise SpectrimError(
+                "the recipe has no stage factorize; leave out --keep, or add the stage"
+            )
+        return recipe.unhealed() if self.no_heal else recipe
+
+    def budget(self) -> Keep | None:
+        """Return the size to reach, None where a recipe says what is done."""
+        from spectrim.recipe.recipe import Keep
+
+        return None if self.size is None else Keep.parse(self.size, "size")
+
+
+def run(options: ShrinkOptions) -> None:
+    """Make a model smaller as the options say, and tell what was made.
+
+    Raises:
+        SpectrimError: anything that the user can put right.
+    """
+    options.refuse()
+    recipe, budget, why = options.build(), options.budget(), None
+    given.prove_writable(options.output)
+    from spectrim.model import sources
+    from spectrim.processes import process
+    from spectrim.report.progress import shown
+    from spectrim.verbs import auto
+    from spectrim.verbs.shrink import shrink
+
+    with shown() as progress:
+        if budget is not None:
+            recipe, why = auto.choose(
+                recipe, budget, options.output, cache=options.cache or sources.default_cache(),
+                progress=progress, heal=not options.no_heal,
+            )  # fmt: skip
+        shrink(
+            recipe, options.output, cache=options.cache, plan=options.plan,
+            evaluate=options.evaluate, predictions=options.predictions, why=why, progress=progress,
+        )  # fmt: skip
+    if not process():  # the first one of several tells
+        _tell(options, why)
+
+
+def _tell(options: ShrinkOptions, why: str | None) -> None:
+    from spectrim.report import terminal
+
+    output, measured = options.output, options.evaluate
+    if measured:
+        terminal.show(json.loads((output / "scores.json").read_text(encoding="utf-8")))
+    if why is not None:
+        typer.echo(why)
+    typer.echo(f"wrote {output}" + (f"; open {output / 'report.html'}" if measured else ""))

@@ -10,6 +10,7 @@ from accelerate import init_empty_weights
 from spectrim.formats import formats
 from spectrim.model import sites, sources
 from spectrim.model.fused import split_fused
+from spectrim.model.sites import Site
 from spectrim.model.weights import auto_class
 from spectrim.plan import Decision, Plan
 
@@ -26,29 +27,28 @@ def inspect(name: str, cache: Path | None = None) -> dict[str, Any]:
         empty = auto_class(config).from_config(config)
     empty.tie_weights()
     split_fused(empty, factored)
-    found = []
-    for site in sites.find(empty):
-        about = factored.get(site.name)
-        numbers = site.out_features * site.in_features
-        rank = about["rank"] if about else min(site.out_features, site.in_features)
-        found.append(
-            {
-                "site": site.name,
-                "block": site.block,
-                "role": site.role,
-                "out_features": site.out_features,
-                "in_features": site.in_features,
-                "format": about["format"] if about else "dense",
-                "rank": rank,
-                "bits": about.get("bits", 0) if about else 0,
-                "stored": _stored(about) if about else numbers,
-                "dense": numbers,
-            }
-        )
+    entries = [_entry(site, factored.get(site.name)) for site in sites.find(empty)]
     if not quantisation:
         planned = _planned(source.folder)
-        found = [_as_planned(one, planned) for one in found]
-    return {"model": name, "sites": found}
+        entries = [_as_planned(entry, planned) for entry in entries]
+    return {"model": name, "sites": entries}
+
+
+def _entry(site: Site, about: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what one site stores; about: what the checkpoint says of it, None where it is dense."""
+    dense = site.out_features * site.in_features
+    return {
+        "site": site.name,
+        "block": site.block,
+        "role": site.role,
+        "out_features": site.out_features,
+        "in_features": site.in_features,
+        "format": about["format"] if about else "dense",
+        "rank": about["rank"] if about else min(site.out_features, site.in_features),
+        "bits": about.get("bits", 0) if about else 0,
+        "stored": _stored(about) if about else dense,
+        "dense": dense,
+    }
 
 
 def _stored(about: dict[str, Any]) -> int:

@@ -35,7 +35,7 @@ def inspect(name: str, cache: Path | None = None) -> dict[str, Any]:
 
 
 def _entry(site: Site, about: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what one site stores; about: what the checkpoint says of it, None where it is dense."""
+    """Return what one site stores; about: its entry in the checkpoint, None if dense."""
     dense = site.out_features * site.in_features
     return {
         "site": site.name,

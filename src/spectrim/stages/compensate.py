@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import replace as changed
 from typing import Literal
@@ -19,6 +20,7 @@ from spectrim.formats.quantized_dense import QuantizedDense
 from spectrim.job.blocks import current_block, keep_block, move_to, next_step
 from spectrim.job.job import Job, dense_plan
 from spectrim.methods.loss_aware_svd import two_sided_svd
+from spectrim.model.architectures import Place
 from spectrim.model.sites import bias, replace, weight
 from spectrim.plan import Decision
 from spectrim.recipe.options import Part
@@ -75,26 +77,10 @@ def compensate(job: Job, options: Options) -> None:
     made: dict[str, Decision] = {}
     before = after = 0.0
     for done, place in enumerate(places, start=1):
-        block, prefix = current_block(job, place, torch.float32), place.prefix
-        known = load_block(job.statistics(), place)
-        dense = job.reference(place)
-        for site in job.block_sites(place):
-            decision, path = job.plan[site.name], site.name.removeprefix(prefix)
-            if decision.format != "dense" or decision.correction:
-                continue
-            here = options.model_copy(update={"rank": _rank(job, decision, options)})
-            wanted = matrix_of(dense.get_submodule(path)).float()
-            found = _corrected(
-                block.get_submodule(path), wanted, known[site.name], (here, job.weights.dtype())
-            )
-            if found is not None:
-                module, costs = found
-                replace(block, path, module)
-                added = here.rank * (decision.out_features + decision.in_features)
-                made[site.name] = changed(
-                    decision, correction=here.rank, stored=decision.stored + added
-                )
-                before, after = before + costs[0], after + costs[1]
+        block = current_block(job, place, torch.float32)
+        for decision, costs in _compensate_block(job, options, place, block):
+            made[decision.site] = decision
+            before, after = before + costs[0], after + costs[1]
         if not job.block_file(folder, place).exists():
             keep_block(job, folder, place, block)
         job.progress(done, len(places), "compensating")
@@ -116,6 +102,30 @@ def compensate(job: Job, options: Options) -> None:
     }
 
 
+def _compensate_block(
+    job: Job, options: Options, place: Place, block: nn.Module
+) -> Iterator[tuple[Decision, tuple[float, float]]]:
+    """Put corrected maps into a block; yield each one's decision, and its loss before and after."""
+    assert job.plan is not None and job.reference is not None
+    known = load_block(job.statistics(), place)
+    dense = job.reference(place)
+    for site in job.block_sites(place):
+        decision, path = job.plan[site.name], site.name.removeprefix(place.prefix)
+        if decision.format != "dense" or decision.correction:
+            continue
+        here = options.model_copy(update={"rank": _rank(job, decision, options)})
+        wanted = matrix_of(dense.get_submodule(path)).float()
+        found = _corrected(
+            block.get_submodule(path), wanted, known[site.name], here, job.weights.dtype()
+        )
+        if found is not None:
+            module, costs = found
+            replace(block, path, module)
+            added = here.rank * (decision.out_features + decision.in_features)
+            stored = decision.stored + added
+            yield changed(decision, correction=here.rank, stored=stored), costs
+
+
 def _rank(job: Job, decision: Decision, options: Options) -> int:
     """Return the rank of a site's correction, as a plan that is replayed has it, if any does."""
     wanted = job.wanted.decisions if job.wanted else ()
@@ -128,14 +138,13 @@ def _corrected(
     module: nn.Module,
     wanted: Float[Tensor, "out in"],
     known: Statistics,
-    how: tuple[Options, torch.dtype],
+    options: Options,
+    dtype: torch.dtype,
 ) -> tuple[nn.Module, tuple[float, float]] | None:
     """Return the map with its correction and its predicted loss before and after; None where exact.
 
-    wanted: the matrix before it was rounded or set to zero. how: the options, and the dtype of
-    the row scales.
+    wanted: the matrix before it was rounded or set to zero. dtype: of the row scales.
     """
-    options, dtype = how
     held = matrix_of(module).float()
     if known.input_moment is None or known.gradient_moment is None or torch.equal(held, wanted):
         return None

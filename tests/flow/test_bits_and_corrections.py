@@ -244,7 +244,8 @@ def test_both_sides_save_more_loss_than_the_inputs_alone(plain: Made) -> None:
 def test_every_family_has_ranks_and_bits_chosen_and_mended(family: str, tmp_path: Path) -> None:
     source = family_folder(tmp_path / "source", family)
     made = Made(family, source, write_text(tmp_path / "text.txt"), tmp_path / "small")
-    stages = {"factorize": BITS}, {"quantize": {}}, {"compensate": {"rank": 2}}
+    few_ranks = {**BITS, "rank_multiple": 8}
+    stages = {"factorize": few_ranks}, {"quantize": {}}, {"compensate": {"rank": 2}}
     small = shrink(asked(made, "35% of linear bytes", *stages), made.small)
     found = plan_of(small).about["found"]["compensated"]
     assert found["predicted_after"] <= found["predicted_before"]

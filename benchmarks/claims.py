@@ -19,12 +19,13 @@ from typing import Any
 
 from measuring import (
     arguments,
+    commits_of,
     excess_of,
-    how_measured,
     keep_row,
     known_rows,
     losses_of,
     open_demo,
+    publish,
     read_arguments,
     two_halves,
     windows_of,
@@ -97,32 +98,20 @@ def _measured(asked: argparse.Namespace, tokens: str, steps: list[Step]) -> dict
 
 
 def _write(output: Path) -> None:
-    rows = known_rows(output)
-    dense = next(row for row in rows.values() if row["label"] == "dense")
-    head = [
-        "what was done",
-        "calibrated on",
-        *WINDOWS,
-        "perplexity, " + " / ".join(WINDOWS),
-        "blocks",
-    ]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows.values():
-        perplexities = " / ".join(f"{math.exp(row[text]['loss']):.3g}" for text in WINDOWS)
-        cells = [excess_of(row[text], dense[text]) for text in WINDOWS]
-        removed = [
-            str(one["removed"])
-            for stage in row["notes"].get("dropped", [])
-            for one in stage["rounds"]
-        ]
-        lines.append(
-            f"| {row['label']} | {row['calibration']} | " + " | ".join(cells)
-            + f" | {perplexities} | " + ("removed " + ", ".join(removed) if removed else "") + " |"
+    known = known_rows(output)
+    dense = next(row for row in known.values() if row["label"] == "dense")
+    rows = []
+    for row in known.values():
+        dropped = [one for stage in row["notes"].get("dropped", []) for one in stage["rounds"]]
+        rows.append(
+            {"table": "claims", "label": row["label"], "tokens": row["calibration"],
+             "excess": {text: excess_of(row[text], dense[text]) for text in WINDOWS},
+             "perplexity": [math.exp(row[text]["loss"]) for text in WINDOWS],
+             "removed": [one["removed"] for one in dropped]}
         )  # fmt: skip
     windows = ", ".join(f"{count} of {name}" for name, count in WINDOWS.items())
-    about = how_measured({row["commit"] for row in rows.values()}, windows, LENGTH)
-    (output / "results.md").write_text("\n".join(lines) + "\n\n" + about + "\n")
-    print((output / "results.md").read_text())
+    commit = commits_of(known.values())
+    print(publish(output, "claims", rows, commit=commit, windows=f"{LENGTH} tokens: {windows}"))
 
 
 if __name__ == "__main__":

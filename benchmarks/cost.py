@@ -1,6 +1,6 @@
 """What the statistics and a run cost, as ratios: time, memory, and the plain way beside ours.
 
-    python benchmarks/cost.py [--sequences 12] [--json cost.json]
+    python benchmarks/cost.py [--sequences 12] [-o run/]
 
 Each measurement runs in a process of its own, on the demo model and random token ids (cost does not
 depend on the text): one bf16 forward pass; our two sweeps; the plain way, which loads the fp32
@@ -31,7 +31,7 @@ def main() -> None:
     """Run every measurement in its own process and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sequences", type=int, default=12)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("-o", "--output", type=Path, help="folder for cost.json and results.md")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -50,8 +50,13 @@ def main() -> None:
     ratios = _ratios(found)
     for name, value in ratios.items():
         print(f"{name}: {value:.2f}")
-    if asked.json:
-        asked.json.write_text(json.dumps({"measured": found, "ratios": ratios}, indent=1))
+    if asked.output:
+        from measuring import publish  # not above: it would count in every process
+
+        asked.output.mkdir(parents=True, exist_ok=True)
+        rows = [{"table": "cost", "what": name, "value": value} for name, value in ratios.items()]
+        text = f"{asked.sequences} x {LENGTH} random tokens"
+        publish(asked.output, "cost", rows, text=text, measured=found)
 
 
 def _ratios(found: dict[str, Any]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """How fast smaller models decode: beside dense and int4, and as a part of what memory allows.
 
-    python benchmarks/decode.py small/ [--against rotated/] [--json decode.json]
+    python benchmarks/decode.py small/ [--against rotated/] [-o run/]
 
 Decoding reads every stored number once a token, so no model decodes faster than memory is copied.
 In one process, taking turns: the dense model in bf16, its linear maps in int4 (groups of 64), and
@@ -11,7 +11,6 @@ int4 and half of them in 3 bits. Then dense and smaller model again under torch.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from measuring import publish
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from spectrim.errors import SpectrimError
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--against", default="demo")
     parser.add_argument("--cache", type=Path, default=sources.default_cache())
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("-o", "--output", type=Path, help="folder for decode.json and results.md")
     asked = parser.parse_args()
     memory = bandwidth()
     print(f"memory is copied at {memory / 1e9:.1f} GB/s (read and written) by "
@@ -60,8 +60,29 @@ def main() -> None:
     large = {"dense bf16": billion, "int4": in_bits(_copy(billion), (4,)),
              "int4 and int3": in_bits(_copy(billion), (4, 3))}  # fmt: skip
     found["billion"] = table("a Llama of 1.1 B random weights", large, memory)
-    if asked.json:
-        asked.json.write_text(json.dumps({"copied_bytes_per_second": memory, **found}, indent=1))
+    if asked.output:
+        asked.output.mkdir(parents=True, exist_ok=True)
+        publish(
+            asked.output, "decode", rows_of(found), copied_gb_per_second=memory / 1e9,
+            model=f"{asked.against}, and a Llama of 1.1 B random weights",
+            text=f"{PROMPT} tokens in, {NEW_TOKENS} out, one sequence",
+        )  # fmt: skip
+
+
+def rows_of(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each model: tokens a second and ratios, the median first, then both ends."""
+    rows = []
+    for title, models in found.items():
+        for name, one in models.items():
+            ratios = one["ratios"]
+            rows.append(
+                {"table": "decode_large" if title == "billion" else "decode",
+                 "model": f"{name}, torch.compile" if title == "compiled" else name,
+                 "tokens_per_second": median(one["rates"]),
+                 "ratio": [median(ratios), ratios[0], ratios[-1]],
+                 "mb_per_token": one["bytes"] / 1e6, "of_limit": one["limit"]}
+            )  # fmt: skip
+    return rows
 
 
 def bandwidth() -> float:

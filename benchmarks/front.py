@@ -91,7 +91,7 @@ ROWS: tuple[Row, ...] = (
 
 
 def main() -> None:
-    """Make and measure all rows, resuming, and write results.md."""
+    """Make and measure all rows, resuming, and write front.json and results.md."""
     parser = arguments(__doc__)
     parser.add_argument("--model", type=Path, help="the dense model; by default output/rotated")
     parser.add_argument(
@@ -112,8 +112,7 @@ def main() -> None:
         except SpectrimError as error:  # the other rows can do without
             cannot[row.title] = str(error)
             print(f"{row.title}: {error}", flush=True)
-    (asked.output / "results.md").write_text(results(bench, ROWS, cannot), encoding="utf-8")
-    print((asked.output / "results.md").read_text(encoding="utf-8"))
+    print(results(bench, ROWS, cannot))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of benchmarks/front.py: excess loss, tasks and bytes, and which rows none beats."""
+"""The rows of benchmarks/front.py: excess loss, tasks and bytes, and which of them none beats."""
 
 from __future__ import annotations
 
@@ -8,38 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from front_bench import TASKS, Bench, Row
-from measuring import excess_of, how_measured
+from measuring import ROTATED, commits_of, excess_of, publish
 
-SIZES = ("linear_bytes", "bytes")
+SIZES = {"linear": "linear_bytes", "file": "bytes"}
 
 
 def results(bench: Bench, rows: Sequence[Row], cannot: dict[str, str]) -> str:
-    """Return the table of all rows that are measured, and why others are not."""
+    """Publish all rows that are measured and return their table, and why others are not."""
     found = bench.known(rows)
     dense = next((one for row, one in found if row.how is None), None)
     if dense is None:
         return "The dense model is not measured yet; ask for it with --rows dense.\n"
     texts = list(bench.texts)
-    head = ["row", "asked", "linear bytes", "file bytes", *(f"{one}, excess" for one in texts),
-            f"perplexity, {' / '.join(texts)}", *TASKS, "on the front"]  # fmt: skip
     best = unbeaten([one for _, one in found], texts)
-    lines = [head, ["---"] * len(head)]
-    for row, one in found:
-        mark = "yes" if any(one is other for other in best) else ""
-        lines.append([row.label, f"{row.size:.0%}", *_cells(one, dense, texts), mark])
+    lines = [
+        {"table": "front", "label": row.label, "asked": row.size, **_line(one, dense, texts)}
+        | {"front": any(one is other for other in best)}
+        for row, one in found
+    ]
     windows = ", ".join(f"{len(one)} of {name}" for name, one in bench.texts.items())
     length = next(iter(bench.texts.values())).ids.shape[1]
-    about = how_measured({one["commit"] for _, one in found}, windows, length)
-    return "\n".join(
-        ["| " + " | ".join(line) + " |" for line in lines]
-        + [
-            "",
-            *(f"- {title}: {reason}" for title, reason in cannot.items()),
-            "",
-            about,
-            _told(bench),
-        ]
-    )
+    said = publish(
+        bench.output, "front", lines, model=ROTATED, commit=commits_of(one for _, one in found),
+        windows=f"{length} tokens: {windows}", note=_told(bench),
+    )  # fmt: skip
+    return "".join([said, *(f"- {title}: {reason}\n" for title, reason in cannot.items())])
 
 
 def unbeaten(rows: list[dict[str, Any]], texts: list[str]) -> list[dict[str, Any]]:
@@ -55,26 +48,25 @@ def unbeaten(rows: list[dict[str, Any]], texts: list[str]) -> list[dict[str, Any
     ]
 
 
-def _cells(one: dict[str, Any], dense: dict[str, Any], texts: list[str]) -> list[str]:
-    return [
-        *(f"{one[key] / dense[key]:.1%} ({one[key] / 1e6:.1f} MB)" for key in SIZES),
-        *(excess_of(one[text], dense[text]) for text in texts),
-        " / ".join(f"{_perplexity(one[text]['loss']):.4g}" for text in texts),
-        *(_accuracy(one["tasks"].get(task, {})) for task in TASKS),
-    ]
+def accuracy(scores: dict[str, Any]) -> dict[str, Any] | None:
+    """Return accuracy with its 95 % interval and McNemar's p; None where there is no accuracy."""
+    if "acc" not in scores:
+        return None
+    found = {"accuracy": [scores["acc"]["value"], *scores["acc"]["interval"]]}
+    return found | ({"p": scores["mcnemar_p"]["value"]} if "mcnemar_p" in scores else {})
+
+
+def _line(one: dict[str, Any], dense: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    return {
+        **{name: [one[key] / dense[key], one[key] / 1e6] for name, key in SIZES.items()},
+        "excess": {text: excess_of(one[text], dense[text]) for text in texts},
+        "perplexity": [_perplexity(one[text]["loss"]) for text in texts],
+        "tasks": {task: accuracy(one["tasks"].get(task, {})) for task in TASKS},
+    }
 
 
 def _perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
-
-
-def _accuracy(scores: dict[str, Any]) -> str:
-    """Return accuracy and its 95 % interval, and McNemar's p against the dense model."""
-    if "acc" not in scores:
-        return ""
-    value, (low, high) = scores["acc"]["value"], scores["acc"]["interval"]
-    p = f", p {scores['mcnemar_p']['value']:.2g}" if "mcnemar_p" in scores else ""
-    return f"{value:.1%} ({low:.1%} to {high:.1%}{p})"
 
 
 def _told(bench: Bench) -> str:
@@ -82,5 +74,5 @@ def _told(bench: Bench) -> str:
     return (
         f"Calibrated on {Path(bench.calibration['text']).name}, {bench.calibration['tokens']}. "
         f"Tasks: {items}, accuracy with Wilson's 95 % interval and McNemar's p against dense. "
-        "Bytes are those of the tensors in the file, parts those of the dense bf16 model.\n"
+        "Bytes are those of the tensors in the file, parts those of the dense bf16 model."
     )

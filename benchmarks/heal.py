@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from measuring import (
+    ROTATED,
     arguments,
     commit_here,
+    commits_of,
     excess_of,
-    how_measured,
     keep_row,
     known_rows,
     losses_of,
+    publish,
     read_arguments,
     texts_of,
     two_halves,
@@ -150,44 +152,44 @@ def _windows(job: Job, second: Path, asked: argparse.Namespace, healing: Path) -
 
 
 def _write(output: Path) -> None:
-    """Write results.md: excess over the dense model, and what is closed of a cut's.
+    """Publish the excess over the dense model, and what is closed of a cut's.
 
     Of the chain's own cut, and of one by ranks alone, so that what a better cut wins shows too.
     """
-    rows = known_rows(output)
-    texts = [name for name in next(iter(rows.values()))["stages"][0] if name not in ABOUT]
-    svd = next((row["stages"][1] for row in rows.values() if row["label"] == SVD_LABEL), None)
-    by_text = ", " + " / ".join(texts)
-    lines = [
-        "| stages | minutes | " + " | ".join(texts) + f" | closed{by_text} |"
-        f" closed of the SVD's{by_text} |",
-        "|---|---|" + "---|" * (len(texts) + 2),
-    ]
-    for row in rows.values():
+    known = known_rows(output)
+    texts = [name for name in next(iter(known.values()))["stages"][0] if name not in ABOUT]
+    svd = next((row["stages"][1] for row in known.values() if row["label"] == SVD_LABEL), None)
+    rows = []
+    for row in known.values():
         dense, cut, *_ = row["stages"]
         for at, found in enumerate(row["stages"][1:], start=1):
             name = " + ".join(one["after"] for one in row["stages"][1 : at + 1])
             if row["label"] == SVD_LABEL:
                 name += ", by SVD alone"
             control = row["label"] == CONTROL_LABEL
-            cells = [f"{found['minutes']:.1f}", *(excess_of(found[t], dense[t]) for t in texts)]
-            own = cut if at > 1 else None
             other = None if control or row["label"] == SVD_LABEL else svd
-            for of in own, other:
-                parts = [_closed(of[t], found[t], dense[t]) for t in texts] if of else []
-                cells.append(" / ".join(f"{100 * part:.0f} %" for part in parts))
-            name = "dense, trained on the same text" if control else name
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    about = how_measured(
-        {row["commit"] for row in rows.values()}, "8 of WikiText-2, 6 of each other text", LENGTH
-    )
-    (output / "results.md").write_text("\n".join(lines) + "\n\n" + about + "\n")
-    print((output / "results.md").read_text())
+            rows.append(
+                {"table": "heal", "minutes": found["minutes"],
+                 "stages": "dense, trained on the same text" if control else name,
+                 "excess": {text: excess_of(found[text], dense[text]) for text in texts},
+                 "closed": _closed(cut if at > 1 else None, found, dense, texts),
+                 "closed_of_svd": _closed(other, found, dense, texts)}
+            )  # fmt: skip
+    said = publish(
+        output, "heal", rows, model=ROTATED, commit=commits_of(known.values()),
+        windows=f"{LENGTH} tokens: 8 of WikiText-2, 6 of each other text",
+    )  # fmt: skip
+    print(said)
 
 
-def _closed(cut: dict[str, Any], found: dict[str, Any], dense: dict[str, Any]) -> float:
-    """Return the part of a cut's excess loss that is gone."""
-    return float((cut["loss"] - found["loss"]) / (cut["loss"] - dense["loss"]))
+def _closed(
+    cut: dict[str, Any] | None, found: dict[str, Any], dense: dict[str, Any], texts: list[str]
+) -> list[float] | None:
+    """Return the part of a cut's excess loss that is gone, by text; None where there is no cut."""
+    if cut is None:
+        return None
+    lost = [(cut[text]["loss"], found[text]["loss"], dense[text]["loss"]) for text in texts]
+    return [(before - after) / (before - whole) for before, after, whole in lost]
 
 
 if __name__ == "__main__":

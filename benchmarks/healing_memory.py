@@ -21,7 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from measuring import arguments, keep_row, known_rows, read_arguments, two_halves
+from measuring import (
+    ROTATED,
+    arguments,
+    commits_of,
+    keep_row,
+    known_rows,
+    publish,
+    read_arguments,
+    two_halves,
+)
 from mixed_text import mixed
 from rotated import chosen
 
@@ -101,22 +110,18 @@ def trained(recipe: Recipe, cache: Path, work: Path) -> dict[str, int]:
 
 
 def _write(output: Path) -> None:
-    rows = known_rows(output)
-    plain = next(iter(rows.values()))
-    lines = [
-        "| stage | peak, MB | beside what was there, MB | of distil's |",
-        "|---|---|---|---|",
-    ]
-    for row in rows.values():
+    known = known_rows(output)
+    plain = next(iter(known.values()))
+    rows = []
+    for row in known.values():
         beside = row["peak"] - row["before"]
-        part = beside / (plain["peak"] - plain["before"])
-        lines.append(
-            f"| {row['label']} | {row['peak'] / 1e6:.0f} | {beside / 1e6:.0f} | {part:.0%} |"
-        )
-    commits = ", ".join(sorted({row["commit"] for row in rows.values()}))
-    lines += ["", f"One sequence of 512 tokens a batch; commit {commits}."]
-    (output / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+        rows.append(
+            {"table": "memory", "label": row["label"], "peak_mb": row["peak"] / 1e6,
+             "beside_mb": beside / 1e6, "of_distil": beside / (plain["peak"] - plain["before"])}
+        )  # fmt: skip
+    text = "four steps of one sequence of 512 tokens of mixed text"
+    commit = commits_of(known.values())
+    print(publish(output, "memory", rows, model=ROTATED, text=text, commit=commit))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,15 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import run_files
+import tables
 import torch
 import transformers
 from scipy import stats
@@ -28,6 +33,9 @@ OUTSIDE = {
     "code": "lm/exllamav2_cal/code.utf8",
     "novel": "lm/gutenberg/pride_and_prejudice_1342.txt",
 }
+DEMO = "demo (SmolLM2-135M-Instruct), bf16"
+ROTATED = "demo off its 4-bit grid (benchmarks/rotated.py), bf16"
+Row = dict[str, Any]
 
 
 def arguments(about: str | None) -> argparse.ArgumentParser:
@@ -129,13 +137,13 @@ def known_rows(output: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}  # type: ignore[no-any-return]
 
 
-def excess_of(row: dict[str, Any], dense: dict[str, Any]) -> str:
-    """Return the mean excess over another row, paired by window, with its 95 % interval (t)."""
+def excess_of(row: dict[str, Any], dense: dict[str, Any]) -> list[float]:
+    """Return the mean excess over another row, paired by window, and half its 95 % interval (t)."""
     paired = torch.tensor(row["windows"], dtype=torch.float64) - torch.tensor(
         dense["windows"], dtype=torch.float64
     )
     wide = float(stats.t.ppf(0.975, len(paired) - 1)) * float(paired.std()) / len(paired) ** 0.5
-    return f"{float(paired.mean()):.3f} ± {wide:.3f}"
+    return [float(paired.mean()), wide]
 
 
 def commit_here() -> str:
@@ -144,15 +152,39 @@ def commit_here() -> str:
     return found.stdout.strip()
 
 
-def how_measured(
-    commits: set[str],
-    windows: str = "16 of WikiText-2, 6 of each other text",
-    length: int = 1024,
-) -> str:
-    """Return how the numbers were obtained."""
-    return (
-        "Excess loss over the dense model, nats per token, its 95 % interval over windows (t). "
-        f"Windows of {length} tokens: {windows}; seed 0; bf16; "
-        f"{torch.get_num_threads()} threads, {platform.machine()}; torch {torch.__version__}, "
-        f"transformers {transformers.__version__}; commits {', '.join(sorted(commits))}."
-    )
+def publish(output: Path, name: str, rows: list[Row], **about: Any) -> str:
+    """Write a run as NAME.json into ``output``, its tables as results.md, and return these.
+
+    about: what run_files.py says of a run, where it is not the usual: model, text, windows, note.
+    """
+    run = {
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": commit_here(),
+        "seed": 0,
+        "machine": machine(),
+        "model": DEMO,
+        "text": "",
+        "error": "its 95 % interval over windows (t)",
+        **about,
+        "rows": rows,
+    }
+    run_files.write(run, output / f"{name}.json")
+    said = tables.whole(name, run)
+    (output / "results.md").write_text(said, encoding="utf-8")
+    return said
+
+
+def machine() -> dict[str, Any]:
+    """Return the machine and the versions that a run has."""
+    return {
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "arch": platform.machine(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def commits_of(rows: Iterable[Row]) -> str:
+    """Return the commits of which rows are."""
+    return ", ".join(sorted({row["commit"] for row in rows}))

@@ -19,12 +19,13 @@ from typing import Any
 
 from measuring import (
     arguments,
+    commits_of,
     excess_of,
-    how_measured,
     keep_row,
     known_rows,
     losses_of,
     open_demo,
+    publish,
     read_arguments,
     two_halves,
     windows_of,
@@ -106,64 +107,63 @@ def _decode(job: Job) -> list[float]:
 
 
 def _write(output: Path) -> None:
-    """Write results.md: excess loss over the dense model, nats per token, with its spread."""
-    rows = known_rows(output)
-    dense = rows[" | dense | 1"]
-    head = ["keep", "method", "stored", *WINDOWS, "perplexity, " + " / ".join(WINDOWS), "predicted",
-            "decode, x dense", "seconds"]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    perplexities = " / ".join(f"{math.exp(dense[text]['loss']):.1f}" for text in WINDOWS)
-    lines.append("| 100% | dense | 100.0% |" + " |" * len(WINDOWS) + f" {perplexities} | | | |")
-    for row in sorted(rows.values(), key=lambda row: -row["keep"]):
-        if row["keep"] < 1:
-            label = row["label"]
-            if "," in label:
-                label = f"{label.count(',') + 1} methods, the best for each site"
-            lines.append(f"| {row['keep']:.0%} | {label} | {_cells(row, dense)} |")
-    lines += ["", *_mixed_against_single(rows)]
+    """Publish the excess loss over the dense model, nats per token, with its spread."""
+    known = known_rows(output)
+    dense = known[" | dense | 1"]
+    first = {"table": "methods", "keep": 1.0, "label": "dense", "stored": 1.0}
+    rows = [first | {"perplexity": _perplexities(dense)}]
+    for row in sorted(known.values(), key=lambda row: -row["keep"]):
+        if row["keep"] < 1 and "cannot" not in row:
+            rows.append(_line(row, dense))
     windows = ", ".join(f"{count} of {name}" for name, count in WINDOWS.items())
-    about = how_measured({row["commit"] for row in rows.values()}, windows, LENGTH)
-    (output / "results.md").write_text("\n".join(lines) + "\n\n" + about + "\n")
-    print((output / "results.md").read_text())
+    cannot = [f"{one['label']}: {one['cannot']}" for one in known.values() if "cannot" in one]
+    said = publish(
+        output, "methods", [*rows, *_mixed_against_single(known)],
+        commit=commits_of(known.values()), windows=f"{LENGTH} tokens: {windows}",
+        note=" ".join(cannot),
+    )  # fmt: skip
+    print(said)
 
 
-def _mixed_against_single(rows: dict[str, Any]) -> list[str]:
+def _perplexities(row: dict[str, Any]) -> list[float]:
+    return [math.exp(row[text]["loss"]) for text in WINDOWS]
+
+
+def _line(row: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
+    label = row["label"]
+    if "," in label:
+        label = f"{label.count(',') + 1} methods, the best for each site"
+    decode = sorted(row["decode"])
+    return {
+        "table": "methods",
+        "keep": row["keep"],
+        "label": label,
+        "stored": row["stored"],
+        "excess": {text: excess_of(row[text], dense[text]) for text in WINDOWS},
+        "perplexity": _perplexities(row),
+        "predicted": row["predicted"],
+        "decode": [decode[len(decode) // 2], decode[0], decode[-1]],
+        "seconds": row["seconds"],
+    }
+
+
+def _mixed_against_single(known: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the loss of several methods together beside the best of these alone, paired."""
-    head = ["keep", "mixed minus", *WINDOWS]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows.values():
+    found = []
+    for row in known.values():
         names = row["label"].split(",")
         alone = [
-            rows[key]
+            known[key]
             for name in names
-            if (key := f" | {name} | {row['keep']:g}") in rows and "cannot" not in rows[key]
+            if (key := f" | {name} | {row['keep']:g}") in known and "cannot" not in known[key]
         ]
         if len(names) < 2 or "cannot" in row or not alone:
             continue
-        best = sorted(alone, key=lambda one: float(one["WikiText-2"]["loss"]))[:3]
-        lines += [
-            f"| {row['keep']:.0%} | {one['label']} | "
-            + " | ".join(excess_of(row[text], one[text]) for text in WINDOWS) + " |"
-            for one in best
-        ]  # fmt: skip
-    return lines
-
-
-def _cells(row: dict[str, Any], dense: dict[str, Any]) -> str:
-    if "cannot" in row:
-        return row["cannot"] + " |" * (len(WINDOWS) + 4)
-    perplexities = " / ".join(f"{math.exp(row[text]['loss']):.3g}" for text in WINDOWS)
-    decode = sorted(row["decode"])
-    return " | ".join(
-        [
-            f"{row['stored']:.1%}",
-            *(excess_of(row[text], dense[text]) for text in WINDOWS),
-            perplexities,
-            f"{row['predicted']:.3f}",
-            f"{decode[len(decode) // 2]:.2f} ({decode[0]:.2f} to {decode[-1]:.2f})",
-            f"{row['seconds']:.0f}",
-        ]
-    )
+        for one in sorted(alone, key=lambda one: float(one["WikiText-2"]["loss"]))[:3]:
+            difference = {text: excess_of(row[text], one[text]) for text in WINDOWS}
+            about = {"keep": row["keep"], "methods": len(names), "alone": one["label"]}
+            found.append({"table": "mixed", **about, "difference": difference})
+    return found
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ from typing import Any
 from measuring import (
     OUTSIDE,
     arguments,
+    commits_of,
     excess_of,
-    how_measured,
     keep_row,
     known_rows,
     losses_of,
     open_demo,
+    publish,
     read_arguments,
     two_halves,
     windows_of,
@@ -49,7 +50,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Measure all rows, resuming, and write results.json and results.md."""
+    """Measure all rows, resuming, and write parts.json and results.md."""
     parser = arguments(__doc__)
     parser.add_argument("--keeps", default="0.9,0.8,0.6")
     parser.add_argument("--calibrations", default="WikiText-2,network,default")
@@ -65,7 +66,7 @@ def main() -> None:
         job = open_demo(calibration, asked.cache, asked.output)
         texts = windows_of(job, halves[1], asked.data)
         _measure_all(job, name, texts, keeps, asked.output)
-    _write(asked.output, keeps)
+    _write(asked.output)
 
 
 def _measure_all(
@@ -106,37 +107,55 @@ def _shrunk(
     return found
 
 
-def _write(output: Path, keeps: list[float]) -> None:
-    """Write results.md: excess loss over the dense model, nats per token, with its spread."""
+def _write(output: Path) -> None:
+    """Publish the excess loss over the dense model, nats per token, with its spread."""
     known = known_rows(output)
     texts = ["WikiText-2", *OUTSIDE]
     dense = known["WikiText-2 | dense | 1"]
-    lines = [
-        "| calibration | keep | row | stored | " + " | ".join(texts)
-        + " | perplexity, WikiText-2 | part of the published excess |",
-        "|---|---|---|---|" + "---|" * len(texts) + "---|---|",
-        "| | 100 % | dense (loss) | 100 % | "
-        + " | ".join(f"{dense[t]['loss']:.3f}" for t in texts)
-        + f" | {math.exp(dense['WikiText-2']['loss']):.1f} | |",
+    first = {
+        "table": "parts",
+        "calibration": "",
+        "keep": 1.0,
+        "label": "dense (loss)",
+        "stored": 1.0,
+    }
+    rows = [
+        first
+        | {"loss": {t: dense[t]["loss"] for t in texts},
+           "perplexity": math.exp(dense["WikiText-2"]["loss"])}
     ]  # fmt: skip
     for row in sorted(known.values(), key=lambda row: -row["keep"]):
         if "stored" not in row:
             continue
         published = known.get(f"WikiText-2 | {next(iter(ROWS))} | {row['keep']:g}")
-        cells = [excess_of(row[t], dense[t]) for t in texts]
-        parts = " / ".join(
-            f"{(row[t]['loss'] - dense[t]['loss']) / (published[t]['loss'] - dense[t]['loss']):.3f}"
-            for t in texts
-        ) if published else ""  # fmt: skip
-        lines.append(
-            f"| {row['calibration']} | {row['keep']:.0%} | {row['label']} | {row['stored']:.1%} | "
-            + " | ".join(cells)
-            + f" | {math.exp(row['WikiText-2']['loss']):.1f} | {parts} |"
+        own = {key: row[key] for key in ("calibration", "keep", "label", "stored")}
+        rows.append(
+            {"table": "parts", **own, "excess": {t: excess_of(row[t], dense[t]) for t in texts},
+             "perplexity": math.exp(row["WikiText-2"]["loss"]),
+             "of_published": [_excess(row, dense, t) / _excess(published, dense, t) for t in texts]
+             if published else None}
         )  # fmt: skip
-    (output / "results.md").write_text(
-        "\n".join(lines) + "\n\n" + how_measured({row["commit"] for row in known.values()}) + "\n"
-    )
-    print((output / "results.md").read_text())
+    said = publish(
+        output, "parts", [*rows, *_predictions(known)], commit=commits_of(known.values()),
+        windows="1024 tokens: 16 of WikiText-2, 6 of each other text",
+    )  # fmt: skip
+    print(said)
+
+
+def _excess(row: dict[str, Any], dense: dict[str, Any], text: str) -> float:
+    return float(row[text]["loss"] - dense[text]["loss"])
+
+
+def _predictions(known: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what was predicted and measured with WikiText-2, budget by budget."""
+    found = known.get("WikiText-2 | prediction | 0")
+    if found is None:
+        return []
+    three = zip(found["budgets"], found["predicted"], found["measured"], strict=True)
+    return [
+        {"table": "predictions", "keep": keep, "predicted": predicted, "measured": measured}
+        for keep, predicted, measured in three
+    ]
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python benchmarks/suite.py -o run/ [--keeps 80,60]
 
-Shrinks by the default text, measures with the command line as a user would, and writes suite.md,
-the tables of docs/results.md, and report.html, one page on all sizes. The second size finds the
-dense model's answers in the cache. An interrupted run goes on where it was.
+Shrinks by the default text, measures with the command line as a user would, and writes suite.json,
+results.md with its tables, which are those of docs/results.md, and report.html, one page on all
+sizes. The second size finds the dense model's answers in the cache. An interrupted run goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measuring import publish
+
 from spectrim.report import table, tasks, words
 from spectrim.report.folder import Output, interval, read, rows, value
 from spectrim.report.page import write_page
@@ -25,6 +28,7 @@ from spectrim.report.runs import merged
 
 TEXTS = ("lm/wikitext2_tokens/valid.txt", "lm/exllamav2_cal/c4.utf8")
 TOKENS = "8x1024"  # of each text
+BETTER = {arrow: better for better, arrow in words.ARROWS.items()}
 
 
 def main() -> None:
@@ -49,8 +53,10 @@ def main() -> None:
             _measure(folder, asked.data, cache)
     found = [read(folder) for folder in folders]
     write_page(folders[0], asked.output / "report.html", folders[1:])
-    (asked.output / "suite.md").write_text(_tables(found, folders), encoding="utf-8")
-    print((asked.output / "suite.md").read_text(encoding="utf-8"))
+    minutes = [json.loads((one / "minutes.json").read_text(encoding="utf-8")) for one in folders]
+    text = f"calibrated on the default text; measured on {TOKENS} tokens of each text"
+    print(publish(asked.output, "suite", _run(found, folders), text=text, minutes=minutes))
+    print("\n".join(f"- {said}" for said in tasks.unmeasured(found[0].scores)))
 
 
 def _measure(folder: Path, data: Path, cache: list[str]) -> None:
@@ -67,63 +73,92 @@ def _path(data: Path, text: str) -> object:
 
 
 def _spectrim(*arguments: object) -> None:
-    command = "from spectrim.cli import main; main()"
+    command = "from spectrim.cli.main import main; main()"
     subprocess.run([sys.executable, "-c", command, *map(str, arguments)], check=True)
 
 
-def _tables(found: list[Output], folders: list[Path]) -> str:
+def _run(found: list[Output], folders: list[Path]) -> list[dict[str, Any]]:
+    """Return the rows of the three tables."""
     together = merged(found[0], found[1:])
     labels = ["dense", *(f"{folder.name} %" for folder in folders)]
-    minutes = [
-        json.loads((folder / "minutes.json").read_text(encoding="utf-8")) for folder in folders
-    ]
-    return "\n\n".join(
-        [
-            "Minutes of the suite: " + ", ".join(f"{taken:.1f}" for taken in minutes) + ".",
-            _markdown(["measure", "", *labels], _lines(together)),
-            _markdown(["text, excess loss over dense, nats/token", *_rows(found[0])[1:],
-                       labels[-1]], _texts(found)),
-            _markdown(["task", "measure", "", "n", *labels], _tasks(together)),
-            "\n".join(f"- {said}" for said in tasks.unmeasured(found[0].scores)),
-        ]
-    )  # fmt: skip
+    return [*_measures(together, labels), *_texts(found, labels[-1]), *_tasks(together, labels)]
 
 
-def _lines(together: dict[str, Any]) -> list[list[str]]:
-    return [[line.name.strip(), line.arrow, *line.cells] for line in table.lines(together)]
+def _measures(together: dict[str, Any], labels: list[str]) -> list[dict[str, Any]]:
+    models = list(rows(together).values())
+    found = []
+    for line in table.lines(together):
+        own = [row.get(line.key) for row in models]
+        unit = next((one["unit"] for one in own if isinstance(one, dict)), "share")
+        cells = [_held(row, line.key) for row in models]
+        if line.key.endswith("_part"):  # which the report works out: bytes beside the dense model's
+            width = {"fp16_part": 2, "fp32_part": 4}[line.key]
+            whole = width * value(models[0], "numbers")
+            cells = [value(row, "bytes_on_disk") / whole for row in models]
+        about = {"measure": line.name.strip(), "better": BETTER[line.arrow], "unit": unit}
+        models_ = dict(zip(labels, cells, strict=True))
+        found.append({"table": "suite_measures", **about, "models": models_})
+    return found
 
 
-def _rows(output: Output) -> list[str]:
-    return list(rows(output.scores))
+def _held(row: dict[str, Any], key: str) -> Any:
+    """Return what a model has of a measure, as suite_tables.py writes it."""
+    score = row.get(key)
+    if score is None:
+        return None
+    if (score.get("settings") or {}).get("not_measured"):
+        return words.NOT_MEASURED
+    if key == "lost":
+        return _flips(row)
+    ends = interval(row, key) if key == "excess_loss" else None
+    return [value(row, key), (ends[1] - ends[0]) / 2] if ends else value(row, key)
 
 
-def _texts(found: list[Output]) -> list[list[str]]:
+def _flips(row: dict[str, Any]) -> dict[str, Any] | None:
+    if value(row, "lost") is None:
+        return None
+    return {"p": value(row, "mcnemar_p")} | {key: value(row, key) for key in ("lost", "gained")}
+
+
+def _texts(found: list[Output], last: str) -> list[dict[str, Any]]:
     """Return the excess of every model on every text: the first size, baselines, the others."""
     first = rows(found[0].scores)
-    lines = []
-    for text in first["dense"]["texts"]:
-        own = [first[label]["texts"].get(text) for label in list(first)[1:]]
-        own += [rows(other.scores)["small"]["texts"].get(text) for other in found[1:]]
-        lines.append([text, *map(_excess, own)])
-    return lines
-
-
-def _excess(row: dict[str, Any] | None) -> str:
-    ends = interval(row, "excess_loss")
-    half = f" ± {words.fixed((ends[1] - ends[0]) / 2)}" if ends else ""
-    return words.fixed(value(row, "excess_loss"), sign=True) + half
-
-
-def _tasks(together: dict[str, Any]) -> list[list[str]]:
+    others = [rows(other.scores)["small"] for other in found[1:]]
+    labels = [*list(first)[1:], *(last for _ in others)]
+    models = [*list(first.values())[1:], *others]
     return [
-        [line.task, line.name, line.arrow, line.count, *line.cells]
-        for line in tasks.lines(together)
-    ]
+        {"table": "suite_texts", "text": text,
+         "excess": {label: _held(model["texts"].get(text) or {}, "excess_loss")
+                    for label, model in zip(labels, models, strict=True)}}
+        for text in first["dense"]["texts"]
+    ]  # fmt: skip
 
 
-def _markdown(head: list[str], lines: list[list[str]]) -> str:
-    every = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in every)
+def _tasks(together: dict[str, Any], labels: list[str]) -> list[dict[str, Any]]:
+    models = [row["tasks"] for row in rows(together).values() if row.get("tasks")]
+    found = []
+    for task in dict.fromkeys(task for row in models for task in row):
+        own = [row.get(task, {}) for row in models]
+        for name in tasks.measures(own):
+            first = next(row[name] for row in own if name in row)
+            found.append(
+                {"table": "suite_tasks", "task": task, "measure": tasks.named(name, first),
+                 "better": first["better"], "unit": first["unit"], "n": first.get("n"),
+                 "models": dict(zip(labels, (_score(row.get(name)) for row in own), strict=True))}
+            )  # fmt: skip
+        if any("lost" in row for row in own):
+            found.append(
+                {"table": "suite_tasks", "task": task, "measure": "lost, gained; McNemar",
+                 "better": "none", "unit": "", "n": None,
+                 "models": dict(zip(labels, map(_flips, own), strict=True))}
+            )  # fmt: skip
+    return found
+
+
+def _score(score: dict[str, Any] | None) -> Any:
+    if score is None or (score.get("settings") or {}).get("not_measured"):
+        return score and words.NOT_MEASURED
+    return {key: score[key] for key in ("value", "interval") if score.get(key) is not None}
 
 
 if __name__ == "__main__":

@@ -261,6 +261,13 @@ def measured(name: str, run: run_files.Run) -> str:
     return f"{said}\n\n{how}" if how else said
 
 
+def whole(name: str, run: run_files.Run) -> str:
+    """Return every table of a run that it has rows for, one below the other."""
+    known = {row["table"] for row in run["rows"]}
+    own = [table for table in TABLES if TABLES[table].run == name and table in known]
+    return "\n\n".join(measured(table, run) for table in own) + "\n"
+
+
 def markdown(lines: Lines) -> str:
     """Return lines of cells as a table; the first is the head."""
     head, *rest = lines

@@ -155,8 +155,7 @@ def test_the_table_has_a_line_for_every_row_and_reasons_for_the_others(modules, 
     rows = rows_of(module)
     table = modules[1].results
     assert "not measured yet" in table(bench, rows, {})
-    for row in rows:
-        run(module, bench, row)
+    dense, _ = (run(module, bench, row)["linear_bytes"] for row in rows)
     missing = module.Row("missing", {"stages": ["factorize"]}, 0.3)
     said = table(bench, [*rows, missing], {missing.title: "there is no such stage"})
     lines = [[cell.strip() for cell in line.split("|")] for line in said.splitlines()[:4]]
@@ -164,6 +163,10 @@ def test_the_table_has_a_line_for_every_row_and_reasons_for_the_others(modules, 
     assert len({len(line) for line in lines}) == 1
     assert lines[2][3].startswith("100.0% (") and lines[2][5] == "0.000 ± 0.000"
     assert "- missing 30%: there is no such stage" in said
+    kept = json.loads((bench.output / "front.json").read_text())
+    assert [one["front"] for one in kept["rows"]] == [lines[2][-2] == "yes", lines[3][-2] == "yes"]
+    part, mega = kept["rows"][1]["linear"]
+    assert mega * 1e6 == pytest.approx(part * dense)
     assert "3 of WikiText-2, 3 of C4" in said and "text.txt, 12x32" in said
 
 
@@ -189,5 +192,6 @@ def test_tasks_are_lm_evals_with_what_changed(modules, frame, data, monkeypatch)
     assert all(one["acc"]["n"] == 2 for one in (*first.values(), *found.values()))
     assert all("mcnemar_p" in one for one in found.values())
     assert "mcnemar_p" not in first["copa"]
-    shown = modules[1]._accuracy(found["copa"])
-    assert "%" in shown and ", p 1" in shown
+    shown = modules[1].accuracy(found["copa"])
+    assert len(shown["accuracy"]) == 3 and shown["p"] == 1
+    assert "p" not in modules[1].accuracy(first["copa"])

@@ -27,6 +27,7 @@ from spectrim.recipe.recipe import Recipe
 from spectrim.report.progress import shown
 from spectrim.text import documents
 from spectrim.text.tokens import Tokens, refuse_overlap
+from spectrim.walk.stream import Stream
 
 OUTSIDE = {
     "C4": "lm/exllamav2_cal/c4.utf8",
@@ -110,7 +111,7 @@ def losses_of(walks: dict[str, Any], blocks: Path | None, job: Job) -> dict[str,
         load = walk.block
         if blocks is not None:
             load = lambda place, w=walk: job.stored_block(blocks, place, w.dtype)  # noqa: E731
-        losses = walk.sweep(load).double()
+        losses = Stream(walk).through(load).losses().double()
         each = losses.view(len(walk.tokens), -1).mean(1)
         found[name] = {"loss": float(losses.mean()), "windows": each.tolist()}
     return found

@@ -28,6 +28,7 @@ from spectrim.recipe.recipe import Recipe
 from spectrim.report import terminal
 from spectrim.report.folder import read
 from spectrim.report.page import page
+from spectrim.walk.stream import Stream
 from tiny_runs import Made, family_folder, files, make, plan_of, recipe, shrink, write_text
 
 MEASURING = [name for name in allocators.names() if allocators.constant(name, "MEASURES")]
@@ -155,10 +156,8 @@ def from_the_start(trial: Trial, chosen: list[int]) -> float:
     """Return the loss of a choice, every block run anew."""
     decisions = decided(trial.bought, chosen)
     walk = trial.job.walk(trial.job.splits.search)
-    losses = walk.sweep(
-        lambda place: try_out(trial.job, trial.options, place, walk.block(place), decisions)
-    )
-    return float(losses.double().mean())
+    cut = lambda place: try_out(trial.job, trial.options, place, walk.block(place), decisions)  # noqa: E731
+    return Stream(walk).through(cut).mean()
 
 
 @pytest.mark.parametrize("family", ["llama", "bart", "t5", "falcon_alibi"])

@@ -13,6 +13,7 @@ from torch.nn import functional
 from spectrim.job.job import load_rest
 from spectrim.model import sources
 from spectrim.model.architectures import of
+from spectrim.walk.stream import Stream
 from spectrim.walk.walk import BlockWalk
 from tiny_folders import change_tensors
 from tiny_models import FAMILIES
@@ -59,7 +60,7 @@ def test_losses_and_their_gradient_are_those_of_the_whole_model(family: str, pad
     hidden = behind_last_block(walk, 0)
     torch.testing.assert_close(walk.losses(hidden, 0), each[counted], rtol=1e-5, atol=1e-6)
     assert walk.predicted() == int(counted.sum())
-    swept = walk.sweep(walk.block)
+    swept = Stream(walk).through(walk.block).losses()
     torch.testing.assert_close(swept, each[counted], rtol=1e-5, atol=1e-6)
 
     leaf = hidden.clone().requires_grad_()

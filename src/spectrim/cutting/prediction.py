@@ -15,6 +15,7 @@ from spectrim.job.job import Job
 from spectrim.plan import Plan
 from spectrim.recipe.options import Factorize
 from spectrim.text.tokens import Tokens
+from spectrim.walk.stream import Stream
 from spectrim.walk.walk import BlockWalk
 
 BUDGETS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4)
@@ -67,16 +68,14 @@ def _plan(job: Job, options: Factorize, keep: float) -> Plan | None:
 def _losses(job: Job, options: Factorize, walk: BlockWalk, plans: list[Plan]) -> Iterator[float]:
     """Yield the loss of the dense model and of each plan, nats per token."""
     (stack,) = walk.architecture.stacks
-    streams = [{at: walk.start(stack, at) for at in walk.starts} for _ in (None, *plans)]
+    streams = [Stream(walk).enter(stack)] * (1 + len(plans))
     places = walk.places(stack)
     for done, place in enumerate(places, start=1):
         dense = walk.block(place)
-        for stream, plan in zip(streams, (None, *plans), strict=True):
+        for at, plan in enumerate((None, *plans)):
             decisions = plan.decisions if plan else ()
             block = try_out(job, options, place, dense, decisions)
-            with torch.no_grad():
-                for at in walk.starts:
-                    stream[at] = walk.run(block, place, at, stream[at])
+            streams[at] = streams[at].behind(block, place)
         job.progress(done, len(places), "measuring predictions")
     for stream in streams:
-        yield float(torch.cat([walk.losses(h, at) for at, h in stream.items()]).double().mean())
+        yield stream.mean()

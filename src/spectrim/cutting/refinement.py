@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from spectrim.formats import FactoredLinear, TwoFactors
 from spectrim.job.job import Job
-from spectrim.model.architectures import Place, Stack
+from spectrim.model.architectures import Place
 from spectrim.text.tokens import Tokens
 from spectrim.walk.moments import cholesky, damped, matmul_precision
 from spectrim.walk.statistics import Statistics, load_block
+from spectrim.walk.stream import Stream
 from spectrim.walk.walk import BlockWalk
 
 SEQUENCES = 8  # of the calibration text; more cost time and change little
@@ -31,12 +32,10 @@ DAMPING = 1e-2
 
 @dataclass
 class _Streams:
-    """The same tokens behind the dense and behind the smaller blocks, batch by batch."""
+    """The same tokens behind the dense and behind the smaller blocks."""
 
-    dense: dict[int, Tensor] = field(default_factory=dict)
-    small: dict[int, Tensor] = field(default_factory=dict)
-    dense_encoded: dict[int, Tensor] = field(default_factory=dict)
-    small_encoded: dict[int, Tensor] = field(default_factory=dict)
+    dense: Stream
+    small: Stream
 
 
 @dataclass
@@ -71,29 +70,19 @@ def refine(job: Job, *, always: bool) -> None:
 def search_loss(job: Job, folder: Path) -> float:
     """Return the loss on the search split with a folder's blocks, nats per token."""
     walk = job.walk(job.splits.search)
-    losses = walk.sweep(lambda place: job.stored_block(folder, place, walk.dtype))
-    return float(losses.double().mean())
+    return Stream(walk).through(lambda place: job.stored_block(folder, place, walk.dtype)).mean()
 
 
 def _refine_blocks(job: Job, cut: Path, refined: Path) -> None:
     calibration = job.splits.calibration
     tokens = Tokens(calibration.ids[:SEQUENCES], calibration.mask[:SEQUENCES])
     walk = job.walk(tokens)
-    streams = _Streams()
+    streams = _Streams(Stream(walk), Stream(walk))
     blocks = job.each_block()
     for done, place in enumerate(blocks, start=1):
-        if place.index == 0:
-            _enter(walk, place.stack, streams)
+        streams.dense, streams.small = streams.dense.reach(place), streams.small.reach(place)
         _refine_block(job, walk, streams, place, (cut, refined))
         job.progress(done, len(blocks), "refining")
-
-
-def _enter(walk: BlockWalk, stack: Stack, streams: _Streams) -> None:
-    if streams.dense and walk.is_encoder_decoder:
-        streams.dense_encoded = {at: walk.encoded(h, at) for at, h in streams.dense.items()}
-        streams.small_encoded = {at: walk.encoded(h, at) for at, h in streams.small.items()}
-    streams.dense = {at: walk.start(stack, at, streams.dense_encoded.get(at)) for at in walk.starts}
-    streams.small = dict(streams.dense)
 
 
 def _refine_block(
@@ -122,10 +111,7 @@ def _refine_block(
     if not job.block_file(refined, place).exists():
         job.write_block(refined, place, {prefix + n: m for n, m in modules.items()})
     small = job.stored_block(refined, place, walk.dtype)
-    for at in walk.starts:
-        with torch.no_grad():
-            outside = streams.small_encoded.get(at)
-            streams.small[at] = walk.run(small, place, at, streams.small[at], outside)
+    streams.small = streams.small.behind(small, place)
 
 
 def _is_solvable(job: Job, place: Place, site: str, module: FactoredLinear) -> bool:
@@ -152,11 +138,10 @@ def _dense_inputs(
     walk: BlockWalk, streams: _Streams, place: Place, dense: nn.Module, names: list[str]
 ) -> _Wanted:
     """Run the dense block, carry its stream on, and return what its sites received."""
-    wanted = _Wanted()
+    wanted, behind = _Wanted(), {}
     for at in walk.starts:
         with catching(dense, names) as caught, torch.no_grad():
-            outside = streams.dense_encoded.get(at)
-            streams.dense[at] = walk.run(dense, place, at, streams.dense[at], outside)
+            behind[at] = streams.dense.run(dense, place, at)
         leaders: list[str] = []
         for name, x in caught.items():  # in the order in which the sites ran
             leader = next((other for other in leaders if caught[other] is x), name)
@@ -165,6 +150,7 @@ def _dense_inputs(
                 wanted.inputs.setdefault(name, {})[at] = x
             if name not in (group := wanted.groups.setdefault(leader, [])):
                 group.append(name)
+    streams.dense = streams.dense.with_hidden(behind)
     return wanted
 
 
@@ -179,11 +165,10 @@ def _measure(
     """Return the moments of the input that a group of sites shares in the smaller model."""
     moments: _Crossed | None = None
     for at in walk.starts:
-        outside = streams.small_encoded.get(at)
         with catching(small, group, stop=True) as caught, torch.no_grad(), suppress(_Reached):
-            walk.run(small, place, at, streams.small[at], outside)
+            streams.small.run(small, place, at)
         x = caught[group[0]]
-        part = walk.architecture.stacks[0] if x is outside else place.stack
+        part = walk.architecture.stacks[0] if x is streams.small.encoded.get(at) else place.stack
         moments = _add(moments, wanted[at], x, walk.stack_mask(part, at).reshape(-1))
     assert moments is not None
     return moments

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spectrim.cutting.refinement import catching
 from spectrim.job.job import Job
 from spectrim.text.tokens import Tokens
+from spectrim.walk.stream import Stream
 
 
 def sampled(job: Job, sequences: int) -> Iterator[dict[str, Tensor]]:
@@ -20,25 +21,22 @@ def sampled(job: Job, sequences: int) -> Iterator[dict[str, Tensor]]:
     padding excluded. A site that no token reaches (an expert) is left out.
     """
     walk = job.walk(spread(job.splits.calibration, sequences))
-    encoded: dict[int, Tensor] = {}
-    hidden: dict[int, Tensor] = {}
+    stream = Stream(walk)
     for place in job.each_block():
-        if place.index == 0:
-            if hidden and walk.is_encoder_decoder:
-                encoded = {at: walk.encoded(states, at) for at, states in hidden.items()}
-            hidden = {at: walk.start(place.stack, at, encoded.get(at)) for at in walk.starts}
+        stream = stream.reach(place)
         block, prefix = walk.block(place), place.prefix
         names = [site.name.removeprefix(prefix) for site in job.block_sites(place)]
         caught: dict[str, list[Tensor]] = {}
+        behind: dict[int, Tensor] = {}
         for at in walk.starts:
-            outside = encoded.get(at)
             with catching(block, names) as inputs, torch.no_grad():
-                hidden[at] = walk.run(block, place, at, hidden[at], outside)
+                behind[at] = stream.run(block, place, at)
             for name, x in inputs.items():
-                read = walk.architecture.stacks[0] if x is outside else place.stack
+                read = walk.architecture.stacks[0] if x is stream.encoded.get(at) else place.stack
                 mask = walk.stack_mask(read, at).reshape(-1)
                 rows = _text(x, mask, block.get_submodule(name))
                 caught.setdefault(prefix + name, []).append(rows)
+        stream = stream.with_hidden(behind)
         found = {name: torch.cat(parts) for name, parts in caught.items()}
         yield {name: rows for name, rows in found.items() if len(rows)}
 

@@ -17,10 +17,11 @@ from spectrim.cutting.trial import loss_key
 from spectrim.errors import SpectrimError
 from spectrim.files import Record, key_of
 from spectrim.job.job import Job
-from spectrim.model.architectures import Stack, role_group
+from spectrim.model.architectures import role_group
 from spectrim.plan import Decision
 from spectrim.recipe.options import Factorize
 from spectrim.text.tokens import Tokens
+from spectrim.walk.stream import Stream
 from spectrim.walk.walk import HEAD_CHUNK
 
 ALONE, FORWARDS, BACKWARDS = "alone", "first to last", "last to first"
@@ -107,14 +108,6 @@ def _prefix(role: str) -> str:
     return next((side for side in ("encoder_", "decoder_") if role.startswith(side)), "")
 
 
-@dataclass
-class _States:
-    """Hidden states in front of a block, by batch, and the encoder's output where there is one."""
-
-    hidden: dict[int, Tensor]
-    encoded: dict[int, Tensor]
-
-
 class Sensitivity:
     """Measures parts on a text; a part costs the blocks from the first that it cuts to the last.
 
@@ -134,7 +127,6 @@ class Sensitivity:
         self.walk = job.walk(tokens)
         self.places = job.each_block()
         self.record = Record(job.cache / "sensitivity" / f"{self._key(tokens)}.jsonl")
-        self._entered: dict[str, dict[int, Tensor]] = {}
 
     @cached_property
     def dense(self) -> dict[str, float]:
@@ -154,8 +146,8 @@ class Sensitivity:
     @cached_property
     def _whole(self) -> tuple[Tensor, Tensor | None]:
         """Return what the dense model has for each token: losses, log-probabilities."""
-        states = self._through(_States({}, {}), 0, ())
-        return self._losses(states), self._log_probabilities(states)
+        stream = self._through(Stream(self.walk), 0, ())
+        return self._losses(stream), self._log_probabilities(stream)
 
     @property
     def compared(self) -> int:
@@ -171,12 +163,12 @@ class Sensitivity:
         """
         missing = {one.key: one for one in parts if one.key not in self.record.values}
         known = len({one.key for one in parts}) - len(missing)
-        states, at = _States({}, {}), 0
+        stream, at = Stream(self.walk), 0
         ordered = sorted(missing.items(), key=lambda pair: self._first(pair[1]))
         for done, (key, one) in enumerate(ordered, start=known + 1):
             while at < self._first(one):
-                states, at = self._pass(states, at, ()), at + 1
-            self.record.add(key, self._end(self._through(states, at, one.decisions)))
+                stream, at = self._pass(stream, at, ()), at + 1
+            self.record.add(key, self._end(self._through(stream, at, one.decisions)))
             self.job.progress(done, known + len(missing), "measuring parts")
         return [self.record.values[one.key] for one in parts]
 
@@ -188,58 +180,40 @@ class Sensitivity:
         """Return where the first block is that a part cuts."""
         return next(at for at, place in enumerate(self.places) if of_block(part.decisions, place))
 
-    def _through(self, states: _States, at: int, decisions: tuple[Decision, ...]) -> _States:
+    def _through(self, stream: Stream, at: int, decisions: tuple[Decision, ...]) -> Stream:
         for place in range(at, len(self.places)):
-            states = self._pass(states, place, decisions)
-        return states
+            stream = self._pass(stream, place, decisions)
+        return stream
 
-    def _pass(self, states: _States, at: int, decisions: tuple[Decision, ...]) -> _States:
+    def _pass(self, stream: Stream, at: int, decisions: tuple[Decision, ...]) -> Stream:
         """Return the states behind a block, cut as the decisions say."""
         place = self.places[at]
-        if place.index == 0:
-            states = self._enter(place.stack, states)
         block = self.walk.block(place)
         if of_block(decisions, place):
             block = try_out(self.job, self.options, place, block, decisions)
-        with torch.no_grad():
-            hidden = {
-                start: self.walk.run(block, place, start, one, states.encoded.get(start))
-                for start, one in states.hidden.items()
-            }
-        return _States(hidden, states.encoded)
+        return stream.reach(place).behind(block, place)
 
-    def _enter(self, stack: Stack, states: _States) -> _States:
-        """Return the states that enter a stack; what a decoder begins with is always the same."""
-        with torch.no_grad():
-            encoded = {at: self.walk.encoded(one, at) for at, one in states.hidden.items()}
-        if stack.path not in self._entered:
-            self._entered[stack.path] = {
-                at: self.walk.start(stack, at, encoded.get(at)) for at in self.walk.starts
-            }
-        return _States(self._entered[stack.path], encoded)
-
-    def _end(self, states: _States) -> dict[str, float]:
+    def _end(self, stream: Stream) -> dict[str, float]:
         """Return what is measured behind the last block."""
         before, dense = self._whole
-        losses = self._losses(states)
+        losses = self._losses(stream)
         found, apart = {"loss": float(losses.mean())}, losses - before
-        own = self._log_probabilities(states)
+        own = self._log_probabilities(stream)
         if dense is not None and own is not None:
             apart = (dense.exp() * (dense - own)).sum(1).double()
             found["divergence"] = float(apart.mean())
         return found | {"error": standard_error(apart)}
 
-    def _losses(self, states: _States) -> Float[Tensor, " counted"]:
-        losses = [self.walk.losses(one, at) for at, one in states.hidden.items()]
-        return torch.cat(losses).double()
+    def _losses(self, stream: Stream) -> Float[Tensor, " counted"]:
+        return stream.losses().double()
 
     @torch.no_grad()
-    def _log_probabilities(self, states: _States) -> Float[Tensor, "compared vocab"] | None:
+    def _log_probabilities(self, stream: Stream) -> Float[Tensor, "compared vocab"] | None:
         if not self.divergence:
             return None
         rows = torch.cat([
             one.reshape(-1, one.shape[-1])[self.walk.targets(at).reshape(-1) != -100]
-            for at, one in states.hidden.items()
+            for at, one in stream.hidden.items()
         ])  # fmt: skip
         rows = rows[:: ceil(len(rows) / COMPARED)]
         chunks = (self.walk.logits(chunk).float() for chunk in rows.split(HEAD_CHUNK))

@@ -8,7 +8,6 @@ from math import inf, isfinite
 
 import torch
 import transformers
-from torch import Tensor
 
 from spectrim.allocators import allocators
 from spectrim.cutting.allocation import Unit, allocate, decided, units
@@ -16,11 +15,12 @@ from spectrim.cutting.cut import of_block, try_out
 from spectrim.cutting.mixture import mixed, present
 from spectrim.files import Record, key_of
 from spectrim.job.job import Job
-from spectrim.model.architectures import Place, Stack
+from spectrim.model.architectures import Place
 from spectrim.plan import Curve, Decision, Plan
 from spectrim.recipe.options import Factorize
 from spectrim.text.tokens import Tokens
 from spectrim.version import __version__
+from spectrim.walk.stream import Stream
 
 UNREPORTED = ("global", "uniform")  # the default and its baseline, which are to cost nothing
 
@@ -73,8 +73,7 @@ class Trial:
         self.losses: dict[str, float] = {}
         self._walk = job.walk(job.splits.search)
         self._last: list[tuple[Decision, ...]] = []  # of every block, as measured last
-        self._states: list[dict[int, Tensor]] = []  # in front of every block, and behind the last
-        self._encoded: dict[int, Tensor] = {}
+        self._streams: list[Stream] = []  # in front of every block, and behind the last
 
     def __call__(self, chosen: list[int]) -> float:
         """Return the loss on the search split with these cuts, nats per token."""
@@ -107,38 +106,25 @@ class Trial:
         differs = [one != other for one, other in zip(wanted, self._last, strict=False)]
         first = differs.index(True) if True in differs else len(differs)
         self._last = []  # until all is run, so that nothing half-done is gone on from
-        with torch.no_grad():
-            behind = self._run(places, wanted, first)
+        behind = self._run(places, wanted, first)
         self._last = wanted
-        losses = [self._walk.losses(states, start) for start, states in behind.items()]
-        mean = float(torch.cat(losses).double().mean())
+        mean = behind.mean()
         return mean if isfinite(mean) else inf  # so that comparisons hold
 
-    def _run(
-        self, places: list[Place], wanted: list[tuple[Decision, ...]], first: int
-    ) -> dict[int, Tensor]:
+    def _run(self, places: list[Place], wanted: list[tuple[Decision, ...]], first: int) -> Stream:
         """Return the hidden states behind the last block, keeping those in front of every one."""
-        del self._states[first + 1 :]
-        hidden = self._states[first] if self._states else {}
+        del self._streams[first + 1 :]
+        stream = self._streams[first] if self._streams else Stream(self._walk)
         for at, place in list(enumerate(places))[first:]:
-            if at == len(self._states):
-                self._states.append(hidden if place.index else self._entered(place.stack, hidden))
-                hidden = self._states[at]
+            if at == len(self._streams):
+                stream = stream.reach(place)
+                self._streams.append(stream)
             dense = self._walk.block(place)
             block = try_out(self.job, self.options, place, dense, wanted[at])
-            hidden = {
-                start: self._walk.run(block, place, start, states, self._encoded.get(start))
-                for start, states in hidden.items()
-            }
-        if len(self._states) == len(places):
-            self._states.append(hidden)
-        return hidden
-
-    def _entered(self, stack: Stack, before: dict[int, Tensor]) -> dict[int, Tensor]:
-        """Return the hidden states that enter a stack; before: those behind the encoder, if any."""
-        walk = self._walk
-        self._encoded = {start: walk.encoded(states, start) for start, states in before.items()}
-        return {start: walk.start(stack, start, self._encoded.get(start)) for start in walk.starts}
+            stream = stream.behind(block, place)
+        if len(self._streams) == len(places):
+            self._streams.append(stream)
+        return stream
 
 
 def loss_key(job: Job, options: Factorize, tokens: Tokens) -> str:

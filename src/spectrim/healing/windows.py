@@ -12,9 +12,8 @@ from spectrim.healing.adam import BETAS, size_of
 from spectrim.healing.judging import half
 from spectrim.healing.learned_codes import OF_GROUPS
 from spectrim.model.architectures import Place
-from spectrim.walk.walk import BlockWalk
+from spectrim.walk.stream import States, Stream
 
-States = dict[int, Tensor]  # hidden states [batch, length, hidden] by the batch's first sequence
 CHECKED = 8  # batches on which training is judged before and after
 WARMUP = 0.05  # of all steps
 MOST = 1e-2  # of their size, for scales and offsets of packed codes: some are very small
@@ -32,17 +31,15 @@ class Pace:
 class Window:
     """Blocks in a row and what comes in in front of them."""
 
-    walk: BlockWalk
     places: list[Place]
     blocks: list[nn.Module]
-    states: States
-    encoded: States
+    stream: Stream
 
     def run(self, at: int) -> Tensor:
         """Return the hidden states of one batch behind the last block."""
-        hidden = self.states[at]
+        hidden, encoded = self.stream.hidden[at], self.stream.encoded.get(at)
         for block, place in zip(self.blocks, self.places, strict=True):
-            hidden = self.walk.run(block, place, at, hidden, self.encoded.get(at))
+            hidden = self.stream.walk.run(block, place, at, hidden, encoded)
         return hidden
 
 
@@ -62,7 +59,7 @@ class Goal:
 
     def error(self, window: Window, at: int) -> Tensor:
         """Return tr(Eᵀ G E) over the tokens of a batch that are text, as a part of tr(Yᵀ G Y)."""
-        mask = window.walk.stack_mask(window.places[0].stack, at)
+        mask = window.stream.walk.stack_mask(window.places[0].stack, at)
         wanted = self.target[at][mask].float()  # [tokens, hidden]
         missed = window.run(at)[mask].float() - wanted
         return self._size(missed) / self._size(wanted).clamp_min(1e-12)
@@ -79,18 +76,16 @@ def rate(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def match(
-    parameters: dict[str, nn.Parameter], goal: Goal, how: Pace, walk: BlockWalk
-) -> tuple[float, float]:
+def match(parameters: dict[str, nn.Parameter], goal: Goal, how: Pace) -> tuple[float, float]:
     """Train the parameters; they get their values back where the error has not become less.
 
     Returns the error before and after. An error that is no number ends the training.
     """
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    known = _judged(goal, walk)
+    known = _judged(goal)
     if parameters and known > 0:
-        _steps(parameters, goal, how, walk)
-    reached = _judged(goal, walk)
+        _steps(parameters, goal, how)
+    reached = _judged(goal)
     if not reached < known:
         for name, parameter in parameters.items():
             parameter.data.copy_(before[name])
@@ -98,7 +93,8 @@ def match(
     return known, reached
 
 
-def _steps(parameters: dict[str, nn.Parameter], goal: Goal, how: Pace, walk: BlockWalk) -> None:
+def _steps(parameters: dict[str, nn.Parameter], goal: Goal, how: Pace) -> None:
+    walk = goal.judged.stream.walk
     optimiser = torch.optim.Adam(
         [{"params": [one]} for one in parameters.values()], betas=BETAS, fused=True
     )
@@ -126,7 +122,8 @@ def highest_rates(parameters: dict[str, nn.Parameter], asked: float) -> list[flo
 
 
 @torch.no_grad()
-def _judged(goal: Goal, walk: BlockWalk) -> float:
+def _judged(goal: Goal) -> float:
+    walk = goal.judged.stream.walk
     starts = list(walk.starts)
     some = starts[:: math.ceil(len(starts) / CHECKED)]
     with half(walk.dtype):

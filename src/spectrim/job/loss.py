@@ -7,6 +7,7 @@ import copy
 from spectrim.job.blocks import current_block
 from spectrim.job.job import Job, load_rest
 from spectrim.text.tokens import Tokens
+from spectrim.walk.stream import Stream
 from spectrim.walk.walk import BlockWalk
 
 
@@ -21,5 +22,4 @@ def walk_now(job: Job, tokens: Tokens) -> BlockWalk:
 def search_loss(job: Job) -> float:
     """Return the loss of the model as it is now on the search split, nats per token."""
     walk = walk_now(job, job.splits.search)
-    losses = walk.sweep(lambda place: current_block(job, place, walk.dtype))
-    return float(losses.double().mean())
+    return Stream(walk).through(lambda place: current_block(job, place, walk.dtype)).mean()

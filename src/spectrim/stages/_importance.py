@@ -21,6 +21,7 @@ from spectrim.model.architectures import Place, Stack
 from spectrim.model.sites import weight
 from spectrim.walk.collector import Collector
 from spectrim.walk.statistics import statistics_file
+from spectrim.walk.stream import Stream
 from spectrim.walk.sweeps import Sweep
 from spectrim.walk.walk import BlockWalk
 
@@ -46,7 +47,7 @@ def search_loss(model: Ordered) -> float:
 
     def measured() -> dict[str, float]:
         walk = model.walk(model.job.splits.search)
-        return {"loss": float(walk.sweep(walk.block).double().mean())}
+        return {"loss": Stream(walk).through(walk.block).mean()}
 
     return _remembered(model, ("loss",), measured)["loss"]
 
@@ -119,45 +120,20 @@ def losses_without(
     A trial branches off in front of the block that it leaves out, so that it costs only the blocks
     behind; every block is read once for all trials. Hidden states stay in memory, one set a trial.
     """
-    encoded: dict[int | None, dict[int, Tensor]] = {None: {}}
-    hidden: dict[int | None, dict[int, Tensor]] = {}
+    streams: dict[int | None, Stream] = {None: Stream(walk)}
     total = sum(len(walk.blocks(part)) for part in walk.architecture.stacks)
     done = 0
     for part in walk.architecture.stacks:
-        entering = {at: walk.start(part, at, encoded[None].get(at)) for at in walk.starts}
-        hidden = {trial: dict(entering) for trial in encoded}
+        streams = {trial: stream.enter(part) for trial, stream in streams.items()}
         for place in walk.places(part):
             if part is stack and place.index in candidates:
-                hidden[place.index], encoded[place.index] = dict(hidden[None]), encoded[None]
+                streams[place.index] = streams[None]
             block = walk.block(place)
-            for trial, states in hidden.items():
+            for trial, stream in streams.items():
                 if part is not stack or trial != place.index:
-                    _step(walk, block, place, states, encoded[trial])
+                    streams[trial] = stream.behind(block, place)
             progress(done := done + 1, total, "measuring blocks")
-        if walk.is_encoder_decoder and part is walk.architecture.stacks[0]:
-            with torch.no_grad():
-                encoded = {
-                    trial: {at: walk.encoded(state, at) for at, state in states.items()}
-                    for trial, states in hidden.items()
-                }
-    return {trial: _mean_loss(walk, states) for trial, states in hidden.items()}
-
-
-def _step(
-    walk: BlockWalk,
-    block: nn.Module,
-    place: Place,
-    states: dict[int, Tensor],
-    encoded: dict[int, Tensor],
-) -> None:
-    with torch.no_grad():
-        for at in walk.starts:
-            states[at] = walk.run(block, place, at, states[at], encoded.get(at))
-
-
-def _mean_loss(walk: BlockWalk, states: dict[int, Tensor]) -> float:
-    losses = [walk.losses(state, at) for at, state in states.items()]
-    return float(torch.cat(losses).double().mean())
+    return {trial: stream.mean() for trial, stream in streams.items()}
 
 
 def _mean_cosine(sweep: Sweep, place: Place) -> float:

@@ -247,25 +247,6 @@ class BlockWalk:
         with self._recording(stack, answer):
             yield
 
-    def sweep(self, block: Callable[[Place], nn.Module]) -> Float[Tensor, " counted"]:
-        """Return the cross-entropy in nats of every predicted token, running the given blocks.
-
-        Hidden states stay in memory, so this is for short texts such as the search split.
-        """
-        encoded: dict[int, Tensor] = {}
-        hidden: dict[int, Tensor] = {}
-        for stack in self.architecture.stacks:
-            hidden = {at: self.start(stack, at, encoded.get(at)) for at in self.starts}
-            for place in self.places(stack):
-                module = block(place)
-                for at in self.starts:
-                    with torch.no_grad():
-                        hidden[at] = self.run(module, place, at, hidden[at], encoded.get(at))
-            if self.is_encoder_decoder and not encoded:
-                with torch.no_grad():
-                    encoded = {at: self.encoded(states, at) for at, states in hidden.items()}
-        return torch.cat([self.losses(states, at) for at, states in hidden.items()])
-
     def losses(
         self, hidden: Float[Tensor, "batch length hidden"], start: int
     ) -> Float[Tensor, " counted"]:

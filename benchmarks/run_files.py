@@ -4,7 +4,7 @@ A benchmark writes such a file into its output folder; copied to benchmarks/runs
 numbers stand in the documents after `make docs`. The file says how they were obtained (``command``,
 ``commit``, ``seed``, ``machine``, ``model``, ``text``) and has them in ``rows``, each with the name
 of its ``table``. What is not known is null. Where there are ``windows`` or ``minutes``, a line
-behind the table says how it was measured.
+behind the table says how it was measured. Of what is no benchmark, gather.py makes a run.
 """
 
 from __future__ import annotations

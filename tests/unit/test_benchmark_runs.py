@@ -16,6 +16,7 @@ from spectrim.report.folder import read
 from spectrim.report.runs import merged
 
 DENSE = [3.0, 3.1, 2.9]
+VERSIONS = ("torch", "transformers")
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +162,44 @@ def test_the_suite_writes_what_the_report_shows(bench, tmp_path):
     ]
     assert shown["tasks"][1:] == report and len(report) > 5
     assert shown["texts"][1][-1] == "+0.920 ± 0.110"
+
+
+def test_profiles_are_gathered(bench):
+    def found(by: str, *losses: float) -> dict[str, Any]:
+        names = ("q", "k", "v", "o", "up") if by == "role" else (None,) * 5
+        rows = [
+            {
+                "size": 0.6,
+                "cut": "alone",
+                "role": role,
+                "block": at,
+                "measured": loss,
+                "error": 0.01,
+            }
+            for at, (role, loss) in enumerate(zip(names, losses, strict=True))
+        ]
+        about = {"model": "demo", "seed": 0, "threads": 2, "versions": dict.fromkeys(VERSIONS, "1")}
+        about |= {"text": "my.txt", "calibration": "4x32", "sequences": 4, "length": 32}
+        return about | {"by": by, "sizes": [0.6], "rows": rows[::-1] if by == "block" else rows}
+
+    run = bench("gather").profile([found("role", 1, 2, 3, 4, 5), found("block", 5, 1, 2, 3, 4)])
+    tables = bench("tables")
+    roles, blocks = (tables.measured(name, run).splitlines() for name in ("roles", "blocks"))
+    assert roles[0] == "| each map keeps | q | k | v | o | up |"
+    assert roles[2].startswith("| 60% | 1.000 ± 0.010 | 2.000 ± 0.010 |")
+    assert blocks[0] == "| all maps of a block keep | block 0 | 1 | 2 | 3 | 4 |"
+    assert blocks[2].startswith("| 60% | 5.000 | 1.000 (1.000 to 1.000) |")
+
+
+def test_the_ranks_of_the_example_are_gathered(bench):
+    plain = {"method": "dense", "format": "dense", "rank": 48, "loss": 3.857, "runtime": 1.0}
+    plain |= {"rouge1": 0.2542, "rouge2": 0.04, "rougeL": 0.2, "multiply_adds": 2e6, "bytes": 1e7}
+    small = plain | {"rank": 12, "method": "svd", "bytes": 8e6, "rougeL_difference": -0.01}
+    small |= {"rougeL_interval": [-0.02, 0.005]}
+    training, splits = {"numbers": 2_560_000, "seed": 3}, {"train": 550, "search": 50}
+    about = {"training": training, "splits": splits, "machine": "x86_64, one thread"}
+    run = bench("gather").ranks({"about": about, "rows": [plain, small]})
+    said = bench("tables").measured("ranks", run)
+    assert run["seed"] == 3 and "2.56 M" in run["model"]
+    assert "| 48 | dense | dense | 25.42 | 4.00 | 20.00 |  | 3.857 |" in said
+    assert "| -1.00 [-2.00, +0.50] | 3.857 | 1.00 | 2.00 M (100%) | 8.00 M (80%) |" in said

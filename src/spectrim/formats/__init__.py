@@ -36,6 +36,8 @@ class FactoredLinear(nn.Module, ABC):
     """Whether ranks may be rounded to multiples of something."""
     follows: ClassVar[bool] = False
     """Whether it needs the map that is named its ``owner``, and ``link(owner)`` before it runs."""
+    leads: ClassVar[bool] = False
+    """Whether maps that follow it read what it holds."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:
         super().__init__()

@@ -5,6 +5,8 @@ Maps of m_1, m_2, â€¦ outputs that share a basis of rank r store r(m_1 + m_2 + â
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,6 +21,8 @@ class SharedOwner(FactoredLinear):
     The others are `SharedFollower`; their ranks are the same. Orthonormal rows leave coefficients
     no larger than the matrix, so nothing large cancels, and bf16 rounds both factors well.
     """
+
+    leads: ClassVar[bool] = True
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:
         super().__init__(in_features, out_features, rank, bias)

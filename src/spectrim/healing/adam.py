@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from spectrim.healing.learned_codes import LATENT, PACE
 
 BETAS = (0.9, 0.95)  # of Adam; the second below the usual 0.999, because there are few steps
-CLIPPED = 1.0  # norm of all gradients together
-LEAST = 1e-2  # of the size of a vector, so that zeros move too
+MAX_NORM = 1.0  # norm of all gradients together
+MIN_SIZE = 1e-2  # of the size of a vector, so that zeros move too
 
 
 class Adam:
@@ -35,7 +35,7 @@ class Adam:
 
     def end(self) -> None:
         """Change the parameters by their gradients."""
-        nn.utils.clip_grad_norm_(self.parameters.values(), CLIPPED)
+        nn.utils.clip_grad_norm_(self.parameters.values(), MAX_NORM)
         self.optimiser.step()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -60,4 +60,4 @@ def size_of(name: str, parameter: nn.Parameter) -> float:
     if name.endswith(f".{LATENT}"):
         return PACE
     size = float(parameter.float().square().mean().sqrt())
-    return size if size > 0 and parameter.dim() > 1 else max(LEAST, size)
+    return size if size > 0 and parameter.dim() > 1 else max(MIN_SIZE, size)

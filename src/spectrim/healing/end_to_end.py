@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 from spectrim.errors import SpectrimError
 from spectrim.files import atomic_file, key_of, locked
 from spectrim.healing.balanced import balance
-from spectrim.healing.judging import begin, take, text_name
+from spectrim.healing.judging import ensure_plan, keep_if_better, text_name
 from spectrim.healing.learned_codes import learn
-from spectrim.healing.objective import Objective, Weights, cross_entropy
+from spectrim.healing.objective import LossWeights, Objective, cross_entropy
 from spectrim.healing.student import Prepare, Reader, student, write
-from spectrim.healing.teacher import ask
-from spectrim.healing.training import Pace, Run, State, Update, train
+from spectrim.healing.teacher import Question, ask
+from spectrim.healing.training import Optimizer, Run, Schedule, State, train
 from spectrim.job.blocks import next_step
 from spectrim.job.job import BATCH, Job
 from spectrim.model import sources
@@ -79,7 +79,7 @@ class Ready:
     """A model that is made ready for training, and how it becomes an ordinary one again."""
 
     parameters: dict[str, nn.Parameter]
-    update: Update
+    optimizer: Optimizer
     finish: Callable[[], None] = lambda: None
 
 
@@ -97,30 +97,33 @@ def heal(
     prepare: makes a block ready; usually pivoted maps become two balanced factors, and scales and
         offsets of packed ones parameters.
     """
-    begin(job)
+    ensure_plan(job)
     tokens = healing_text(job, options)
     walk = _walk(job, tokens, options)
-    teacher = ask(job, walk, options.top_k, options.temperature, options.hidden > 0)
+    question = Question(options.top_k, options.temperature, options.hidden > 0)
+    teacher = ask(job, walk, question)
     folder = next_step(job, name)
     model = student(job, prepare)
     made = ready(model)
     reader = Reader(model)
-    weights = Weights(options.divergence, options.temperature, options.hidden, options.next_token)
+    weights = LossWeights(
+        options.divergence, options.temperature, options.hidden, options.next_token
+    )
     objective = Objective(reader, walk, teacher, weights)
     search = _walk(job, job.splits.search, options)
-    run = Run(model, made.parameters, made.update, objective.loss,
-              partial(_judge, reader, search), list(walk.starts))  # fmt: skip
-    state = train(run, _pace(job, options), folder / "training", job.progress)
+    run = Run(model, made.parameters, made.optimizer, objective.loss,
+              partial(_evaluate, reader, search), list(walk.starts))  # fmt: skip
+    state = train(run, _schedule(job, options), folder / "training", job.progress)
     reader.close()
     made.finish()
-    said = {**_note(job, name, options, tokens, state), **note()}
+    told = {**_note(job, name, options, tokens, state), **note()}
     if state.best_at:
-        take(job, folder, said, write(job, folder, model))
+        keep_if_better(job, folder, told, write(job, folder, model))
     else:
-        take(job, None, said)
+        keep_if_better(job, None, told)
 
 
-def _judge(reader: Reader, walk: BlockWalk, run: nn.Module) -> float:
+def _evaluate(reader: Reader, walk: BlockWalk, run: nn.Module) -> float:
     return cross_entropy(reader, run, walk)
 
 
@@ -130,8 +133,8 @@ def _walk(job: Job, tokens: Tokens, options: Healing) -> BlockWalk:
     return BlockWalk(job.model, job.architecture, job.weights, tokens, batch)
 
 
-def _pace(job: Job, options: Healing) -> Pace:
-    return Pace(
+def _schedule(job: Job, options: Healing) -> Schedule:
+    return Schedule(
         options.steps,
         options.learning_rate,
         options.warmup,
@@ -143,14 +146,14 @@ def _pace(job: Job, options: Healing) -> Pace:
 
 
 def _note(job: Job, name: str, options: Healing, tokens: Tokens, state: State) -> dict[str, Any]:
-    said = "text sampled from the dense model" if options.text == SAMPLED else options.text
+    text = "text sampled from the dense model" if options.text == SAMPLED else options.text
     return {
         "stage": name,
         "steps": state.at,
         "best_step": state.best_at,
         "stopped": state.stopped,
         "tokens": tokens.counted(),
-        "text": text_name(job, said),
+        "text": text_name(job, text),
         **({"processes": processes()} if processes() > 1 else {}),  # which no recipe says
     }
 

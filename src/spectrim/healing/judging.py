@@ -18,13 +18,13 @@ from spectrim.model.licence import licence_of
 NOTE = "healed"
 
 
-def begin(job: Job) -> None:
+def ensure_plan(job: Job) -> None:
     """Give a model that no stage has cut the plan that leaves it dense, so that it heals too."""
     if job.plan is None:
         job.plan = dense_plan(job)
 
 
-def trained(job: Job, module: nn.Module) -> dict[str, nn.Parameter]:
+def make_trainable(job: Job, module: nn.Module) -> dict[str, nn.Parameter]:
     """Let the parameters of blocks need gradients and return them by name.
 
     Tables of embeddings (T5's positions) stay: other blocks are called with what they give. Zeros
@@ -50,8 +50,8 @@ def trained(job: Job, module: nn.Module) -> dict[str, nn.Parameter]:
 
 def text_name(job: Job, name: str | None = None) -> str:
     """Return what to call a text (None: that of the calibration) without where it lies."""
-    said = name or str(job.notes.get("calibration"))
-    return Path(said).name if Path(said).is_file() else said
+    text = name or str(job.notes.get("calibration"))
+    return Path(text).name if Path(text).is_file() else text
 
 
 def _keep_zeros(parameter: nn.Parameter) -> None:
@@ -59,7 +59,7 @@ def _keep_zeros(parameter: nn.Parameter) -> None:
     parameter.register_hook(lambda gradient: gradient * kept)
 
 
-def half(dtype: torch.dtype, device: str = "cpu") -> AbstractContextManager[None]:
+def mixed_precision(dtype: torch.dtype, device: str = "cpu") -> AbstractContextManager[None]:
     """Return the context in which matrices are multiplied in bf16, where the model is stored so."""
     context: AbstractContextManager[None] = torch.autocast(
         device, torch.bfloat16, enabled=dtype == torch.bfloat16
@@ -67,7 +67,7 @@ def half(dtype: torch.dtype, device: str = "cpu") -> AbstractContextManager[None
     return context
 
 
-def take(
+def keep_if_better(
     job: Job, folder: Path | None, note: dict[str, Any], rest: dict[str, Tensor] | None = None
 ) -> None:
     """Go on with healed blocks if they lower the loss on the search split, and note both losses.
@@ -76,14 +76,18 @@ def take(
     of itself; rest: all outside the blocks, where that was trained too.
     """
     before = job.blocks
-    known = after = search_loss(job)
+    loss = after = search_loss(job)
     if folder is not None:
         move_to(job, folder, rest)
         after = search_loss(job)
-    used = after < known
+    used = after < loss
     if not used:  # NaN is no gain either
         job.blocks = before
-    loss = {"before": known, "after": after}
     teacher = job.original or job.source
-    said = {**note, "licence": licence_of(teacher.folder), "search_loss": loss, "used": used}
-    job.notes[NOTE] = [*job.notes.get(NOTE, []), said]
+    told = {
+        **note,
+        "licence": licence_of(teacher.folder),
+        "search_loss": {"before": loss, "after": after},
+        "used": used,
+    }
+    job.notes[NOTE] = [*job.notes.get(NOTE, []), told]

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectrim.healing.divergences import Kind, divergence, with_remainder
-from spectrim.healing.judging import half
+from spectrim.healing.judging import mixed_precision
 from spectrim.healing.student import InChunks, Reader
-from spectrim.healing.teacher import Said, Teacher
+from spectrim.healing.teacher import Answers, Teacher
 from spectrim.walk.walk import HEAD_CHUNK, BlockWalk
 
 
 @dataclass(frozen=True)
-class Weights:
+class LossWeights:
     """How the loss is made up: one divergence, and what is added to it with which weight.
 
     temperature: of both distributions; the divergence is multiplied by its square, which keeps its
@@ -36,34 +36,36 @@ class Objective:
     reader: Reader
     walk: BlockWalk
     teacher: Teacher
-    weights: Weights
+    weights: LossWeights
 
     def loss(self, run: nn.Module, start: int) -> Tensor:
         """Return the loss of one batch, nats per predicted token and what is added."""
-        with half(self.walk.dtype, next(run.parameters()).device.type):
+        with mixed_precision(self.walk.dtype, next(run.parameters()).device.type):
             hidden = self.reader.hidden(run, self.walk, start)
-            said = self.teacher.said(start, hidden.device)
+            answers = self.teacher.answers(start, hidden.device)
             targets = self.walk.targets(start).to(hidden.device)
             targets = targets[targets != -100]
 
-            def part_of(leaf: Tensor, part: slice) -> Tensor:
-                return self._part(leaf, said, targets, part)
+            def loss_of(leaf: Tensor, part: slice) -> Tensor:
+                return self._chunk_loss(leaf, answers, targets, part)
 
-            total: Tensor = InChunks.apply(hidden, part_of) / len(hidden)  # type: ignore[no-untyped-call]
-            if said.hidden is None:
+            total: Tensor = InChunks.apply(hidden, loss_of) / len(hidden)  # type: ignore[no-untyped-call]
+            if answers.hidden is None:
                 return total
-            wanted = said.hidden.float()
+            wanted = answers.hidden.float()
             missed = (hidden.float() - wanted).square().mean() / wanted.square().mean()
             return total + self.weights.hidden * missed
 
-    def _part(self, leaf: Tensor, said: Said, targets: Tensor, part: slice) -> Tensor:
-        how = self.weights
+    def _chunk_loss(self, leaf: Tensor, answers: Answers, targets: Tensor, part: slice) -> Tensor:
+        weights = self.weights
         logits = self.reader.logits(leaf)
-        picked = torch.log_softmax(logits / how.temperature, -1).gather(1, said.ids[part])
-        teacher, student = with_remainder(said.top[part]), with_remainder(picked)
-        total = how.temperature**2 * divergence(teacher, student, how.kind).sum()
-        if how.next_token:
-            total = total + how.next_token * functional.cross_entropy(
+        log_probabilities = torch.log_softmax(logits / weights.temperature, -1).gather(
+            1, answers.ids[part]
+        )
+        teacher, student = with_remainder(answers.top[part]), with_remainder(log_probabilities)
+        total = weights.temperature**2 * divergence(teacher, student, weights.kind).sum()
+        if weights.next_token:
+            total = total + weights.next_token * functional.cross_entropy(
                 logits, targets[part], reduction="sum"
             )
         return total
@@ -74,7 +76,7 @@ def cross_entropy(reader: Reader, run: nn.Module, walk: BlockWalk) -> float:
     """Return the loss on a text in nats per token."""
     total, count = 0.0, 0
     for start in walk.starts:
-        with half(walk.dtype, next(run.parameters()).device.type):
+        with mixed_precision(walk.dtype, next(run.parameters()).device.type):
             hidden = reader.hidden(run, walk, start)
         targets = walk.targets(start).to(hidden.device)
         targets = targets[targets != -100]

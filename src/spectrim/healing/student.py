@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spectrim.healing.balanced import pivot
-from spectrim.healing.judging import trained
+from spectrim.healing.judging import make_trainable
 from spectrim.healing.learned_codes import settle
 from spectrim.job.blocks import current_block, keep_block
 from spectrim.job.job import Job, load_rest
@@ -47,11 +47,11 @@ def _share(owner: nn.Module, other: nn.Module) -> None:
         setattr(other.get_submodule(path), leaf, parameter)
 
 
-def trained_parts(job: Job, model: PreTrainedModel) -> dict[str, nn.Parameter]:
+def trainable_parameters(job: Job, model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """Let the blocks and the norms outside them be trained; return their parameters by name."""
     found: dict[str, nn.Parameter] = {}
     for stack in job.architecture.stacks:
-        blocks = trained(job, model.get_submodule(stack.path))
+        blocks = make_trainable(job, model.get_submodule(stack.path))
         found |= {f"{stack.path}.{name}": parameter for name, parameter in blocks.items()}
     return found | _norms(job, model)
 

@@ -9,22 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.healing.adam import BETAS, size_of
-from spectrim.healing.judging import half
+from spectrim.healing.judging import mixed_precision
 from spectrim.healing.learned_codes import OF_GROUPS
 from spectrim.model.architectures import Place
 from spectrim.walk.stream import States, Stream
 
-CHECKED = 8  # batches on which training is judged before and after
+CHECKED = 8  # batches on which the error is measured before and after training
 WARMUP = 0.05  # of all steps
-MOST = 1e-2  # of their size, for scales and offsets of packed codes: some are very small
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How many steps of the optimiser, and the highest learning rate."""
-
-    steps: int
-    learning_rate: float
+MAX_RATE = 1e-2  # of their size, for scales and offsets of packed codes: some are very small
 
 
 @dataclass(frozen=True)
@@ -47,13 +39,13 @@ class Window:
 class Goal:
     """What is wanted of a window.
 
-    inputs: windows of the same blocks, taken in turn. judged: the one on which the result is
+    inputs: windows of the same blocks, taken in turn. measured: the one on which the error is
     compared with what it was. target: hidden states behind the dense blocks. metric: weights of
     errors, [hidden, hidden]; None weighs all dimensions alike.
     """
 
     inputs: list[Window]
-    judged: Window
+    measured: Window
     target: States
     metric: Tensor | None = None
 
@@ -76,35 +68,39 @@ def rate(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def match(parameters: dict[str, nn.Parameter], goal: Goal, how: Pace) -> tuple[float, float]:
-    """Train the parameters; they get their values back where the error has not become less.
+def match(
+    parameters: dict[str, nn.Parameter], goal: Goal, steps: int, learning_rate: float
+) -> bool:
+    """Train the parameters; return whether the error has become less.
 
-    Returns the error before and after. An error that is no number ends the training.
+    They get their values back where it has not. An error that is no number ends the training.
+    learning_rate: the highest.
     """
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    known = _judged(goal)
-    if parameters and known > 0:
-        _steps(parameters, goal, how)
-    reached = _judged(goal)
-    if not reached < known:
-        for name, parameter in parameters.items():
-            parameter.data.copy_(before[name])
-        return known, known
-    return known, reached
+    error = _mean_error(goal)
+    if parameters and error > 0:
+        _train(parameters, goal, steps, learning_rate)
+    if _mean_error(goal) < error:
+        return True
+    for name, parameter in parameters.items():
+        parameter.data.copy_(before[name])
+    return False
 
 
-def _steps(parameters: dict[str, nn.Parameter], goal: Goal, how: Pace) -> None:
-    walk = goal.judged.stream.walk
+def _train(
+    parameters: dict[str, nn.Parameter], goal: Goal, steps: int, learning_rate: float
+) -> None:
+    walk = goal.measured.stream.walk
     optimiser = torch.optim.Adam(
         [{"params": [one]} for one in parameters.values()], betas=BETAS, fused=True
     )
-    highest = highest_rates(parameters, how.learning_rate)
-    starts, warmup = list(walk.starts), round(WARMUP * how.steps)
-    for step in range(how.steps):
-        for group, most in zip(optimiser.param_groups, highest, strict=True):
-            group["lr"] = most * rate(step, how.steps, warmup)
+    highest = highest_rates(parameters, learning_rate)
+    starts, warmup = list(walk.starts), round(WARMUP * steps)
+    for step in range(steps):
+        for group, its_highest in zip(optimiser.param_groups, highest, strict=True):
+            group["lr"] = its_highest * rate(step, steps, warmup)
         turn, at = step % len(goal.inputs), starts[step // len(goal.inputs) % len(starts)]
-        with torch.enable_grad(), half(walk.dtype):
+        with torch.enable_grad(), mixed_precision(walk.dtype):
             error = goal.error(goal.inputs[turn], at)
         if not error.isfinite():
             return
@@ -114,17 +110,17 @@ def _steps(parameters: dict[str, nn.Parameter], goal: Goal, how: Pace) -> None:
 
 
 def highest_rates(parameters: dict[str, nn.Parameter], asked: float) -> list[float]:
-    """Return the highest learning rate of each parameter: what is asked, less for small steps."""
+    """Return the highest learning rate of each parameter: what is asked, less for small scales."""
     return [
-        min(asked, MOST * size_of(name, one)) if name.rpartition(".")[2] in OF_GROUPS else asked
+        min(asked, MAX_RATE * size_of(name, one)) if name.rpartition(".")[2] in OF_GROUPS else asked
         for name, one in parameters.items()
     ]
 
 
 @torch.no_grad()
-def _judged(goal: Goal) -> float:
-    walk = goal.judged.stream.walk
+def _mean_error(goal: Goal) -> float:
+    walk = goal.measured.stream.walk
     starts = list(walk.starts)
-    some = starts[:: math.ceil(len(starts) / CHECKED)]
-    with half(walk.dtype):
-        return sum(float(goal.error(goal.judged, at)) for at in some) / len(some)
+    checked = starts[:: math.ceil(len(starts) / CHECKED)]
+    with mixed_precision(walk.dtype):
+        return sum(float(goal.error(goal.measured, at)) for at in checked) / len(checked)

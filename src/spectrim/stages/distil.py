@@ -14,7 +14,7 @@ from spectrim.healing.adam import Adam
 from spectrim.healing.balanced import balance
 from spectrim.healing.end_to_end import Healing, Ready, heal
 from spectrim.healing.learned_codes import learn
-from spectrim.healing.student import trained_parts
+from spectrim.healing.student import trainable_parameters
 from spectrim.job.job import Job
 
 LEAVES = ("changed maps", "trained")
@@ -47,7 +47,7 @@ def distil(job: Job, options: Options) -> None:
     """
 
     def ready(model: PreTrainedModel) -> Ready:
-        parameters = trained_parts(job, model)
+        parameters = trainable_parameters(job, model)
         return Ready(parameters, Adam(parameters, relative=True))
 
     def prepare(block: nn.Module) -> nn.Module:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from spectrim.cutting.samples import spread
 from spectrim.healing.balanced import balance, pivot
-from spectrim.healing.judging import begin, take, text_name, trained
+from spectrim.healing.judging import ensure_plan, keep_if_better, make_trainable, text_name
 from spectrim.healing.learned_codes import learn, settle
-from spectrim.healing.windows import Goal, Pace, Window, match
+from spectrim.healing.windows import Goal, Window, match
 from spectrim.job.blocks import current_block, keep_block, next_step
 from spectrim.job.job import BATCH, Job, load_rest
 from spectrim.job.repeats import repeats
@@ -64,22 +64,15 @@ class Options(Part):
     metric: Literal["plain", "loss"] = "plain"
 
 
-@dataclass
-class _Streams:
-    """The same tokens in the dense and in the smaller model, in front of the same window."""
-
-    dense: Stream
-    small: Stream
-
-
 def distil_blocks(job: Job, options: Options) -> None:
     """Train window after window; they stay as they were where the search split does not gain."""
-    begin(job)
+    ensure_plan(job)
     tokens = spread(job.splits.calibration, options.sequences)
-    folder, streams = next_step(job, "distil_blocks"), _streams(job, tokens, options)
+    healing = _Healing(job, options, next_step(job, "distil_blocks"), repeats(job))
+    teacher, student = _streams(job, tokens, options)
     windows = _windows(job, options.window)
     for done, places in enumerate(windows, start=1):
-        _heal(job, streams, places, (folder, options))
+        teacher, student = healing.window(places, teacher, student)
         job.progress(done, len(windows), "matching blocks to the dense ones")
     note = {
         "stage": "distil_blocks",
@@ -88,7 +81,7 @@ def distil_blocks(job: Job, options: Options) -> None:
         "tokens": tokens.counted(),
         "text": text_name(job),
     }
-    take(job, folder, note)
+    keep_if_better(job, healing.folder, note)
 
 
 def _windows(job: Job, size: int) -> list[list[Place]]:
@@ -100,69 +93,77 @@ def _windows(job: Job, size: int) -> list[list[Place]]:
     return found
 
 
-def _streams(job: Job, tokens: Tokens, options: Options) -> _Streams:
-    """Return both in front of the first block; dense is the model that came, if its blocks fit.
+def _streams(job: Job, tokens: Tokens, options: Options) -> tuple[Stream, Stream]:
+    """Return teacher and student before the first block: the model that came, if its blocks fit.
 
     Sparse weights lie in a folder of their own, so the model of the job is sparse already. Of a
     model with other blocks, or turned into another basis, only itself can be the target.
     """
     batch = options.batch or max(1, BATCH // tokens.ids.shape[1])
-    small = Stream(BlockWalk(job.model, job.architecture, job.weights, tokens, batch))
+    student = Stream(BlockWalk(job.model, job.architecture, job.weights, tokens, batch))
     if job.original is None or "sparsified" not in job.notes or "dropped" in job.notes:
-        return _Streams(small, small)
+        return student, student
     model = sources.skeleton(job.original)
     architecture, weights = architectures.of(model.config), Weights(job.original.folder, model)
     stacks = tuple(f"{stack.path}." for stack in architecture.stacks)
     rest = weights.read(name for name in weights.names() if not name.startswith(stacks))
     now = job.weights.read(rest)
     if any(not torch.equal(rest[name], now[name]) for name in rest):
-        return _Streams(small, small)
+        return student, student
     load_rest(model, rest, job.compute_dtype)
-    return _Streams(Stream(BlockWalk(model, architecture, weights, tokens, batch)), small)
+    return Stream(BlockWalk(model, architecture, weights, tokens, batch)), student
 
 
-def _heal(job: Job, streams: _Streams, places: list[Place], how: tuple[Path, Options]) -> None:
-    """Train one window, write it, and carry both streams behind it."""
-    folder, options = how
-    first = places[0]
-    streams.dense, streams.small = streams.dense.reach(first), streams.small.reach(first)
-    target = streams.dense
-    for place in places:
-        target = target.behind(target.walk.block(place), place)
-    if not all(job.block_file(folder, place).exists() for place in places):
-        _train(job, streams, target, (places, folder, options))
-    for place in places:
-        block = job.stored_block(folder, place, streams.small.walk.dtype)
-        streams.small = streams.small.behind(block, place)
-    streams.dense = target
+@dataclass(frozen=True)
+class _Healing:
+    """The training of all windows, one after the other.
 
+    folder: of the healed blocks. twins: by name a block that repeats an earlier one → that one.
+    """
 
-def _train(
-    job: Job,
-    streams: _Streams,
-    target: Stream,
-    how: tuple[list[Place], Path, Options],
-) -> None:
-    """Train the blocks of a window and write them; a block that repeats an earlier one follows."""
-    places, folder, options = how
-    twins = repeats(job)
-    blocks = [learn(balance(current_block(job, place, torch.float32))) for place in places]
-    own = [place.name not in twins for place in places]
-    metric = _metric(job, places[-1]) if options.metric == "loss" else None
-    small = Window(places, blocks, streams.small)
-    dense = Window(places, blocks, streams.dense)
-    inputs = {"propagated": [small], "dense": [dense], "both": [small, dense]}[options.inputs]
-    pace = Pace(options.steps, options.learning_rate)
-    learnt = nn.ModuleList(block for block, is_own in zip(blocks, own, strict=True) if is_own)
-    goal = Goal(inputs, small, target.hidden, metric)
-    known, reached = match(trained(job, learnt), goal, pace)
-    if not reached < known:  # pivots chosen anew would round anew
-        blocks = [current_block(job, place, torch.float32) for place in places]
-    for place, block, is_own in zip(places, blocks, own, strict=True):
-        if not is_own:
-            index = int(twins[place.name].rpartition(".")[2])
-            block = job.stored_block(folder, Place(place.stack, index), torch.float32)
-        keep_block(job, folder, place, settle(pivot(block)))
+    job: Job
+    options: Options
+    folder: Path
+    twins: dict[str, str]
+
+    def window(
+        self, places: list[Place], teacher: Stream, student: Stream
+    ) -> tuple[Stream, Stream]:
+        """Train one window, write it, and return both streams behind it."""
+        teacher, student = teacher.reach(places[0]), student.reach(places[0])
+        target = teacher
+        for place in places:
+            target = target.behind(target.walk.block(place), place)
+        if not all(self.job.block_file(self.folder, place).exists() for place in places):
+            self.train(places, target, teacher, student)
+        for place in places:
+            block = self.job.stored_block(self.folder, place, student.walk.dtype)
+            student = student.behind(block, place)
+        return target, student
+
+    def train(self, places: list[Place], target: Stream, teacher: Stream, student: Stream) -> None:
+        """Train the blocks of a window and write them; one that repeats an earlier one follows."""
+        options = self.options
+        blocks = [learn(balance(current_block(self.job, at, torch.float32))) for at in places]
+        on_student, on_teacher = (Window(places, blocks, one) for one in (student, teacher))
+        inputs = {
+            "propagated": [on_student],
+            "dense": [on_teacher],
+            "both": [on_student, on_teacher],
+        }[options.inputs]
+        metric = _metric(self.job, places[-1]) if options.metric == "loss" else None
+        goal = Goal(inputs, on_student, target.hidden, metric)
+        both = zip(places, blocks, strict=True)
+        own = nn.ModuleList(block for place, block in both if place.name not in self.twins)
+        parameters = make_trainable(self.job, own)
+        if not match(parameters, goal, options.steps, options.learning_rate):
+            # pivots chosen anew would round anew
+            blocks = [current_block(self.job, place, torch.float32) for place in places]
+        for place, block in zip(places, blocks, strict=True):
+            if place.name in self.twins:
+                index = int(self.twins[place.name].rpartition(".")[2])
+                block = self.job.stored_block(self.folder, Place(place.stack, index), torch.float32)
+            keep_block(self.job, self.folder, place, settle(pivot(block)))
 
 
 def _metric(job: Job, place: Place) -> Tensor | None:

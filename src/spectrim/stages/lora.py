@@ -19,7 +19,7 @@ from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear
 from spectrim.healing.adam import Adam
 from spectrim.healing.end_to_end import Healing, Ready, heal
-from spectrim.healing.judging import begin
+from spectrim.healing.judging import ensure_plan
 from spectrim.job.job import Job
 from spectrim.job.repeats import repeats
 from spectrim.recipe.options import Regex
@@ -61,7 +61,7 @@ def lora(job: Job, options: Options) -> None:
         raise SpectrimError("lora needs peft; install it with pip install 'spectrim[heal]'")
     if "sparsified" in job.notes:
         raise SpectrimError(REFUSES["zeros"].format(earlier="sparsify"))
-    begin(job)
+    ensure_plan(job)
     if repeats(job):
         raise SpectrimError(
             "some blocks are stored once and run twice, and lora would part them; take distil"
@@ -134,7 +134,7 @@ def _is_wanted(name: str, wanted: tuple[str, ...]) -> bool:
 
 
 def _shares(module: FactoredLinear) -> bool:
-    return module.follows or type(module).__name__.startswith("Shared")
+    return module.follows or module.leads
 
 
 def _matrices(name: str, module: FactoredLinear) -> list[str]:

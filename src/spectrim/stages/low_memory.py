@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from spectrim.errors import SpectrimError
 from spectrim.healing.end_to_end import Healing, Ready, heal
 from spectrim.healing.fused_updates import AdaLomo, Lomo
-from spectrim.healing.student import trained_parts
+from spectrim.healing.student import trainable_parameters
 from spectrim.job.job import Job
 from spectrim.processes import processes
 
@@ -49,7 +49,7 @@ def low_memory(job: Job, options: Options) -> None:
     made: list[Lomo] = []
 
     def ready(model: PreTrainedModel) -> Ready:
-        parameters = trained_parts(job, model)
+        parameters = trainable_parameters(job, model)
         update = (AdaLomo if options.optimizer == "adalomo" else Lomo)(parameters)
         made.append(update)
         sizes = [parameter.numel() for parameter in parameters.values()]

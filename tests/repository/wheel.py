@@ -56,7 +56,7 @@ def built(folder: Path, version: str) -> Path:
 
 def run(*command: str | Path, folder: Path) -> None:
     """Run a command in a folder, shown first; it sees nothing of this repository."""
-    print("$", *command[:6], flush=True)
+    print("$", *(str(word).partition("\n")[0] for word in command), flush=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["HF_HUB_OFFLINE"] = "1"
     done = subprocess.run(command, cwd=folder, env=environment, check=False)

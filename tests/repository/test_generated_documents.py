@@ -102,6 +102,13 @@ def test_runs_say_how_they_were_obtained_and_stand_in_the_results(modules, root)
         assert " ".join(run["command"].split()[:2]) in text
 
 
+def test_every_table_stands_in_one_document(modules, root):
+    documents, _, tables = modules
+    texts = [file.read_text(encoding="utf-8") for file in documents.documents(root)]
+    found = sorted(name for text in texts for name in names(modules, text))
+    assert found == sorted([*tables.TABLES, "tasks", "families"])
+
+
 def test_numbers_outside_the_markers_make_no_table(root):
     for name in ("results.md", "evaluation.md"):
         text = (root / "docs" / name).read_text(encoding="utf-8")

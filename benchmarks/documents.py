@@ -9,7 +9,8 @@ A table stands between two comments of a document:
     <!-- end -->
 
 NAME is a table of measured numbers (tables.py), `tasks` (what `spectrim list tasks` knows, with the
-data sets that the metrics name) or `families` (the table of architectures).
+data sets that the metrics name), `families` (the table of architectures), `tree` or `levels` (the
+structure of the package).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 from pathlib import Path
 
 import run_files
+import structure
 from tables import TABLES, Lines, markdown, measured
 
 from spectrim.cli.console import entries
@@ -27,7 +29,8 @@ from spectrim.errors import SpectrimError, did_you_mean
 from spectrim.metrics import metrics
 from spectrim.metrics.asking.examples import DataSet
 
-ROOT = Path(__file__).parent.parent
+ROOT = PACKAGE = Path(__file__).parent.parent  # of the documents; of the code that they tell of
+STRUCTURE = {"tree": structure.tree, "levels": structure.levels}
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -71,8 +74,10 @@ def content(name: str) -> str:
         return markdown(tasks())
     if name == "families":
         return ", ".join(f"`{family}`" for family, _ in entries("families"))
+    if name in STRUCTURE:
+        return STRUCTURE[name](PACKAGE)
     if name not in TABLES:
-        hint = did_you_mean(name, [*TABLES, "tasks", "families"])
+        hint = did_you_mean(name, [*TABLES, "tasks", "families", *STRUCTURE])
         raise SpectrimError(f"no table named '{name}'{hint}")
     return measured(name, run_files.read(TABLES[name].run))
 

@@ -12,7 +12,7 @@ from spectrim.model.architectures import Place, of
 from spectrim.model.sites import bias, weight
 from spectrim.plan import Decision
 from spectrim.recipe.recipe import Calibration
-from spectrim.walk.statistics import Statistics, load_block
+from spectrim.walk.statistics import Statistics, block_statistics
 from tiny_models import unpack
 from tiny_runs import (
     TOKENS,
@@ -46,7 +46,8 @@ def cuts(made: Made) -> list[tuple[Decision, nn.Module, nn.Module, Statistics]]:
     (folder,) = kept(made.folder / "cache", "statistics")
     (stack,) = of(before.config).stacks
     known = [
-        load_block(folder, Place(stack, at)) for at in range(len(before.get_submodule(stack.path)))
+        block_statistics(folder, Place(stack, at))
+        for at in range(len(before.get_submodule(stack.path)))
     ]
     return [
         (

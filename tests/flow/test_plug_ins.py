@@ -17,7 +17,7 @@ from spectrim.model.architectures import Place, of
 from spectrim.model.sites import weight
 from spectrim.plan import Decision
 from spectrim.walk.moments import Damping, damped
-from spectrim.walk.statistics import Statistics, load_block
+from spectrim.walk.statistics import Statistics, block_statistics
 from tiny_models import logits, tokens, unpack
 from tiny_runs import Made, from_pretrained, kept, load, make, plan_of, recipe, shrink, stored
 
@@ -95,7 +95,7 @@ def known(made: Made) -> tuple[PreTrainedModel, dict[str, Statistics]]:
     found: dict[str, Statistics] = {}
     for stack in of(model.config).stacks:
         for index in range(len(model.get_submodule(stack.path))):
-            found |= load_block(folder, Place(stack, index))
+            found |= block_statistics(folder, Place(stack, index))
     return model, found
 
 

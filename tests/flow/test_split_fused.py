@@ -24,7 +24,7 @@ from spectrim.model.weights import quiet
 from spectrim.verbs.inspect import inspect
 from spectrim.verbs.profile import Asked, profile
 from spectrim.verbs.shrink import shrink as measured
-from spectrim.walk.statistics import Statistics, load_block
+from spectrim.walk.statistics import Statistics, block_statistics
 from tiny_models import FAMILIES, assert_generates_alike, logits, model_type, tokens
 from tiny_runs import (
     Made,
@@ -186,7 +186,7 @@ def test_statistics_of_the_parts_are_blocks_of_those_of_the_whole(
         )
         if split:
             job.split_fused()
-        found |= load_block(job.statistics(), Place(job.architecture.stacks[0], 1))
+        found |= block_statistics(job.statistics(), Place(job.architecture.stacks[0], 1))
     path = fused_maps(load(source))[1]
     fused = job.model.get_submodule(path)
     whole = found[path]

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from spectrim.model.architectures import of
 from spectrim.model.sites import find
 from spectrim.text.tokens import Tokens
-from spectrim.walk.statistics import Statistics, load_block
+from spectrim.walk.statistics import Statistics, block_statistics
 from spectrim.walk.sweeps import collect
 from spectrim.walk.walk import BlockWalk
 from tiny_models import FAMILIES, unpack
@@ -115,7 +115,7 @@ def collected(walk: BlockWalk, folder: Path) -> dict[str, Statistics]:
     found: dict[str, Statistics] = {}
     for stack in walk.architecture.stacks:
         for place in walk.places(stack):
-            found |= load_block(folder, place)
+            found |= block_statistics(folder, place)
     return found
 
 

@@ -104,7 +104,7 @@ STAGE = '''
 import torch
 from pydantic import Field
 
-from spectrim.job.blocks import move_to, current_block, keep_block, next_step
+from spectrim.job.blocks import go_on_with, current_block, write_block, next_step
 from spectrim.job.job import dense_plan
 from spectrim.recipe.options import Part
 
@@ -132,8 +132,8 @@ def clip(job, options):
             if parameter.dim() > 1:
                 numbers += int((parameter.abs() > options.largest).sum())
                 parameter.data.clamp_(-options.largest, options.largest)
-        keep_block(job, folder, place, block)
-    move_to(job, folder)
+        write_block(job, folder, place, block)
+    go_on_with(job, folder)
     job.notes[NOTE] = {"largest": options.largest, "numbers": numbers}
 '''
 

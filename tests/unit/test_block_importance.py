@@ -19,7 +19,7 @@ from spectrim.model import sources
 from spectrim.model.architectures import Place
 from spectrim.model.weights import quiet
 from spectrim.recipe.options import validate
-from spectrim.stages._importance import importance, losses_without, search_loss
+from spectrim.stages._importance import importance, loss_in_order, losses_without
 from spectrim.stages.drop_blocks import Options, shortened, stitched
 from tiny_folders import change_config, change_tensors
 from tiny_models import logits
@@ -209,7 +209,7 @@ def test_a_reordered_walk_is_the_reordered_model(tmp_path: Path) -> None:
     ids = job.splits.search.ids
     loss = functional.cross_entropy(logits(model, ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     made = ordered(job, stack, order)
-    assert search_loss(made) == pytest.approx(float(loss), rel=1e-5)
+    assert loss_in_order(made) == pytest.approx(float(loss), rel=1e-5)
     assert job.model.config.num_hidden_layers == 3, "the job's own model stays as it was"
     assert len(job.model.get_submodule(stack.path)) == 3
 

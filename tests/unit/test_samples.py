@@ -14,7 +14,7 @@ from spectrim.model.architectures import of
 from spectrim.model.sites import find
 from spectrim.model.sources import Source
 from spectrim.text.tokens import Splits, Tokens
-from spectrim.walk.statistics import load_block
+from spectrim.walk.statistics import block_statistics
 from tiny_walks import InMemory, model_of, text, walk_of
 
 
@@ -43,7 +43,7 @@ def test_samples_of_a_padded_text_have_the_moments_that_statistics_count(
     folder = job.statistics()
     found = sampled(job, len(job.splits.calibration))
     for place, inputs in zip(job.each_block(), found, strict=True):
-        known = {name: one for name, one in load_block(folder, place).items() if one.tokens}
+        known = {name: one for name, one in block_statistics(folder, place).items() if one.tokens}
         assert inputs.keys() == known.keys()
         for name, x in inputs.items():
             assert len(x) == known[name].tokens

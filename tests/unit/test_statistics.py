@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spectrim.model.architectures import Place, Stack
 from spectrim.walk.moments import SecondMoment, matmul_precision
-from spectrim.walk.statistics import load_block, statistics_file
+from spectrim.walk.statistics import block_statistics, statistics_file
 
 
 def rows(count: int, size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -95,7 +95,7 @@ def test_sites_with_one_input_share_it_in_the_file_and_in_memory(tmp_path: Path)
     file = statistics_file(tmp_path, place)
     assert file == tmp_path / "model.layers.5.safetensors"
     save_file(tensors, file, metadata={"sites": json.dumps(about)})
-    found = load_block(tmp_path, place)
+    found = block_statistics(tmp_path, place)
     assert found["q"].input_moment is found["k"].input_moment
     assert torch.equal(found["k"].gradient_moment, 2 * torch.eye(2))
     assert (found["q"].tokens, found["expert"].tokens) == (9, 0)

@@ -21,7 +21,7 @@ from spectrim.model.sites import Site, bias
 from spectrim.plan import Decision, Group, left_dense
 from spectrim.recipe.options import Factorize
 from spectrim.rounding.few_bits import FORMATS, Rounding, few_bits, narrowed
-from spectrim.walk.statistics import load_block
+from spectrim.walk.statistics import block_statistics
 
 QUANTISED = (0.3, 0.7)  # of the full rank: the cuts that are quantised for real
 RoundingLosses = dict[str, Tensor]
@@ -98,7 +98,7 @@ class _Block:
 
     def __init__(self, job: Job, options: Factorize, place: Place) -> None:
         self.job, self.options, self.place = job, options, place
-        self.statistics = load_block(job.statistics(), place)
+        self.statistics = block_statistics(job.statistics(), place)
         self.block = job.dense_block(place).float()
         grid = Grid(max(options.bits), options.group, symmetric=False)
         self.rounding = Rounding(grid, job.weights.dtype())

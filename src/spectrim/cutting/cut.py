@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from spectrim.cutting.decompose import decompositions, pieces_of
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, TwoFactors, formats, make_format
+from spectrim.job.blocks import write_block
 from spectrim.job.job import Job
 from spectrim.model.architectures import Place
 from spectrim.model.sites import bias, replace, weight
 from spectrim.plan import Decision
 from spectrim.recipe.options import Factorize
-from spectrim.walk.statistics import Statistics, load_block
+from spectrim.walk.statistics import Statistics, block_statistics
 
 
 def cut(job: Job, options: Factorize) -> None:
     """Write every block as the plan says, continuing where an earlier run stopped."""
     assert job.plan is not None
-    job.blocks = job.work / "cut"
-    blocks = job.each_block()
+    folder, blocks = job.work / "cut", job.each_block()
     for done, place in enumerate(blocks, start=1):
-        if not job.block_file(job.blocks, place).exists():
+        if not job.block_file(folder, place).exists():
             block = job.dense_block(place)
             chosen = [
                 decision
@@ -35,8 +35,12 @@ def cut(job: Job, options: Factorize) -> None:
                 if (decision := job.plan[site.name]).format != "dense"
             ]
             make = _maker(job, options, place, block, chosen)
-            job.write_block(job.blocks, place, {one.site: make(one) for one in chosen})
+            made = {one.site: make(one).to(job.weights.dtype()) for one in chosen}
+            for site, module in made.items():
+                replace(block, site.removeprefix(place.prefix), module)
+            write_block(job, folder, place, block)
         job.progress(done, len(blocks), "cutting")
+    job.blocks = folder
 
 
 def try_out(
@@ -84,7 +88,7 @@ def _maker(
     known: dict[str, Statistics] = {}
     made_here: dict[str, Any] = {}
     if any(decision.bias for decision in chosen):
-        known = load_block(job.statistics(), place)
+        known = block_statistics(job.statistics(), place)
 
     def make(decision: Decision) -> FactoredLinear:
         module = block.get_submodule(decision.site.removeprefix(prefix))

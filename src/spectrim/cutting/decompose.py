@@ -23,7 +23,7 @@ from spectrim.model.sites import Site, bias, weight
 from spectrim.plan import Group
 from spectrim.recipe.options import Factorize
 from spectrim.walk.moments import Damping
-from spectrim.walk.statistics import Statistics, load_block, without_tokens
+from spectrim.walk.statistics import Statistics, block_statistics, without_tokens
 
 ROUNDING = 1e-6  # part of a float32 moment that is no more than rounding
 CURVE = ("ranks", "losses", "values")  # of a decomposition; everything else in a file is pieces
@@ -60,7 +60,7 @@ def decompose(job: Job, options: Factorize) -> None:
             sampled_here = next(inputs)
             with locked(target):
                 if not target.exists():
-                    known = load_block(statistics, place)
+                    known = block_statistics(statistics, place)
                     if sampled_here is not None:
                         known = {name: replace(one, samples=sampled_here.get(name))
                                  for name, one in known.items()}  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.formats import FactoredLinear, TwoFactors
+from spectrim.job.blocks import write_block
 from spectrim.job.job import Job
+from spectrim.job.loss import search_loss
 from spectrim.model.architectures import Place
 from spectrim.text.tokens import Tokens
 from spectrim.walk.moments import cholesky, damped, matmul_precision
-from spectrim.walk.statistics import Statistics, load_block
+from spectrim.walk.statistics import Statistics, block_statistics
 from spectrim.walk.stream import Stream
 from spectrim.walk.walk import BlockWalk
 
@@ -55,8 +57,8 @@ def refine(job: Job, *, always: bool) -> None:
     assert job.blocks is not None
     refined = job.work / "refined"
     _refine_blocks(job, job.blocks, refined)
-    before = search_loss(job, job.blocks)
-    after = search_loss(job, refined)
+    before = search_loss(job)
+    after = search_loss(replace(job, blocks=refined))
     used = always or after < before
     job.notes["refinement"] = {
         "used": used,
@@ -65,12 +67,6 @@ def refine(job: Job, *, always: bool) -> None:
     }
     if used:
         job.blocks = refined
-
-
-def search_loss(job: Job, folder: Path) -> float:
-    """Return the loss on the search split with a folder's blocks, nats per token."""
-    walk = job.walk(job.splits.search)
-    return Stream(walk).through(lambda place: job.stored_block(folder, place, walk.dtype)).mean()
 
 
 def _refine_blocks(job: Job, cut: Path, refined: Path) -> None:
@@ -101,7 +97,7 @@ def _refine_block(
     names = [name for name in modules if _is_solvable(job, place, prefix + name, modules[name])]
     wanted = _dense_inputs(walk, streams, place, dense, names)
     if names and not job.block_file(refined, place).exists():
-        known = load_block(job.statistics(), place)
+        known = block_statistics(job.statistics(), place)
         for leader, group in wanted.groups.items():
             moments = _measure(walk, streams, place, small, wanted.inputs[leader], group)
             for name in group:
@@ -109,7 +105,7 @@ def _refine_block(
                 assert isinstance(module, TwoFactors)
                 _solve(module, known[prefix + name], moments)
     if not job.block_file(refined, place).exists():
-        job.write_block(refined, place, {prefix + n: m for n, m in modules.items()})
+        write_block(job, refined, place, small)
     small = job.stored_block(refined, place, walk.dtype)
     streams.small = streams.small.behind(small, place)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.formats.packed.matrix import PackedMatrix
-from spectrim.job.blocks import move_to
+from spectrim.job.blocks import go_on_with
 from spectrim.job.job import Job, dense_plan
 from spectrim.job.loss import search_loss
 from spectrim.model.licence import licence_of
@@ -78,7 +78,7 @@ def keep_if_better(
     before = job.blocks
     loss = after = search_loss(job)
     if folder is not None:
-        move_to(job, folder, rest)
+        go_on_with(job, folder, rest)
         after = search_loss(job)
     used = after < loss
     if not used:  # NaN is no gain either

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from spectrim.healing.balanced import pivot
 from spectrim.healing.judging import make_trainable
 from spectrim.healing.learned_codes import settle
-from spectrim.job.blocks import current_block, keep_block
+from spectrim.job.blocks import current_block, write_block
 from spectrim.job.job import Job, load_rest
 from spectrim.job.repeats import repeats
 from spectrim.walk.walk import HEAD_CHUNK, BlockWalk
@@ -81,7 +81,7 @@ def write(job: Job, folder: Path, model: PreTrainedModel) -> dict[str, Tensor]:
     for place in job.each_block():
         if not job.block_file(folder, place).exists():
             block = model.get_submodule(place.name)
-            keep_block(job, folder, place, settle(pivot(block)))
+            write_block(job, folder, place, settle(pivot(block)))
     return {**rest, **changed}
 
 

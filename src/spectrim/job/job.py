@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spectrim.files import atomic_file, key_of, locked
+from spectrim.files import key_of, locked
 from spectrim.formats import FactoredLinear, formats, link
 from spectrim.model import architectures, sources
 from spectrim.model.architectures import Architecture, Place
-from spectrim.model.experts import filled, pack_experts, unpack_experts
-from spectrim.model.fused import Fused, merge_fused, split_fused, whole_of
+from spectrim.model.experts import load_block, unpack_experts
+from spectrim.model.fused import Fused, split_fused, whole_of
 from spectrim.model.sites import Site, find, replace
 from spectrim.model.sources import Source, Weights
 from spectrim.plan import Decision, Plan, left_dense
@@ -75,7 +75,7 @@ class Job:
         batch = max(1, BATCH // tokens.ids.shape[1])
         return BlockWalk(self.model, self.architecture, self.weights, tokens, batch)
 
-    def move_to(self, folder: Path) -> None:
+    def adopt_model(self, folder: Path) -> None:
         """Go on with what a stage has made of the model: a whole model folder of its own.
 
         Later parts of a budget still are parts of the model as it came.
@@ -168,7 +168,7 @@ class Job:
         name = place.name
         tensors = self.weights.read_prefix(name + ".")
         empty = self.model.get_submodule(name)
-        return filled(empty, tensors, self.weights.dtype(), self.architecture.experts)
+        return load_block(empty, tensors, self.weights.dtype(), self.architecture.experts)
 
     def stored_block(self, folder: Path, place: Place, dtype: torch.dtype) -> nn.Module:
         """Return a block as an earlier ``write_block`` left it, its factors in ``dtype``.
@@ -190,32 +190,12 @@ class Job:
             replace(block, decision.site.removeprefix(name + "."), self.empty_format(decision))
         link(block, {one.site: one.owner for one in factored if one.owner}, f"{name}.")
         tensors = load_file(self.block_file(folder, place))
-        return filled(
+        return load_block(
             block,
             {key.removeprefix(name + "."): tensor for key, tensor in tensors.items()},
             dtype,
             self.architecture.experts,
         )
-
-    def write_block(self, folder: Path, place: Place, factored: dict[str, FactoredLinear]) -> None:
-        """Write one block with some sites replaced; dense tensors keep their bits and dtype."""
-        prefix = place.prefix
-        tensors = self.weights.read_prefix(prefix)
-        if factored:
-            block = self.dense_block(place)
-            for name, module in factored.items():
-                stored = module.to(self.weights.dtype())  # refinement may compute in another
-                replace(block, name.removeprefix(prefix), stored)
-            merge_fused(block)
-            if self.architecture.experts and not self.parts_experts(prefix[:-1], factored):
-                pack_experts(block, self.architecture.experts)
-            made = {name: tensor.detach() for name, tensor in block.state_dict().items()}
-            # what is stored in another dtype than the rest, such as norms, comes as it was
-            tensors = {name: _as_it_was(tensors.get(name), new) for name, new in made.items()}
-        named = {prefix + name: tensor.contiguous() for name, tensor in tensors.items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(self.block_file(folder, place)) as partial:
-            save_file(named, partial)
 
     def parts_experts(self, block: str, factored: Iterable[str]) -> bool:
         """Return whether an expert of a block is factored, so that its experts are stored apart."""
@@ -235,11 +215,6 @@ class Job:
         return self.weights.read(
             name for name in self.weights.names() if not name.startswith(stacks)
         )
-
-
-def _as_it_was(old: Tensor | None, new: Tensor) -> Tensor:
-    """Return the old tensor where the new one is no more than a cast of it."""
-    return new if old is None or not torch.equal(old.to(new.dtype), new) else old
 
 
 def load_rest(model: PreTrainedModel, rest: dict[str, Tensor], dtype: torch.dtype) -> None:

@@ -45,7 +45,7 @@ def remake(
         (target / "config.json").write_text(json.dumps({**known, **config}, indent=2) + "\n")
         copy_companions(job.source.folder, target)
 
-    job.move_to(once(job.cache, name, write))
+    job.adopt_model(once(job.cache, name, write))
 
 
 def copy_companions(source: Path, target: Path) -> None:

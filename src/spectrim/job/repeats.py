@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from spectrim.job.blocks import copy_block
 from spectrim.job.job import Job
 from spectrim.job.order import length
 from spectrim.model.architectures import Place
@@ -40,7 +41,7 @@ def written_out(job: Job) -> Path:
         return job.blocks
     folder = job.work / "blocks"
     for place in job.each_block():
-        job.write_block(folder, place, {})
+        copy_block(job, folder, place)
     return folder
 
 

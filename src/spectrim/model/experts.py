@@ -96,7 +96,7 @@ def pack_experts(parent: nn.Module, path: str) -> None:
         parent.set_submodule(path, experts.pack())
 
 
-def filled(
+def load_block(
     empty: nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype, experts: str | None
 ) -> nn.Module:
     """Return a frozen copy of an empty block holding these tensors, floating ones in ``dtype``."""

@@ -42,7 +42,7 @@ def importance(model: Ordered, kind: str, candidates: list[int]) -> dict[int, fl
     return {int(index): value for index, value in found.items()}
 
 
-def search_loss(model: Ordered) -> float:
+def loss_in_order(model: Ordered) -> float:
     """Return the loss on the search split, nats per token."""
 
     def measured() -> dict[str, float]:

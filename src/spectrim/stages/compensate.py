@@ -17,7 +17,7 @@ from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, from_factors
 from spectrim.formats.corrected_dense import CorrectedDense
 from spectrim.formats.quantized_dense import QuantizedDense
-from spectrim.job.blocks import current_block, keep_block, move_to, next_step
+from spectrim.job.blocks import current_block, go_on_with, next_step, write_block
 from spectrim.job.job import Job, dense_plan
 from spectrim.methods.loss_aware_svd import two_sided_svd
 from spectrim.model.architectures import Place
@@ -26,7 +26,7 @@ from spectrim.plan import Decision
 from spectrim.recipe.options import Part
 from spectrim.rounding.few_bits import Rounding, matrix_of
 from spectrim.walk.moments import Damping, damped, expected_loss
-from spectrim.walk.statistics import Statistics, load_block
+from spectrim.walk.statistics import Statistics, block_statistics
 
 LEAVES = ("changed maps", "corrected")
 NEEDS = {
@@ -82,7 +82,7 @@ def compensate(job: Job, options: Options) -> None:
             made[decision.site] = decision
             before, after = before + costs[0], after + costs[1]
         if not job.block_file(folder, place).exists():
-            keep_block(job, folder, place, block)
+            write_block(job, folder, place, block)
         job.progress(done, len(places), "compensating")
     if not made:
         raise SpectrimError(
@@ -92,7 +92,7 @@ def compensate(job: Job, options: Options) -> None:
     job.plan = changed(
         job.plan, decisions=tuple(made.get(one.site, one) for one in job.plan.decisions)
     )
-    move_to(job, folder)
+    go_on_with(job, folder)
     job.notes[NOTE] = {
         "rank": options.rank,
         "metric": options.metric,
@@ -107,7 +107,7 @@ def _compensate_block(
 ) -> Iterator[tuple[Decision, tuple[float, float]]]:
     """Put corrected maps into a block; yield each one's decision, and its loss before and after."""
     assert job.plan is not None and job.reference is not None
-    known = load_block(job.statistics(), place)
+    known = block_statistics(job.statistics(), place)
     dense = job.reference(place)
     for site in job.block_sites(place):
         decision, path = job.plan[site.name], site.name.removeprefix(place.prefix)

@@ -21,7 +21,7 @@ from spectrim.healing.balanced import balance, pivot
 from spectrim.healing.judging import ensure_plan, keep_if_better, make_trainable, text_name
 from spectrim.healing.learned_codes import learn, settle
 from spectrim.healing.windows import Goal, Window, match
-from spectrim.job.blocks import current_block, keep_block, next_step
+from spectrim.job.blocks import current_block, write_block, next_step
 from spectrim.job.job import BATCH, Job, load_rest
 from spectrim.job.repeats import repeats
 from spectrim.model import architectures, sources
@@ -30,7 +30,7 @@ from spectrim.model.sources import Weights
 from spectrim.recipe.options import Part
 from spectrim.text.tokens import Tokens
 from spectrim.walk.moments import damped
-from spectrim.walk.statistics import load_block
+from spectrim.walk.statistics import block_statistics
 from spectrim.walk.stream import Stream
 from spectrim.walk.walk import BlockWalk
 
@@ -163,7 +163,7 @@ class _Healing:
             if place.name in self.twins:
                 index = int(self.twins[place.name].rpartition(".")[2])
                 block = self.job.stored_block(self.folder, Place(place.stack, index), torch.float32)
-            keep_block(self.job, self.folder, place, settle(pivot(block)))
+            write_block(self.job, self.folder, place, settle(pivot(block)))
 
 
 def _metric(job: Job, place: Place) -> Tensor | None:
@@ -171,7 +171,7 @@ def _metric(job: Job, place: Place) -> Tensor | None:
     last = [
         site.name for site in job.block_sites(place) if site.role == f"{place.stack.prefix}down"
     ]
-    known = load_block(job.statistics(), place)
+    known = block_statistics(job.statistics(), place)
     moment = known[last[0]].gradient_moment if len(last) == 1 else None
     if moment is None or not moment.any():
         return None

@@ -13,7 +13,7 @@ from spectrim.job.order import Ordered, length, ordered
 from spectrim.job.remake import remake
 from spectrim.model.architectures import Stack
 from spectrim.recipe.options import Part
-from spectrim.stages._importance import importance, search_loss
+from spectrim.stages._importance import importance, loss_in_order
 
 CLEARS = ("damage",)  # in other blocks, to which nothing can be compared
 REFUSES = {"changed maps": "drop_blocks takes a model with whole maps; put drop_blocks first"}
@@ -171,5 +171,5 @@ def _note(
         "blocks": list(made.order),
         "importance": options.importance if rounds else None,
         "rounds": rounds,
-        "search_loss": {"before": search_loss(whole), "after": search_loss(made)},
+        "search_loss": {"before": loss_in_order(whole), "after": loss_in_order(made)},
     }

@@ -23,7 +23,7 @@ from spectrim.files import atomic_file
 from spectrim.formats.fewer_inputs import FewerInputs
 from spectrim.formats.packed.scales import Grid
 from spectrim.healing.judging import NOTE as HEALED
-from spectrim.job.blocks import current_block, keep_block, move_to, next_step
+from spectrim.job.blocks import current_block, go_on_with, next_step, write_block
 from spectrim.job.job import Job, dense_plan, inner_sites
 from spectrim.model import sites
 from spectrim.model.architectures import Place
@@ -38,7 +38,7 @@ from spectrim.rounding.few_bits import (
     few_bits,
     narrowed,
 )
-from spectrim.walk.statistics import load_block
+from spectrim.walk.statistics import block_statistics
 
 LEAVES = ("changed maps", "damage", "packed", "all packed unless protect")
 CLEARS = ("trained",)  # which a correction of the damage would not undo
@@ -99,7 +99,9 @@ def quantize(job: Job, options: Options) -> None:
     before = copy.copy(job)
     if job.reference is None or any(one["used"] for one in job.notes.get(HEALED, [])):
         job.reference = lambda place: current_block(before, place, torch.float32)
-    move_to(job, folder, quantize_embedding_and_head(job, options.ends) if options.ends else None)
+    go_on_with(
+        job, folder, quantize_embedding_and_head(job, options.ends) if options.ends else None
+    )
     decisions = tuple(chosen.get(one.site, one) for one in plan.decisions)
     job.plan = replace(plan, decisions=decisions)
     job.notes[NOTE] = note(options, job.plan, losses)
@@ -155,7 +157,7 @@ def _block(
     record = file.with_suffix(".json")
     if not file.exists():
         block = current_block(job, place, torch.float32)
-        known = load_block(job.statistics(), place)
+        known = block_statistics(job.statistics(), place)
         losses: dict[str, float | None] = {}
         rounding = Rounding(
             Grid(options.bits, options.group, options.symmetric),
@@ -174,7 +176,7 @@ def _block(
                 sites.replace(block, path, made)
         with atomic_file(record) as partial:
             partial.write_text(json.dumps(losses), encoding="utf-8")
-        keep_block(job, folder, place, block)
+        write_block(job, folder, place, block)
     found: dict[str, float | None] = json.loads(record.read_text(encoding="utf-8"))
     return found
 

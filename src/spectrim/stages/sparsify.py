@@ -25,7 +25,7 @@ from spectrim.model.sites import Site, protected, weight
 from spectrim.recipe.options import Part, Regex
 from spectrim.rounding.sparsity import Pattern, magnitude, mask, sparsegpt, wanda
 from spectrim.walk.moments import Damping, damped, expected_loss
-from spectrim.walk.statistics import Statistics, load_block
+from spectrim.walk.statistics import Statistics, block_statistics
 
 SOLVING = 1e-2  # of the mean diagonal of A, added before it is inverted, as SparseGPT does
 LEAVES = ("zeros", "damage")
@@ -125,7 +125,7 @@ def _blocks(job: Job, options: Options, config: dict[str, Any]) -> Iterator[dict
     for done, place in enumerate(places, start=1):
         prefix = place.prefix
         tensors = job.weights.read_prefix(prefix)
-        block, known = _around(job, prefix[:-1], tensors), load_block(statistics, place)
+        block, known = _around(job, prefix[:-1], tensors), block_statistics(statistics, place)
         for site in _sites(job, options, place):
             if known[site.name].tokens == 0 or known[site.name].gradient_moment is None:
                 left.append(site.name)  # an expert that no token was routed to

@@ -56,7 +56,7 @@ def without_tokens(folder: Path, place: Place) -> list[str]:
     ]
 
 
-def load_block(folder: Path, place: Place) -> dict[str, Statistics]:
+def block_statistics(folder: Path, place: Place) -> dict[str, Statistics]:
     """Return the statistics of every site of one block; sites with one input share its moment."""
     path = statistics_file(folder, place)
     tensors = load_file(path)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from spectrim.model.architectures import Architecture, Place, Stack
-from spectrim.model.experts import filled
+from spectrim.model.experts import load_block
 from spectrim.model.sources import Weights
 from spectrim.text.tokens import Tokens
 from spectrim.walk.recorder import Call, Recorder, filled_in, shared
@@ -144,7 +144,7 @@ class BlockWalk:
         """Return a block with its dense weights, frozen, experts unpacked."""
         empty = self.blocks(place.stack)[place.index]
         tensors = self.weights.read_prefix(place.prefix)
-        return filled(empty, tensors, self.dtype, self.architecture.experts)
+        return load_block(empty, tensors, self.dtype, self.architecture.experts)
 
     def start(self, stack: Stack, start: int, encoder: Tensor | None = None) -> Tensor:
         """Return the hidden states [batch, length, hidden] that enter a stack's first block."""

@@ -21,7 +21,7 @@ from spectrim.healing.balanced import balance, pivot
 from spectrim.healing.judging import ensure_plan, keep_if_better, make_trainable, text_name
 from spectrim.healing.learned_codes import learn, settle
 from spectrim.healing.windows import Goal, Window, match
-from spectrim.job.blocks import current_block, write_block, next_step
+from spectrim.job.blocks import current_block, next_step, write_block
 from spectrim.job.job import BATCH, Job, load_rest
 from spectrim.job.repeats import repeats
 from spectrim.model import architectures, sources

@@ -217,6 +217,6 @@ def test_an_amount_of_tokens_that_is_none(source: Path) -> None:
 def test_a_model_without_a_loss_is_not_healed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(end_to_end, "_judge", lambda *_: float("nan"))
+    monkeypatch.setattr(end_to_end, "_evaluate", lambda *_: float("nan"))
     with pytest.raises(SpectrimError, match="is no number, so it cannot be healed; cut it less"):
         shrink(asked(source, CUT, {"distil": QUICK}), tmp_path / "small")

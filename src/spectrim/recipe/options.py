@@ -104,18 +104,19 @@ def _methods(text: str) -> str:
 
 def _any_product(name: str) -> str:
     """Check a format that is to be chosen: one that holds any product, not one method's own."""
-    own: set[str] = set()
+    of_methods: set[str] = set()
     for method in _METHODS.names():
-        said = _METHODS.constant(method, "FORMAT") or ()
-        own |= set(said.values()) if isinstance(said, dict) else {said} if said else set()
-    left = {one: stage for one in _FORMATS.names() if (stage := _FORMATS.constant(one, "STAGE"))}
-    free = [one for one in _FORMATS.names() if one not in own and one not in left]
-    if name in left:
+        form = _METHODS.constant(method, "FORMAT") or ()
+        of_methods |= set(form.values()) if isinstance(form, dict) else {form} if form else set()
+    stages = {each: _FORMATS.constant(each, "STAGE") for each in _FORMATS.names()}
+    of_stages = {each: stage for each, stage in stages.items() if stage}
+    free = [each for each in stages if each not in of_methods and each not in of_stages]
+    if name in of_stages:
         raise SpectrimError(
-            f"format '{name}' is what the stage {left[name]} leaves; add that stage, and choose "
-            f"one of {', '.join(free)} here"
+            f"format '{name}' is what the stage {of_stages[name]} leaves; add that stage, and "
+            f"choose one of {', '.join(free)} here"
         )
-    if name in own:
+    if name in of_methods:
         raise SpectrimError(
             f"format '{name}' comes with its own method; choose that method, or one of "
             f"{', '.join(free)}"

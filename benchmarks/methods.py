@@ -32,7 +32,7 @@ from measuring import (
 )
 
 from spectrim.errors import SpectrimError
-from spectrim.job.job import Job
+from spectrim.job.job import Budget, Job
 from spectrim.job.output import write_model
 from spectrim.methods import methods
 from spectrim.metrics.speed import speed
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _shrunk(job: Job, walks: dict[str, Any], keep: float, names: str) -> dict[str, Any]:
-    job.keep, job.plan, job.blocks = (keep, "linear"), None, None
+    job.budget, job.plan, job.blocks = Budget(keep, "linear"), None, None
     shutil.rmtree(job.work, ignore_errors=True)
     began = time.perf_counter()
     try:

@@ -34,7 +34,7 @@ from mixed_text import with_a_network
 
 from spectrim.cutting.prediction import prediction
 from spectrim.errors import SpectrimError
-from spectrim.job.job import Job
+from spectrim.job.job import Budget, Job
 from spectrim.recipe.options import Factorize
 from spectrim.stages.factorize import factorize
 from spectrim.text.tokens import Tokens
@@ -91,7 +91,7 @@ def _measure_all(
 def _shrunk(
     job: Job, walks: dict[str, Any], keep: float, options: dict[str, Any]
 ) -> dict[str, Any]:
-    job.keep, job.plan, job.blocks = (keep, "linear"), None, None
+    job.budget, job.plan, job.blocks = Budget(keep, "linear"), None, None
     shutil.rmtree(job.work, ignore_errors=True)
     began = time.perf_counter()
     factorize(job, Factorize(**{"refine": "off", **options}))

@@ -229,7 +229,7 @@ class Sweep:
         """
         job = open_job(recipe, self.source, self.output / "cache", lambda *_: None)
         job.splits = self.job_splits
-        job.notes["calibration"] = "dialogues and summaries of the training split"
+        job.text = "dialogues and summaries of the training split"
         job.work = self.output / "work"
         shutil.rmtree(job.work, ignore_errors=True)
         return job

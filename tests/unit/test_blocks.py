@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from spectrim.errors import SpectrimError
 from spectrim.job.blocks import current_block, go_on_with, next_step, write_block
 from spectrim.job.job import Job, dense_plan
 from spectrim.job.opening import open_job
+from spectrim.job.repeats import repeats
 from spectrim.model import sources
 from spectrim.model.architectures import Place
 from spectrim.model.weights import quiet
+from spectrim.recipe.options import Factorize
+from spectrim.stages.drop_blocks import Options, drop_blocks
+from spectrim.stages.factorize import factorize
 from tiny_folders import change_tensors
 from tiny_runs import family_folder, recipe, write_text
 
@@ -69,3 +75,14 @@ def test_what_a_stage_changed_is_written_in_the_dtype_it_was_stored_in(tmp_path:
     assert all(torch.equal(one, 2 * before[name]) for name, one in found.items())
     now = dict(current_block(job, place, torch.float32).named_parameters())
     assert all(torch.equal(one, 2 * before[name].float()) for name, one in now.items())
+
+
+def test_notes_are_for_the_report_and_steer_no_stage(tmp_path: Path) -> None:
+    job = job_of(tmp_path)
+    drop_blocks(job, Options(layers=(0, 1, 1)))
+    job.plan = dense_plan(job)
+    job.notes.clear()
+    assert repeats(job) == {"model.layers.2": "model.layers.1"}
+    job.blocks, job.healings = None, (False,)
+    with pytest.raises(SpectrimError, match="factorize"):
+        factorize(job, Factorize())

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from spectrim.cutting.mixture import PLAIN, SCALED, mixed, present, restored, scaled
-from spectrim.job.job import Job
+from spectrim.job.job import Budget, Job
 from spectrim.model.sites import Site
 from spectrim.plan import Curve, Decision, Group
 from spectrim.recipe.options import Factorize
@@ -35,7 +35,7 @@ def job(keep: float = 0.5) -> Any:
     found = [Site(f"s{block}", block, "q", SIDE, SIDE) for block in range(BLOCKS)]
     source = SimpleNamespace(name="made up", fingerprint="0")
     made = Mock(spec=Job)
-    made.configure_mock(sites=found, keep=(keep, "linear"), whole={}, source=source)
+    made.configure_mock(sites=found, budget=Budget(keep, "linear"), whole={}, source=source)
     made.statistics_key = "0"
     return made
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spectrim.cutting.samples import _text, sampled, spread
-from spectrim.job.job import Job
+from spectrim.job.job import Budget, Job
 from spectrim.model.architectures import of
 from spectrim.model.sites import find
 from spectrim.model.sources import Source
@@ -30,7 +30,8 @@ def job_of(family: str, folder: Path) -> Job:
         splits=Splits(read, read, read),
         cache=folder,
         work=folder,
-        keep=(1.0, "linear"),
+        text="the text",
+        budget=Budget(1.0, "linear"),
         progress=lambda *_: None,
     )
 

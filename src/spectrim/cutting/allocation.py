@@ -160,7 +160,7 @@ def allocate(
         "method": options.method,
         "allocator": options.allocator,
         "format": options.format,
-        "budget": {"keep": job.keep[0], "of": job.keep[1], "size": budget},
+        "budget": {"keep": job.budget.fraction, "of": job.budget.of, "size": budget},
     }
     return Plan(decisions, sum(decision.predicted_loss for decision in decisions), about)
 
@@ -181,7 +181,7 @@ def available(job: Job, curves: list[Curve]) -> float:
     Raises:
         SpectrimError: what cannot be factored, or the smallest cuts, already exceed the budget.
     """
-    fraction, unit = job.keep
+    fraction, unit = job.budget.fraction, job.budget.of
     whole, outside = _taken(job, curves)
     least = sum(float(curve.sizes[0]) for curve in curves)
     if fraction * whole - outside < least:
@@ -195,7 +195,7 @@ def available(job: Job, curves: list[Curve]) -> float:
 def meets(job: Job, curves: list[Curve]) -> bool:
     """Return whether the smallest cuts of these curves are within the budget."""
     whole, outside = _taken(job, curves)
-    return sum(float(curve.sizes[0]) for curve in curves) <= job.keep[0] * whole - outside
+    return sum(float(curve.sizes[0]) for curve in curves) <= job.budget.fraction * whole - outside
 
 
 def _taken(job: Job, curves: list[Curve]) -> tuple[float, float]:
@@ -203,7 +203,7 @@ def _taken(job: Job, curves: list[Curve]) -> tuple[float, float]:
 
     A part is a part of the model as it came, whatever earlier stages have made of it.
     """
-    unit = job.keep[1]
+    unit = job.budget.of
     inside = sum(float(curve.sizes[-1]) for curve in curves)
     outside = job.weights.bytes() - inside if unit == "bytes" else 0.0
     return job.whole[unit] if job.whole else inside + outside, outside

@@ -99,12 +99,12 @@ def _curve(job: Job, options: Factorize, offer: Offer) -> Curve:
 
 
 def _size(job: Job, group: Group, rank: int) -> int:
-    return group.bytes(rank, job.weights.dtype()) if in_bytes(job) else group.numbers(rank)
+    return group.bytes(rank, job.weights.dtype()) if job.budget.in_bytes else group.numbers(rank)
 
 
 def _added_biases(job: Job, group: Group) -> int:
     """Return the bytes of biases that maps get which had none; numbers leave biases out."""
-    if not in_bytes(job) or not group.bias:
+    if not job.budget.in_bytes or not group.bias:
         return 0
     bare = [site for site in group.sites if not job.biased(site.name)]
     return sum(site.out_features for site in bare) * job.weights.dtype().itemsize
@@ -119,12 +119,7 @@ def dense_curve(job: Job, site: Site) -> Curve:
 
 def _dense_size(job: Job, site: Site) -> int:
     numbers = site.out_features * site.in_features
-    return numbers * job.weights.dtype().itemsize if in_bytes(job) else numbers
-
-
-def in_bytes(job: Job) -> bool:
-    """Return whether sizes are bytes rather than numbers."""
-    return job.keep[1] != "linear"
+    return numbers * job.weights.dtype().itemsize if job.budget.in_bytes else numbers
 
 
 def unknown_offers(job: Job, options: Factorize) -> list[Offer]:

@@ -128,7 +128,7 @@ class _Making:
             found = [mixture[site.name] for site in unit.curve.sites]
             part = sum(one.stored for one in found) / sum(one.dense for one in found)
             sizes = unit.curve.sizes
-            within = sizes <= (self.job.keep[0] if whole else part) * sizes[-1]
+            within = sizes <= (self.job.budget.fraction if whole else part) * sizes[-1]
             chosen.append(max(int(within.sum()) - 1, 0))
         return decided(bought, chosen)
 

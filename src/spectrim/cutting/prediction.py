@@ -11,7 +11,7 @@ from spectrim.allocators import allocators
 from spectrim.cutting.allocation import allocate, bought_units
 from spectrim.cutting.cut import try_out
 from spectrim.errors import SpectrimError
-from spectrim.job.job import Job
+from spectrim.job.job import Budget, Job
 from spectrim.plan import Plan
 from spectrim.recipe.options import Factorize
 from spectrim.text.tokens import Tokens
@@ -56,7 +56,7 @@ def prediction(job: Job, options: Factorize) -> dict[str, object]:
 
 
 def _plan(job: Job, options: Factorize, keep: float) -> Plan | None:
-    at = dataclasses.replace(job, keep=(keep, "linear"))
+    at = dataclasses.replace(job, budget=Budget(keep, "linear"))
     if allocators.constant(options.allocator, "MEASURES"):  # the question is the curves' worth
         options = options.model_copy(update={"allocator": "global"})
     try:

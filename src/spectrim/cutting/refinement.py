@@ -59,7 +59,7 @@ def refine(job: Job, *, always: bool) -> None:
     _refine_blocks(job, job.blocks, refined)
     before = search_loss(job)
     after = search_loss(replace(job, blocks=refined))
-    used = always or after < before
+    used = job.refined = always or after < before
     job.notes["refinement"] = {
         "used": used,
         "search_loss_before": before,

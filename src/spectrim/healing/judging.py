@@ -43,14 +43,14 @@ def make_trainable(job: Job, module: nn.Module) -> dict[str, nn.Parameter]:
     }
     for parameter in found.values():
         parameter.requires_grad_(True)
-        if "sparsified" in job.notes and parameter.dim() > 1 and id(parameter) not in packed:
+        if job.sparsified and parameter.dim() > 1 and id(parameter) not in packed:
             _keep_zeros(parameter)
     return found
 
 
 def text_name(job: Job, name: str | None = None) -> str:
     """Return what to call a text (None: that of the calibration) without where it lies."""
-    text = name or str(job.notes.get("calibration"))
+    text = name or job.text
     return Path(text).name if Path(text).is_file() else text
 
 
@@ -90,4 +90,5 @@ def keep_if_better(
         "search_loss": {"before": loss, "after": after},
         "used": used,
     }
+    job.healings += (used,)
     job.notes[NOTE] = [*job.notes.get(NOTE, []), told]

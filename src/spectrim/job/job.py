@@ -32,43 +32,74 @@ REST = "rest.safetensors"  # beside the files of the blocks
 BATCH = 1024  # tokens run at once: more take memory and save no time
 
 
+@dataclass(frozen=True)
+class Budget:
+    """How much of a model may stay, such as 60% of "bytes"."""
+
+    fraction: float
+    """More than 0, at most 1: of the model as it came, whatever stages have made of it since."""
+    of: str
+    """"linear", the numbers of the linear maps inside the blocks; "linear bytes", the bytes that
+    they take; "bytes", the whole model."""
+
+    @property
+    def in_bytes(self) -> bool:
+        """Return whether sizes are bytes rather than numbers."""
+        return self.of != "linear"
+
+
 @dataclass
 class Job:
-    """What every stage works on.
-
-    model: skeleton whose blocks are empty. cache: kept between runs. work: of this run only.
-    keep: (fraction, unit) as in recipe.Keep. whole: what the model as it came has of both, where a
-    stage has changed it since, and original that model. plan: how every site is stored now, or is
-    to be cut by a plan that is replayed. wanted: the same with the bits and corrections that later
-    stages are to give, where that is decided. blocks: where the blocks lie as they are now, None
-    where the source has them; beside them rest.safetensors, where a stage has changed what is
-    outside the blocks.
-    reference: the blocks before weights were rounded or set to zero, where that has been done.
-    ends: by path what stands for embedding and head, where they are packed, as in config.json.
-    curves and notes: what the report shows of the decisions. seed: of what stages draw.
-    """
+    """What every stage works on and changes."""
 
     source: Source
+    """The model's folder, that of the last stage that wrote a whole model anew."""
     model: PreTrainedModel
+    """A skeleton: its blocks are empty, everything else is loaded."""
     architecture: Architecture
     weights: Weights
+    """The tensors in the source's files."""
     sites: list[Site]
     splits: Splits
+    text: str
+    """What the calibration text is called."""
     cache: Path
+    """Folder that is kept between runs."""
     work: Path
-    keep: tuple[float, str]
+    """Folder of this run only."""
+    budget: Budget
     progress: Progress
     whole: dict[str, int] = field(default_factory=dict)
+    """What the model as it came has of each unit of a budget; empty where it is still that one."""
     original: Source | None = None
+    """The model as it came, where a stage has written another one."""
     plan: Plan | None = None
+    """How every site is stored now, or is to be cut by a plan that is replayed."""
     wanted: Plan | None = None
+    """The plan with the bits and corrections that later stages are to give, where it is decided."""
     ends: dict[str, dict[str, Any]] = field(default_factory=dict)
-    curves: dict[str, Any] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
+    """By path what stands for embedding and head, where they are packed, as in config.json."""
     blocks: Path | None = None
+    """Folder of the blocks as they are now, None where the source has them; beside them lies
+    rest.safetensors, where a stage has changed what is outside the blocks."""
     reference: Callable[[Place], nn.Module] | None = None
+    """The blocks before weights were rounded or set to zero, where that has been done."""
+    orders: tuple[tuple[int, ...], ...] = ()
+    """Each time that blocks were dropped or repeated: which ones, by their numbers before."""
+    sparsified: bool = False
+    """Whether weights were set to zero, which later stages keep."""
+    healings: tuple[bool, ...] = ()
+    """Of each stage that trained: whether what it made was better, and so was taken."""
+    refined: bool = False
+    """Whether refined blocks were better than those cut, and so were taken."""
+    curves: dict[str, Any] = field(default_factory=dict)
+    """What the report shows of the choice among cuts."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What the stages tell the report; no stage reads it."""
     steps: int = 0
+    """How many folders of blocks stages have begun."""
     seed: int = 0
+    """Of what stages draw."""
 
     def walk(self, tokens: Tokens) -> BlockWalk:
         """Return a walk of these tokens through the dense model, ``BATCH`` or so at a time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spectrim.job.job import Job, load_rest
+from spectrim.job.job import Budget, Job, load_rest
 from spectrim.model import architectures, sites, sources
 from spectrim.model.sources import Source
 from spectrim.progress import Progress
@@ -24,11 +24,11 @@ def open_job(recipe: Recipe, source: Source, cache: Path, progress: Progress) ->
         weights=weights,
         sites=sites.find(model),
         splits=splits,
+        text=used,
         cache=cache,
         work=cache / "work",
-        keep=(recipe.keep.fraction, recipe.keep.of),
+        budget=Budget(recipe.keep.fraction, recipe.keep.of),
         progress=progress,
-        notes={"calibration": used},
         seed=recipe.seed,
     )
     load_rest(model, job.rest(), job.compute_dtype)

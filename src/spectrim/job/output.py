@@ -62,7 +62,7 @@ def write_record(job: Job, recipe: Recipe, folder: Path) -> None:
         about={
             **job.plan.about,
             "recipe": recipe.model_dump(mode="json"),
-            "refined": job.notes.get("refinement", {"used": False})["used"],
+            "refined": job.refined,
             "found": found(job),
         },
     )
@@ -71,7 +71,7 @@ def write_record(job: Job, recipe: Recipe, folder: Path) -> None:
     (folder / "curves.json").write_text(json.dumps(job.curves), encoding="utf-8")
     used = torch.cat([fingerprints(job.splits.calibration), fingerprints(job.splits.search)])
     (folder / "calibration.json").write_text(
-        json.dumps({"text": job.notes["calibration"], "fingerprints": used.tolist()}),
+        json.dumps({"text": job.text, "fingerprints": used.tolist()}),
         encoding="utf-8",
     )
 
@@ -82,4 +82,4 @@ def found(job: Job) -> dict[str, Any]:
     Of a plan that is replayed, what it says itself and no stage found anew holds on.
     """
     before = job.plan.about.get("found") or {} if job.plan else {}
-    return {**before, **{key: note for key, note in job.notes.items() if key != "calibration"}}
+    return {**before, **job.notes}

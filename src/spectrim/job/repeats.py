@@ -16,8 +16,7 @@ def repeats(job: Job) -> dict[str, str]:
 
     Only where a stage repeated blocks, and of dense blocks only: later stages may have parted them.
     """
-    orders = [note["blocks"] for note in job.notes.get("dropped", [])]
-    if all(len(set(order)) == len(order) for order in orders):
+    if all(len(set(order)) == len(order) for order in job.orders):
         return {}
     found: dict[str, str] = {}
     for stack in job.architecture.stacks:

@@ -101,7 +101,7 @@ def _streams(job: Job, tokens: Tokens, options: Options) -> tuple[Stream, Stream
     """
     batch = options.batch or max(1, BATCH // tokens.ids.shape[1])
     student = Stream(BlockWalk(job.model, job.architecture, job.weights, tokens, batch))
-    if job.original is None or "sparsified" not in job.notes or "dropped" in job.notes:
+    if job.original is None or not job.sparsified or job.orders:
         return student, student
     model = sources.skeleton(job.original)
     architecture, weights = architectures.of(model.config), Weights(job.original.folder, model)

@@ -99,6 +99,7 @@ def drop_blocks(job: Job, options: Options) -> None:
     else:
         made, rounds = shortened(whole, options)
     job.notes[NOTE] = [*job.notes.get(NOTE, []), _note(whole, made, options, rounds)]
+    job.orders += (made.order,)
     remake(job, ("drop_blocks", stack.path, made.order), made.config, made.blocks())
 
 

@@ -6,7 +6,7 @@ from spectrim.allocators import allocators
 from spectrim.cutting.allocation import available, units
 from spectrim.cutting.bit_curves import in_few_bits
 from spectrim.cutting.bit_losses import bit_losses
-from spectrim.cutting.curves import in_bytes, offered, read_curves, shown_curves, unknown_offers
+from spectrim.cutting.curves import offered, read_curves, shown_curves, unknown_offers
 from spectrim.cutting.cut import cut
 from spectrim.cutting.decompose import decompose
 from spectrim.cutting.refinement import refine
@@ -35,7 +35,7 @@ def factorize(job: Job, options: Factorize) -> None:
     Raises:
         SpectrimError: the budget cannot be met, or the plan does not fit the model.
     """
-    if job.blocks is not None or "healed" in job.notes:
+    if job.blocks is not None or job.healings:
         raise SpectrimError(REFUSES["changed maps"])
     if options.split_fused:
         job.split_fused()
@@ -79,7 +79,7 @@ def refuse_few_bits(job: Job, options: Factorize) -> None:
                 "factorize without cuts has only bits to choose; name some, such as bits: [3, 4]"
             )
         return
-    if not in_bytes(job):
+    if not job.budget.in_bytes:
         raise SpectrimError(BITS_SAVE_BYTES)
     if allocators.constant(options.allocator, "MEASURES"):
         raise SpectrimError(

@@ -59,7 +59,7 @@ def lora(job: Job, options: Options) -> None:
     """
     if find_spec("peft") is None:
         raise SpectrimError("lora needs peft; install it with pip install 'spectrim[heal]'")
-    if "sparsified" in job.notes:
+    if job.sparsified:
         raise SpectrimError(REFUSES["zeros"].format(earlier="sparsify"))
     ensure_plan(job)
     if repeats(job):

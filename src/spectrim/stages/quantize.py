@@ -22,7 +22,6 @@ from spectrim.errors import SpectrimError
 from spectrim.files import atomic_file
 from spectrim.formats.fewer_inputs import FewerInputs
 from spectrim.formats.packed.scales import Grid
-from spectrim.healing.judging import NOTE as HEALED
 from spectrim.job.blocks import current_block, go_on_with, next_step, write_block
 from spectrim.job.job import Job, dense_plan, inner_sites
 from spectrim.model import sites
@@ -97,7 +96,7 @@ def quantize(job: Job, options: Options) -> None:
         losses |= _block(job, options, place, chosen, folder)
         job.progress(done, len(places), "rounding")
     before = copy.copy(job)
-    if job.reference is None or any(one["used"] for one in job.notes.get(HEALED, [])):
+    if job.reference is None or any(job.healings):
         job.reference = lambda place: current_block(before, place, torch.float32)
     go_on_with(
         job, folder, quantize_embedding_and_head(job, options.ends) if options.ends else None

@@ -88,6 +88,7 @@ def sparsify(job: Job, options: Options) -> None:
     key = ("sparsify", options.model_dump(mode="json"), job.statistics_key)
     remake(job, key, config, _blocks(job, options, config))
     job.reference = before
+    job.sparsified = True
     said = json.loads((job.source.folder / "config.json").read_text(encoding="utf-8"))
     job.notes[NOTE] = [*job.notes.get(NOTE, []), said[NOTE]]
 

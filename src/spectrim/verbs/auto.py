@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from spectrim.errors import SpectrimError
 from spectrim.files import Record, key_of, locked
-from spectrim.job.job import Job
+from spectrim.job.job import Budget, Job
 from spectrim.job.loss import search_loss
 from spectrim.job.opening import open_job
 from spectrim.model import sources
@@ -222,8 +222,8 @@ def _recipe(
 
 def _measured(job: Job, recipe: Recipe, folder: Path) -> float:
     """Return the loss on the search split of what a recipe makes, nats per token."""
-    keep = (recipe.keep.fraction, recipe.keep.of)
-    tried = replace(job, work=folder, keep=keep, notes=dict(job.notes), curves={})
+    budget = Budget(recipe.keep.fraction, recipe.keep.of)
+    tried = replace(job, work=folder, budget=budget, notes=dict(job.notes), curves={})
     try:
         for stage in recipe.stages:
             stages.get(stage.name)(tried, stage.options)

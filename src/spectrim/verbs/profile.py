@@ -81,7 +81,7 @@ def profile(
     source = sources.resolve(recipe.model, cache, trust_remote_code=recipe.trust_remote_code)
     refuse_smaller(source, "profile")
     job = open_job(recipe, source, cache, progress or (lambda done, total, what: None))
-    job.keep = (job.keep[0], "linear")  # sizes are in numbers
+    job.budget = dataclasses.replace(job.budget, of="linear")  # sizes are in numbers
     tokens = read(job, asked)
     options = recipe.factorize or Factorize()
     if options.split_fused:
@@ -222,7 +222,7 @@ def _about(job: Job, recipe: Recipe, asked: Asked, walked: Sensitivity) -> dict[
         "unit": UNITS[asked.metric],
         "method": options.method,
         "format": options.format,
-        "text": job.notes["calibration"],
+        "text": job.text,
         "calibration": recipe.calibration.tokens,
         "split": "search",
         "length": tokens.ids.shape[1],

@@ -165,7 +165,7 @@ def measure(job: Job, recipe: Recipe, folder: Path, output: Path, predictions: b
 
 def measured(job: Job, recipe: Recipe, folder: Path, output: Path) -> dict[str, Any]:
     """Return the scores of dense and smaller model on the report split."""
-    name = f"report split of {job.notes['calibration']}"
+    name = f"report split of {job.text}"
     texts = {name: job.splits.report.ids}
     if recipe.calibration.text != "default":  # of which the documentation is a part
         texts |= second_text(sources.tokenizer(job.source), job.splits.report.ids)

@@ -23,7 +23,7 @@ from spectrim.metrics.size import size
 from spectrim.model import sites, sources
 from spectrim.model.sources import Source
 from spectrim.model.tensor_files import stored
-from spectrim.outputs import output_folder
+from spectrim.outputs.folder import output_folder
 from spectrim.recipe.options import validate
 from spectrim.recipe.recipe import Recipe
 from spectrim.report.progress import shown

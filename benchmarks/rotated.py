@@ -31,7 +31,7 @@ from spectrim.metrics.perplexity import perplexity
 from spectrim.model import sites, sources
 from spectrim.model.sources import Source
 from spectrim.model.weights import quiet
-from spectrim.outputs import output_folder
+from spectrim.outputs.folder import output_folder
 from spectrim.rounding import baselines
 from spectrim.text import documents
 

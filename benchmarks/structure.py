@@ -8,7 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LISTED = frozenset(
-    ["cli", "cutting", "healing", "job", "model", "recipe", "rounding", "text", "verbs", "walk"]
+    [
+        "cli",
+        "cutting",
+        "healing",
+        "job",
+        "model",
+        "outputs",
+        "recipe",
+        "rounding",
+        "text",
+        "verbs",
+        "walk",
+    ]
 )
 """Rooms whose files the tree lists one by one; the others hold plug-ins, or what reports draw."""
 

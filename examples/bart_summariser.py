@@ -42,7 +42,7 @@ from spectrim.metrics.multiply_adds import multiply_adds
 from spectrim.metrics.size import bytes_on_disk
 from spectrim.metrics.summarisation import rouge
 from spectrim.model import sources
-from spectrim.outputs import output_folder
+from spectrim.outputs.folder import output_folder
 from spectrim.recipe.recipe import Recipe
 from spectrim.stages import stages
 from spectrim.text import tokens

@@ -14,7 +14,16 @@ import pytest
 import report_folder
 from spectrim.cli import main
 from spectrim.errors import SpectrimError
-from spectrim.outputs import LARGEST, MANIFEST, are_scores, is_page, output_folder, refuse_file
+from spectrim.outputs.folder import output_folder
+from spectrim.outputs.manifest import (
+    LARGEST,
+    MANIFEST,
+    are_scores,
+    is_page,
+    manifest,
+    write_manifest,
+)
+from spectrim.outputs.refusals import refuse_file
 from spectrim.report.page import write_page
 from spectrim.verbs.evaluate import write_scores
 from tiny_places import Place, assert_told
@@ -32,6 +41,12 @@ def write(target: Path, **files: str) -> None:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def put_aside(target: Path, old: Path) -> None:
+    """Do what a run does that is killed behind it."""
+    write_manifest(target, {**(manifest(target) or {}), "aside": True})
+    os.replace(target, old)
 
 
 # killed
@@ -55,7 +70,7 @@ def killed_after(moves: int, target: Path, said: str) -> int:
     os._exit(0)
 
 
-MOVES = 5  # the old folder aside, the new one there, plan and manifest gone, the user's file over
+MOVES = 5  # the old folder marked and put aside, the new one there, plan gone, the user's file over
 
 
 @pytest.mark.parametrize("moves", range(MOVES + 1))
@@ -66,7 +81,7 @@ def test_killed_while_replacing_nothing_of_the_user_is_lost(tmp_path: Path, move
     assert killed_after(moves, target, "new") == (signal.SIGKILL if moves < MOVES else 0)
     assert (target / "thesis.tex").exists() or (old / "thesis.tex").exists()
     if target.exists():
-        assert (target / "plan").read_text() == ("new" if moves else "old")
+        assert (target / "plan").read_text() == ("new" if moves > 1 else "old")
     else:
         assert (old / "plan").read_text() == "old"
     write(target, plan="newest")
@@ -97,7 +112,7 @@ def test_two_files_of_the_user_of_one_name_are_both_kept(tmp_path: Path) -> None
     target = tmp_path / "small"
     write(target, plan="first")
     (target / "notes.md").write_text(THESIS)
-    os.replace(target, tmp_path / ".small.old")
+    put_aside(target, tmp_path / ".small.old")
     write(tmp_path / "other", plan="second")
     os.replace(tmp_path / "other", target)
     (target / "notes.md").write_text("later")

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from spectrim.errors import SpectrimError
-from spectrim.outputs import (
+from spectrim.model import sources
+from spectrim.outputs.folder import output_file, output_folder
+from spectrim.outputs.manifest import (
     MANIFEST,
     are_scores,
     is_page,
-    output_folder,
+    manifest,
     record,
     recorded,
-    refuse_file,
-    refuse_output,
+    summary,
+    write_manifest,
 )
+from spectrim.outputs.refusals import refuse_file, refuse_output
 from tiny_places import Place
 from tiny_runs import family_folder, write_text
 
@@ -160,6 +165,8 @@ def test_what_appears_during_the_run_is_not_replaced(tmp_path: Path) -> None:
 def test_killed_while_replacing_nothing_is_lost(tmp_path: Path) -> None:
     write(tmp_path / "small", plan="first")
     (tmp_path / "small" / "notes.md").write_text(THESIS)
+    known = manifest(tmp_path / "small")
+    write_manifest(tmp_path / "small", {**(known or {}), "aside": True})
     os.replace(tmp_path / "small", tmp_path / ".small.old")  # and there it was killed
     write(tmp_path / "small", plan="second")
     assert (tmp_path / "small" / "plan").read_text() == "second"
@@ -176,7 +183,16 @@ def test_a_failed_run_leaves_the_earlier_output(tmp_path: Path) -> None:
     assert names(tmp_path) == ["small"]
 
 
-@pytest.mark.parametrize("files", ["[]", '{"files": {"../thesis.tex": {}}, "verb": "shrink"}', "{"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        "[]",
+        '{"files": ["a"], "verb": "shrink"}',
+        "[" * 100_000,
+        '{"files": {"../thesis.tex": {}}, "verb": "shrink"}',
+        "{",
+    ],
+)
 def test_a_manifest_that_is_none_makes_nothing_ours(tmp_path: Path, files: str) -> None:
     (tmp_path / "thesis.tex").write_text(THESIS)
     (tmp_path / "small").mkdir()
@@ -233,3 +249,84 @@ def test_the_manifest_names_every_file(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").write_text("1")
     record(tmp_path, "shrink")
     assert list(json.loads((tmp_path / MANIFEST).read_text())["files"]) == ["a/b"]
+
+
+def test_a_model_named_by_its_home_folder_is_not_replaced(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(place.folder))
+    before = names(place.source)
+    for output in (place.source, place.source / "small"):
+        code, err = place.run("shrink", "~/source", "--no-evaluate", "-o", output)
+        assert code == 2 and "of the model" in err or "holds the model" in err
+    assert names(place.source) == before
+    (place.folder / "demo").mkdir()  # which is not the demo model
+    refuse_output(place.folder / "demo", "shrink", model=sources.local("demo"))
+
+
+@pytest.mark.parametrize("kind", ["partial", "old"])
+def test_hidden_folders_beside_an_output_are_their_owners(tmp_path: Path, kind: str) -> None:
+    write(tmp_path / "small", plan="first")
+    shutil.copytree(tmp_path / "small", tmp_path / f".small.{kind}")  # a backup
+    (tmp_path / f".small.{kind}" / "thesis.tex").write_text(THESIS)
+    if kind == "partial":
+        (tmp_path / ".small.partial" / MANIFEST).unlink()
+    before = names(tmp_path / f".small.{kind}")
+    write(tmp_path / "small", plan="second")
+    assert names(tmp_path / f".small.{kind}") == before
+    assert names(tmp_path) == [f".small.{kind}", "small"]
+
+
+def test_two_runs_to_one_output_do_not_mix(tmp_path: Path) -> None:
+    child = os.fork()
+    if not child:  # another process, in the middle of writing
+        with output_folder(tmp_path / "small", "shrink") as folder:
+            (folder / "theirs").write_text("")
+            (tmp_path / "ready").touch()
+            while not (tmp_path / "small").exists():
+                time.sleep(0.01)
+        os._exit(0)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    write(tmp_path / "small", ours="")
+    assert names(tmp_path / "small") in ([*["ours"], MANIFEST], [MANIFEST, "theirs"])
+    os.waitpid(child, 0)
+    assert names(tmp_path / "small") == [MANIFEST, "theirs"]  # the later one, and whole
+    assert names(tmp_path) == ["ready", "small"]
+
+
+def test_nothing_is_removed_through_a_link(tmp_path: Path) -> None:
+    write(tmp_path / "small", plan="first")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "thesis.tex").write_text(THESIS)
+    (tmp_path / "small" / "sub").symlink_to(tmp_path / "else")
+    known = manifest(tmp_path / "small")
+    assert known is not None
+    known["files"]["sub/thesis.tex"] = summary(tmp_path / "else" / "thesis.tex")
+    write_manifest(tmp_path / "small", known)
+    with pytest.raises(SpectrimError, match="was changed since spectrim wrote it"):
+        refuse_output(tmp_path / "small", "shrink")
+
+
+def test_the_folder_that_one_is_in_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpectrimError, match=r"\. is or holds the folder that you are in"):
+        refuse_output(Path("."), "shrink")
+
+
+def test_scores_are_not_written_through_a_hidden_link(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text(THESIS)
+    (tmp_path / ".s.json.partial").symlink_to(tmp_path / "thesis.tex")
+    with output_file(tmp_path / "s.json") as partial:
+        partial.write_text("{}")
+    assert (tmp_path / "thesis.tex").read_text() == THESIS
+    assert (tmp_path / "s.json").read_text() == "{}" and not (tmp_path / "s.json").is_symlink()
+
+
+def test_scores_of_a_run_that_was_killed_before_it_said_so_are_ours(tmp_path: Path) -> None:
+    write(tmp_path / "small", **{"scores.json": "{}"})
+    said = {"settings": {"versions": {"spectrim": "1"}}, "rows": []}
+    (tmp_path / "small" / "scores.json").write_text(json.dumps(said))
+    refuse_output(tmp_path / "small", "shrink")

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import tiny_processes
-from spectrim.outputs import output_folder, record
+from spectrim.outputs.folder import output_folder
+from spectrim.outputs.manifest import record
 from spectrim.plan import Plan
 from tiny_folders import tiny_folder
 from tiny_runs import equal, files, kept, plan_of, recipe, shrink, stored, write_text

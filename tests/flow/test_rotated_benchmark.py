@@ -13,7 +13,7 @@ from spectrim.errors import SpectrimError
 from spectrim.metrics.grid import grid
 from spectrim.model import sites, sources
 from spectrim.model.sources import Source
-from spectrim.outputs import MANIFEST
+from spectrim.outputs.manifest import MANIFEST
 from spectrim.rounding import baselines
 from tiny_folders import change_tensors, tiny_folder
 from tiny_models import build, logits, tokens

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from spectrim.errors import SpectrimError
-from spectrim.outputs import refuse_link_to_nothing
+from spectrim.outputs.refusals import refuse_link_to_nothing
 
 
 def task_names(tasks: str | None) -> tuple[str, ...]:

@@ -160,6 +160,12 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def local(name: str) -> Path | None:
+    """Return the folder or file on this machine that a model's name means, None where none is."""
+    path = Path(os.path.expanduser(name))  # leaves ~nobody as it is
+    return path if name != hub.DEMO and path.exists() else None
+
+
 def _locate(name: str, cache: Path, revision: str | None, trust_remote_code: bool) -> Path:
     if name == hub.DEMO:
         return _demo(cache)

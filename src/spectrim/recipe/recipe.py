@@ -161,7 +161,7 @@ class Recipe(Part):
     keep: Keep = Keep(fraction=0.8, of="linear")
     calibration: Calibration = Calibration()
     stages: list[Stage] = Field(default_factory=_default_stages, min_length=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)  # what numpy takes
     trust_remote_code: bool = False
 
     @model_validator(mode="after")
@@ -213,6 +213,8 @@ class Recipe(Part):
 
 def _read(path: Path) -> dict[str, Any]:
     """Return what the file says, proven to be a recipe, so that its faults carry its name."""
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise SpectrimError(f"{path} is no file; name a recipe, which is a YAML file")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         if not isinstance(data, dict):
@@ -221,7 +223,7 @@ def _read(path: Path) -> dict[str, Any]:
         validate(Recipe, {"model": "", "keep": "100% of linear bytes", **data}, "the recipe")
     except FileNotFoundError as error:
         raise SpectrimError(f"there is no recipe file '{path}'; check the path") from error
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise SpectrimError(f"cannot read recipe '{path}'; it should be YAML: {reason}") from error
     except SpectrimError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from spectrim.model.architectures import role_group
-from spectrim.outputs import is_page, recorded, refuse_file
+from spectrim.outputs.folder import output_file
+from spectrim.outputs.manifest import is_page
+from spectrim.outputs.refusals import refuse_file
 from spectrim.report import notes, points, table, tasks, words
 from spectrim.report.attention import attention_figures, head
 from spectrim.report.bars import figures
@@ -41,14 +42,8 @@ def write_page(folder: Path, target: Path | None = None, others: Sequence[Path] 
     target = target or folder / "report.html"
     refuse_file(target, is_page)
     written = page(read(folder), [read(other) for other in others])
-    file = target.resolve()
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        beside.write_text(written, encoding="utf-8")
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
-    recorded(file)
+    with output_file(target) as partial:
+        partial.write_text(written, encoding="utf-8")
     return target
 
 

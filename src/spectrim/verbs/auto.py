@@ -24,7 +24,7 @@ from spectrim.job.opening import open_job
 from spectrim.model import sources
 from spectrim.model.sites import Site, find
 from spectrim.model.weights import Weights
-from spectrim.outputs import refuse_output
+from spectrim.outputs.refusals import refuse_output
 from spectrim.processes import own, processes
 from spectrim.progress import Progress
 from spectrim.recipe.recipe import Keep, Recipe
@@ -71,7 +71,7 @@ def choose(
         raise SpectrimError(
             "--size tries healing in one process; run it alone, then give its recipe to several"
         )
-    refuse_output(output, "shrink", cache, asked.model)
+    refuse_output(output, "shrink", cache, sources.local(asked.model))
     source = sources.resolve(asked.model, cache, trust_remote_code=asked.trust_remote_code)
     refuse_smaller(source, "shrink")
     skeleton = sources.skeleton(source)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from spectrim.errors import SpectrimError
-from spectrim.files import atomic_file
 from spectrim.metrics import Evaluation, check_tasks
 from spectrim.model import sources
 from spectrim.model.sources import Source
-from spectrim.outputs import are_scores, recorded, refuse_file
+from spectrim.outputs.folder import output_file
+from spectrim.outputs.manifest import are_scores
+from spectrim.outputs.refusals import refuse_file
 from spectrim.progress import Progress
 from spectrim.recipe.options import parse_tokens
 from spectrim.recipe.recipe import Calibration, Recipe
@@ -32,11 +33,10 @@ def write_scores(scores: dict[str, Any], path: Path) -> None:
         SpectrimError: anything but scores of ours lies there.
     """
     refuse_file(path, are_scores)
-    with atomic_file(path.resolve()) as partial:
+    with output_file(path) as partial:
         partial.write_text(
             json.dumps(scores, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-    recorded(path)
 
 
 def evaluate(

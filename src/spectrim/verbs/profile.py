@@ -21,7 +21,8 @@ from spectrim.job.job import Job, inner_sites
 from spectrim.job.opening import open_job
 from spectrim.metrics._packages import versions
 from spectrim.model import sources
-from spectrim.outputs import output_folder, refuse_output
+from spectrim.outputs.folder import output_folder
+from spectrim.outputs.refusals import refuse_output
 from spectrim.progress import Progress
 from spectrim.recipe.options import Factorize
 from spectrim.recipe.recipe import Recipe
@@ -77,7 +78,7 @@ def profile(
     """
     asked = asked or Asked()
     cache = cache or sources.default_cache()
-    refuse_output(output, "profile", cache, recipe.model)
+    refuse_output(output, "profile", cache, sources.local(recipe.model))
     source = sources.resolve(recipe.model, cache, trust_remote_code=recipe.trust_remote_code)
     refuse_smaller(source, "profile")
     job = open_job(recipe, source, cache, progress or (lambda done, total, what: None))

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spectrim.errors import SpectrimError
-from spectrim.outputs import is_page, refuse_file, refuse_no_folder, refuse_output
+from spectrim.model import sources
+from spectrim.outputs.manifest import is_page
+from spectrim.outputs.refusals import refuse_file, refuse_no_folder, refuse_output
 from spectrim.progress import Progress
 from spectrim.recipe.recipe import Keep, Recipe
 from spectrim.report.page import write_page
@@ -80,7 +82,7 @@ def _refuse(asked: Recipe, output: Path, folders: Iterable[Path], cache: Path) -
         if _is_made(folder):
             _refuse_other(folder, asked)
         else:
-            refuse_output(folder, "shrink", cache, asked.model)
+            refuse_output(folder, "shrink", cache, sources.local(asked.model))
 
 
 def _refuse_other(folder: Path, asked: Recipe) -> None:

@@ -20,7 +20,8 @@ from spectrim.job.output import found, write_model, write_record
 from spectrim.job.together import joined, wait
 from spectrim.metrics import Evaluation
 from spectrim.model import sources
-from spectrim.outputs import output_folder, refuse_output
+from spectrim.outputs.folder import output_folder
+from spectrim.outputs.refusals import refuse_output
 from spectrim.plan import Plan
 from spectrim.processes import own, process
 from spectrim.progress import Progress
@@ -68,7 +69,7 @@ def shrink(
     """
     cache = cache or sources.default_cache()
     joined()
-    refuse_output(output, "shrink", cache, recipe.model)
+    refuse_output(output, "shrink", cache, sources.local(recipe.model))
     replayed = Plan.read(plan) if plan else None
     source = sources.resolve(recipe.model, cache, trust_remote_code=recipe.trust_remote_code)
     refuse_smaller(source, "shrink")

@@ -140,7 +140,7 @@ def _job(sequences: int, cache: Path) -> Any:
     tokens = Tokens.full(_ids(sequences))
     search = Tokens.full(_ids(4))
     job = Job(
-        source, model, architectures.of(model.config), weights, sites.find(model),
+        source, model, architectures.architecture_of(model.config), weights, sites.find(model),
         Splits(tokens, search, search), cache, cache / "work", (0.8, "linear"),
         lambda done, total, what: None,
     )  # fmt: skip

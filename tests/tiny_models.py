@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from spectrim.model.architectures import ARCHITECTURES, of
+from spectrim.model.architectures import ARCHITECTURES, architecture_of
 from spectrim.model.experts import unpack_experts
 
 VOCABULARY = 112
@@ -185,7 +185,7 @@ def _generated(model: PreTrainedModel, cached: bool) -> Any:
 
 def unpack(model: PreTrainedModel) -> None:
     """Unpack the experts of every block, where there are any."""
-    architecture = of(model.config)
+    architecture = architecture_of(model.config)
     if architecture.experts:
         for block in model.get_submodule(architecture.stacks[0].path):
             unpack_experts(block, architecture.experts)

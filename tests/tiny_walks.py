@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spectrim.model.architectures import of
+from spectrim.model.architectures import architecture_of
 from spectrim.model.weights import Weights
 from spectrim.text.tokens import Tokens
 from spectrim.walk.walk import BlockWalk
@@ -44,7 +44,7 @@ def text(padded: bool) -> Tokens:
 def walk_of(model: PreTrainedModel, read: Tokens, batch: int = 2) -> BlockWalk:
     """Return a walk that finds the blocks empty and reads them from what stands for files."""
     skeleton = copy.deepcopy(model)
-    architecture = of(model.config)
+    architecture = architecture_of(model.config)
     for stack in architecture.stacks:
         skeleton.get_submodule(stack.path).to("meta")
     return BlockWalk(skeleton, architecture, InMemory(model), read, batch)

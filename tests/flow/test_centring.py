@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from spectrim.model.architectures import Place, of
+from spectrim.model.architectures import Place, architecture_of
 from spectrim.model.sites import bias, weight
 from spectrim.plan import Decision
 from spectrim.recipe.recipe import Calibration
@@ -44,7 +44,7 @@ def cuts(made: Made) -> list[tuple[Decision, nn.Module, nn.Module, Statistics]]:
     before, after = load(made.source), from_pretrained(made, made.small)
     unpack(before)
     (folder,) = kept(made.folder / "cache", "statistics")
-    (stack,) = of(before.config).stacks
+    (stack,) = architecture_of(before.config).stacks
     known = [
         block_statistics(folder, Place(stack, at))
         for at in range(len(before.get_submodule(stack.path)))

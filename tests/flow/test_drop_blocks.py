@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from spectrim.errors import SpectrimError
 from spectrim.metrics.size import size
-from spectrim.model.architectures import of
+from spectrim.model.architectures import architecture_of
 from spectrim.model.sites import find
 from spectrim.model.weights import quiet
 from spectrim.recipe.recipe import Recipe
@@ -73,7 +73,7 @@ def dropped(folder: Path) -> list[dict[str, Any]]:
 def by_hand(made: Made, place: int, order: list[int]) -> PreTrainedModel:
     """Return the model with its list of blocks rewired in memory, for use without a cache."""
     model = load(made.source)
-    stack = of(model.config).stacks[place]
+    stack = architecture_of(model.config).stacks[place]
     blocks: Any = model.get_submodule(stack.path)
     model.set_submodule(stack.path, nn.ModuleList(copy.deepcopy(blocks[at]) for at in order))
     setattr(model.config, stack.count, len(order))
@@ -112,7 +112,7 @@ def test_blocks_that_repeat_are_stored_once_and_run_twice(made: Made) -> None:
     both = {"stack": "encoder"} if made.family == "t5" else {}
     small = shrink(asked(made, {"drop_blocks": {"layers": "0-1, 1-2", **both}}), made.folder / "re")
     model = from_pretrained(made, small)
-    stack = of(model.config).stacks[place]
+    stack = architecture_of(model.config).stacks[place]
     expected = by_hand(made, place, [0, 1, 1, 2])
     same(model, expected)
     assert_generates_alike(model)

@@ -12,7 +12,7 @@ from torch import Tensor
 import spectrim
 from spectrim.formats import FactoredLinear, formats
 from spectrim.model import sources
-from spectrim.model.architectures import of
+from spectrim.model.architectures import architecture_of
 from spectrim.model.sites import bias, find, module, replace, tied
 from spectrim.model.weights import Weights, quiet
 from spectrim.verbs.inspect import inspect
@@ -100,7 +100,7 @@ def test_biases_survive(made: Made) -> None:
 
 def test_ties_stay_and_are_stored_once(made: Made) -> None:
     before, after = load(made.source), from_pretrained(made, made.small)
-    outside = tuple(f"{stack.path}." for stack in of(before.config).stacks)
+    outside = tuple(f"{stack.path}." for stack in architecture_of(before.config).stacks)
     assert tied(after) == tied(before)
     names = [
         {name for name in stored(folder) if not name.startswith(outside)}

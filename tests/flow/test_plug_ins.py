@@ -13,7 +13,7 @@ from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, formats, low_rank_formats
 from spectrim.formats.autoencoder import Autoencoder
 from spectrim.methods import methods
-from spectrim.model.architectures import Place, of
+from spectrim.model.architectures import Place, architecture_of
 from spectrim.model.sites import weight
 from spectrim.plan import Decision
 from spectrim.walk.moments import Damping, damped
@@ -93,7 +93,7 @@ def known(made: Made) -> tuple[PreTrainedModel, dict[str, Statistics]]:
     unpack(model)
     (folder,) = kept(made.folder / "cache", "statistics")
     found: dict[str, Statistics] = {}
-    for stack in of(model.config).stacks:
+    for stack in architecture_of(model.config).stacks:
         for index in range(len(model.get_submodule(stack.path))):
             found |= block_statistics(folder, Place(stack, index))
     return model, found

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from spectrim.model.architectures import of
+from spectrim.model.architectures import architecture_of
 from spectrim.model.sites import find
 from spectrim.text.tokens import Tokens
 from spectrim.walk.statistics import Statistics, block_statistics
@@ -36,7 +36,7 @@ class Watched:
         for site in find(model):
             if site.block >= 0:
                 model.get_submodule(site.name).register_forward_hook(self.keep(site.name))
-        path = of(model.config).experts
+        path = architecture_of(model.config).experts
         for name, module in model.named_modules():
             if path and name.endswith(path):
                 module.register_forward_pre_hook(self.route(name))

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from spectrim.job.job import load_rest
 from spectrim.model import sources
-from spectrim.model.architectures import of
+from spectrim.model.architectures import architecture_of
 from spectrim.walk.stream import Stream
 from spectrim.walk.walk import BlockWalk
 from tiny_folders import change_tensors
@@ -28,7 +28,7 @@ def behind_last_block(walk: BlockWalk, start: int) -> Tensor:
     encoder = None
     with torch.no_grad():
         for stack in walk.architecture.stacks:
-            hidden = walk.start(stack, start, encoder)
+            hidden = walk.enter(stack, start, encoder)
             for place in walk.places(stack):
                 block = walk.block(place)
                 hidden = walk.run(block, place, start, hidden, encoder)
@@ -87,11 +87,11 @@ def test_the_skeleton_of_a_folder_walks_like_the_model_in_it(apart: bool, tmp_pa
     source = sources.resolve(str(folder), tmp_path / "cache")
     skeleton = sources.skeleton(source)
     weights = sources.Weights(source.folder, skeleton)
-    stacks = tuple(f"{stack.path}." for stack in of(skeleton.config).stacks)
+    stacks = tuple(f"{stack.path}." for stack in architecture_of(skeleton.config).stacks)
     rest = weights.read(name for name in weights.names() if not name.startswith(stacks))
     load_rest(skeleton, rest, weights.dtype())
     read = text(padded=False)
-    walk = BlockWalk(skeleton, of(skeleton.config), weights, read, 3)
+    walk = BlockWalk(skeleton, architecture_of(skeleton.config), weights, read, 3)
     hidden = behind_last_block(walk, 0)
     with torch.no_grad():
         found = walk.logits(hidden.reshape(-1, hidden.shape[-1])).view(*hidden.shape[:2], -1)

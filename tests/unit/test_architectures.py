@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig
 
 from spectrim.errors import SpectrimError
-from spectrim.model.architectures import ARCHITECTURES, of
+from spectrim.model.architectures import ARCHITECTURES, architecture_of
 from tiny_models import FAMILIES, build, build_empty, logits, model_type, tokens
 
 torch.set_num_threads(1)
@@ -20,13 +20,13 @@ torch.set_num_threads(1)
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_entry_is_a_model_type_of_transformers(name: str) -> None:
-    assert of(AutoConfig.for_model(name)) is ARCHITECTURES[name]
+    assert architecture_of(AutoConfig.for_model(name)) is ARCHITECTURES[name]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_part_is_where_the_table_says(family: str) -> None:
     model = build_empty(family)
-    architecture = of(model.config)
+    architecture = architecture_of(model.config)
     assert model.get_submodule(architecture.head) is model.get_output_embeddings()
     assert model.get_submodule(architecture.embed) is model.get_input_embeddings()
     for stack in architecture.stacks:
@@ -49,7 +49,7 @@ def test_no_entry_has_a_path_that_no_model_uses(name: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shared_bias_is_said_of_the_families_whose_blocks_pass_a_bias_on(family: str) -> None:
     model = build_empty(family)
-    architecture = of(model.config)
+    architecture = architecture_of(model.config)
     block = model.get_submodule(architecture.stacks[0].path)[0]
     passes_on = "position_bias" in inspect.signature(type(block).forward).parameters
     assert architecture.shared_bias == passes_on
@@ -58,7 +58,7 @@ def test_shared_bias_is_said_of_the_families_whose_blocks_pass_a_bias_on(family:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_returns_tuple_is_said_of_the_families_whose_blocks_do(family: str) -> None:
     model = build(family)
-    architecture = of(model.config)
+    architecture = architecture_of(model.config)
     returned: list[object] = []
     for stack in architecture.stacks:
         for block in model.get_submodule(stack.path):
@@ -69,7 +69,7 @@ def test_returns_tuple_is_said_of_the_families_whose_blocks_do(family: str) -> N
 
 def test_an_unknown_model_type_is_answered_with_the_known_ones() -> None:
     with pytest.raises(SpectrimError) as caught:
-        of(SimpleNamespace(model_type="llamaa"))
+        architecture_of(SimpleNamespace(model_type="llamaa"))
     message = str(caught.value)
     assert message.startswith("model type 'llamaa' is not supported; did you mean 'llama'?; ")
     assert "\n" not in message
@@ -78,7 +78,7 @@ def test_an_unknown_model_type_is_answered_with_the_known_ones() -> None:
 
 def test_a_config_without_a_model_type_is_answered_too() -> None:
     with pytest.raises(SpectrimError, match="model type '' is not supported; supported are bart,"):
-        of(SimpleNamespace())
+        architecture_of(SimpleNamespace())
 
 
 def test_the_table_is_read_without_torch() -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from spectrim.cutting.groups import groups
 from spectrim.formats import make_format
 from spectrim.methods import Decomposition, methods
-from spectrim.model.architectures import of
+from spectrim.model.architectures import architecture_of
 from spectrim.model.fused import split_fused
 from spectrim.model.sites import bias, find, module, replace, weight
 from spectrim.plan import Group
@@ -148,7 +148,7 @@ def grouped(model: PreTrainedModel, method: str) -> list[Group]:
     sites = [site for site in find(model) if site.block >= 0]
     starts = dict.fromkeys(
         f"{stack.path}.{site.block}."
-        for stack in of(model.config).stacks
+        for stack in architecture_of(model.config).stacks
         for site in sites
         if site.name.startswith(f"{stack.path}.")
     )

@@ -10,7 +10,7 @@ from torch import nn
 
 from spectrim.cutting.samples import _text, sampled, spread
 from spectrim.job.job import Budget, Job
-from spectrim.model.architectures import of
+from spectrim.model.architectures import architecture_of
 from spectrim.model.sites import find
 from spectrim.model.sources import Source
 from spectrim.text.tokens import Splits, Tokens
@@ -24,7 +24,7 @@ def job_of(family: str, folder: Path) -> Job:
     return Job(
         source=Source(family, folder, family),
         model=walk_of(model, read).model,
-        architecture=of(model.config),
+        architecture=architecture_of(model.config),
         weights=InMemory(model),
         sites=find(model),
         splits=Splits(read, read, read),

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from spectrim.model import sites
-from spectrim.model.architectures import ARCHITECTURES, of
+from spectrim.model.architectures import ARCHITECTURES, architecture_of
 from spectrim.model.sites import Site
 from tiny_models import (
     FAMILIES,
@@ -99,7 +99,9 @@ def test_sites_hold_all_numbers_but_norms_biases_positions_and_routers(family: s
 def test_roles_blocks_and_names_say_the_same(family: str) -> None:
     model = build(family)
     for site in inside(model):
-        stack = next(s for s in of(model.config).stacks if site.name.startswith(s.path + "."))
+        stack = next(
+            s for s in architecture_of(model.config).stacks if site.name.startswith(s.path + ".")
+        )
         block, _, path = site.name.removeprefix(stack.path + ".").partition(".")
         assert site.block == int(block)
         cross = "cross_" if "encoder_attn" in path or "EncDecAttention" in path else ""
@@ -123,7 +125,7 @@ def test_encoder_and_decoder_are_numbered_apart(family: str) -> None:
     encoder = [s for s in found if s.role.startswith("encoder_")]
     decoder = [s for s in found if s.role.startswith("decoder_")]
     assert len(encoder) + len(decoder) == len(found)
-    stacks = [model.get_submodule(stack.path) for stack in of(model.config).stacks]
+    stacks = [model.get_submodule(stack.path) for stack in architecture_of(model.config).stacks]
     assert len(stacks[0]) != len(stacks[1])
     assert {s.block for s in encoder} == set(range(len(stacks[0])))
     assert {s.block for s in decoder} == set(range(len(stacks[1])))
@@ -135,7 +137,7 @@ def test_encoder_and_decoder_are_numbered_apart(family: str) -> None:
 def test_block_sites_are_the_sites_of_that_block(family: str) -> None:
     model = build_empty(family)
     parts = []
-    for index, stack in enumerate(of(model.config).stacks):
+    for index, stack in enumerate(architecture_of(model.config).stacks):
         for block in range(len(model.get_submodule(stack.path))):
             parts += sites.block_sites(model, index, block)
     assert parts == inside(model)
@@ -147,7 +149,7 @@ def test_a_tied_head_is_counted_once_and_an_untied_one_reported(family: str, tie
     model = build(family, tie=tie)
     found = sites.find(model)
     width = model.get_input_embeddings().embedding_dim
-    name = of(model.config).embed
+    name = architecture_of(model.config).embed
     assert found[0] == Site(name, -1, "embed", VOCABULARY, width)
     ends = [site.role for site in found if site.block < 0]
     assert ends == (["embed"] if tie else ["embed", "head"])
@@ -225,7 +227,7 @@ def test_the_same_seed_builds_the_same_weights_and_another_seed_others() -> None
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_head_is_as_wide_as_attention_takes_it(family: str) -> None:
     model = build_empty(family)
-    for stack_index, stack in enumerate(of(model.config).stacks):
+    for stack_index, stack in enumerate(architecture_of(model.config).stacks):
         for index, block in enumerate(model.get_submodule(stack.path)):
             said = {
                 site.role.removeprefix(stack.prefix): site.head_dim

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spectrim.healing.student import InChunks, Reader
-from spectrim.model.architectures import of
+from spectrim.model.architectures import architecture_of
 from spectrim.text.tokens import Tokens
 from spectrim.walk.walk import BlockWalk
 from tiny_models import FAMILIES, build, tokens
@@ -17,7 +17,9 @@ from tiny_walks import InMemory
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_logits_of_every_family_are_the_models_own(family: str) -> None:
     model = build(family)
-    walk = BlockWalk(model, of(model.config), InMemory(model), Tokens.full(tokens(length=24)), 2)
+    walk = BlockWalk(
+        model, architecture_of(model.config), InMemory(model), Tokens.full(tokens(length=24)), 2
+    )
     with torch.no_grad():
         expected = model(**walk.keywords(0)).logits[walk.targets(0) != -100].float()
         reader = Reader(model)

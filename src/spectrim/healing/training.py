@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spectrim.errors import SpectrimError
 from spectrim.files import atomic_file
 from spectrim.healing.windows import rate
-from spectrim.job.together import alike, average, joined, mean, refuse_others
+from spectrim.job.agreement import alike, average, joined, mean, refuse_others
 from spectrim.processes import process, processes
 from spectrim.progress import Progress
 

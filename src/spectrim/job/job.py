@@ -119,7 +119,7 @@ class Job:
         trusted = self.source.trust_remote_code
         self.source = Source(self.source.name, folder, sources.fingerprint(folder), trusted)
         self.model = sources.skeleton(self.source)
-        self.architecture = architectures.of(self.model.config)
+        self.architecture = architectures.architecture_of(self.model.config)
         self.weights = Weights(folder, self.model)
         self.sites = find(self.model)
         self.reference = None  # of blocks that may be others now

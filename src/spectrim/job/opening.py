@@ -20,7 +20,7 @@ def open_job(recipe: Recipe, source: Source, cache: Path, progress: Progress) ->
     job = Job(
         source=source,
         model=model,
-        architecture=architectures.of(model.config),
+        architecture=architectures.architecture_of(model.config),
         weights=weights,
         sites=sites.find(model),
         splits=splits,

@@ -41,7 +41,7 @@ def linear_maps(model: PreTrainedModel) -> list[LinearMap]:
     Raises:
         SpectrimError: the model's family is unknown.
     """
-    family = architectures.of(model.config)
+    family = architectures.architecture_of(model.config)
     modules = dict(model.named_modules())
     inside = [site for site in sites.find(model) if site.block >= 0]
     found = []

@@ -25,7 +25,7 @@ from spectrim.metrics._reading import device, evaluating
 from spectrim.metrics.asking.answers import answered
 from spectrim.metrics.asking.certainty import mean, resampled
 from spectrim.metrics.asking.embeddings import embeddings
-from spectrim.model.architectures import of
+from spectrim.model.architectures import architecture_of
 
 TASKS = ("hidden_states",)
 SHOWN = "Hidden states"
@@ -58,7 +58,7 @@ def block_names(model: Any) -> list[str]:
     """Return the blocks in the order of the forward pass, as "block 0" or "encoder block 0"."""
     return [
         f"{stack.prefix.replace('_', ' ')}block {index}"
-        for stack in of(model.config).stacks
+        for stack in architecture_of(model.config).stacks
         for index, _ in enumerate(model.get_submodule(stack.path).children())
     ]
 
@@ -134,7 +134,7 @@ def _listening(model: Any) -> Iterator[list[Tensor]]:
 
     hooks = [
         block.register_forward_hook(hear)
-        for stack in of(model.config).stacks
+        for stack in architecture_of(model.config).stacks
         for block in model.get_submodule(stack.path).children()
     ]
     try:

@@ -82,7 +82,7 @@ def _width(config: PretrainedConfig) -> int:
 def _attended(model: PreTrainedModel, context: int) -> list[int]:
     """Return how many tokens each attention looks at: one per block, two where it crosses over."""
     seen = []
-    for index, stack in enumerate(architectures.of(model.config).stacks):
+    for index, stack in enumerate(architectures.architecture_of(model.config).stacks):
         crosses = 2 if index else 1  # the second stack is a decoder that also looks at the encoder
         for block in range(len(list(model.get_submodule(stack.path).children()))):
             seen += [min(context, _window(model.config, block) or context)] * crosses

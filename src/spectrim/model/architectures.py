@@ -75,7 +75,7 @@ class Architecture:
     """A block returns its hidden states as the first of a tuple, and the model takes it apart."""
 
 
-def of(config: object) -> Architecture:
+def architecture_of(config: object) -> Architecture:
     """Return the architecture of a model's config.
 
     config: a transformers config; only its `model_type` is looked at, so that none is imported.

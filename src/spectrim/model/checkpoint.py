@@ -20,7 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from spectrim.errors import SpectrimError
 from spectrim.formats import formats, link
-from spectrim.model.architectures import Place, of
+from spectrim.model.architectures import Place, architecture_of
 from spectrim.model.experts import unpack_experts
 from spectrim.model.fused import split_fused
 from spectrim.model.sites import replace
@@ -107,7 +107,7 @@ def install(model: PreTrainedModel, sites: dict[str, dict[str, Any]]) -> None:
     Raises:
         SpectrimError: a format or a site that does not exist.
     """
-    architecture = of(model.config)
+    architecture = architecture_of(model.config)
     if architecture.experts is not None:
         for stack in architecture.stacks:
             for index, block in enumerate(model.get_submodule(stack.path).children()):

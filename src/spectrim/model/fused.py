@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spectrim.model.architectures import Place, of
+from spectrim.model.architectures import Place, architecture_of
 
 PARTS = ("q", "k", "v")
 ROLE = "qkv"
@@ -104,7 +104,7 @@ class Fused(nn.Module):
 
 def fused_maps(model: nn.Module) -> list[str]:
     """Return the dotted paths of the maps of a model that compute q, k and v at once."""
-    architecture = of(model.config)
+    architecture = architecture_of(model.config)
     if architecture.fused is None:
         return []
     paths = [path for path, role in architecture.roles.items() if role == ROLE]
@@ -123,7 +123,7 @@ def split_fused(model: nn.Module, sites: Iterable[str] | None = None) -> None:
     sites: only maps of which a part is among these sites; None for all.
     """
     named = None if sites is None else {site.rpartition(".")[0] for site in sites}
-    architecture = of(model.config)
+    architecture = architecture_of(model.config)
     for path in fused_maps(model):
         whole: Any = model.get_submodule(path)
         if (named is None or path in named) and not isinstance(whole, Fused):

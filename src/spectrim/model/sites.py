@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from spectrim.errors import SpectrimError
-from spectrim.model.architectures import Architecture, Place, of
+from spectrim.model.architectures import Architecture, Place, architecture_of
 from spectrim.model.experts import maps, pack_experts, unpack_experts
 from spectrim.model.fused import PARTS, Fused
 
@@ -56,7 +56,7 @@ def find(model: PreTrainedModel) -> list[Site]:
     Works without weights, on the meta device. The embedding counts as `[vocabulary, hidden]`, the
     orientation of the head that it may be tied to.
     """
-    architecture = of(model.config)
+    architecture = architecture_of(model.config)
     sites = [_end(model, architecture.embed, "embed")]
     for index, stack in enumerate(architecture.stacks):
         for block in range(len(list(model.get_submodule(stack.path).children()))):
@@ -66,7 +66,7 @@ def find(model: PreTrainedModel) -> list[Site]:
 
 def block_sites(model: PreTrainedModel, stack_index: int, block_index: int) -> list[Site]:
     """Return the sites of one block in the order of the forward pass."""
-    architecture = of(model.config)
+    architecture = architecture_of(model.config)
     stack = architecture.stacks[stack_index]
     name = Place(stack, block_index).name
     found = list(_linear_maps(model.get_submodule(name), architecture))
@@ -84,7 +84,7 @@ def block_sites(model: PreTrainedModel, stack_index: int, block_index: int) -> l
 
 def tied(model: PreTrainedModel) -> bool:
     """Return whether the head uses the very parameter of the embedding."""
-    architecture = of(model.config)
+    architecture = architecture_of(model.config)
     embed: Any = model.get_submodule(architecture.embed)
     head: Any = model.get_submodule(architecture.head)
     return hasattr(embed, "weight") and embed.weight is getattr(head, "weight", None)

@@ -26,7 +26,7 @@ from transformers import (
 
 from spectrim.errors import SpectrimError
 from spectrim.model import gguf, hub
-from spectrim.model.architectures import ARCHITECTURES, of
+from spectrim.model.architectures import ARCHITECTURES, architecture_of
 from spectrim.model.conversion import first_line, once, rearrange
 from spectrim.model.tensor_files import main_dtype, stored
 from spectrim.model.weights import Weights, auto_class, match, quantised, quiet, skeleton_of
@@ -214,7 +214,9 @@ def _check(folder: Path, trust_remote_code: bool) -> None:
             f"{folder} brings Python code of its own for model type '{kind}', which is only run if "
             "you trust it; if you do, set trust_remote_code"
         )
-    of(PretrainedConfig.from_dict({"model_type": kind}))  # judged before its other values
+    architecture_of(
+        PretrainedConfig.from_dict({"model_type": kind})
+    )  # judged before its other values
     _config(folder, trust_remote_code)
     if (method := quantised(folder)) not in (None, "spectrim"):
         raise SpectrimError(

@@ -19,13 +19,12 @@ from spectrim.job.order import Ordered
 from spectrim.model import sites
 from spectrim.model.architectures import Place, Stack
 from spectrim.model.sites import weight
+from spectrim.progress import Progress
 from spectrim.walk.collector import Collector
 from spectrim.walk.statistics import statistics_file
 from spectrim.walk.stream import Stream
 from spectrim.walk.sweeps import Sweep
 from spectrim.walk.walk import BlockWalk
-
-Progress = Callable[[int, int, str], None]
 
 
 def importance(model: Ordered, kind: str, candidates: list[int]) -> dict[int, float]:

@@ -24,8 +24,8 @@ from spectrim.healing.windows import Goal, Window, match
 from spectrim.job.blocks import current_block, next_step, write_block
 from spectrim.job.job import BATCH, Job, load_rest
 from spectrim.job.repeats import repeats
-from spectrim.model import architectures, sources
-from spectrim.model.architectures import Place
+from spectrim.model import sources
+from spectrim.model.architectures import Place, architecture_of
 from spectrim.model.sources import Weights
 from spectrim.recipe.options import Part
 from spectrim.text.tokens import Tokens
@@ -104,7 +104,8 @@ def _streams(job: Job, tokens: Tokens, options: Options) -> tuple[Stream, Stream
     if job.original is None or not job.sparsified or job.orders:
         return student, student
     model = sources.skeleton(job.original)
-    architecture, weights = architectures.of(model.config), Weights(job.original.folder, model)
+    architecture = architecture_of(model.config)
+    weights = Weights(job.original.folder, model)
     stacks = tuple(f"{stack.path}." for stack in architecture.stacks)
     rest = weights.read(name for name in weights.names() if not name.startswith(stacks))
     now = job.weights.read(rest)

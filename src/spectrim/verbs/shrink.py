@@ -14,10 +14,10 @@ from spectrim.cutting.prediction import prediction
 from spectrim.cutting.replay import refuse_unfit
 from spectrim.errors import SpectrimError, one_line, out_of_memory
 from spectrim.files import key_of
+from spectrim.job.agreement import joined, wait
 from spectrim.job.job import Job, dense_plan
 from spectrim.job.opening import open_job
 from spectrim.job.output import found, write_model, write_record
-from spectrim.job.together import joined, wait
 from spectrim.metrics import Evaluation
 from spectrim.model import sources
 from spectrim.outputs.folder import output_folder

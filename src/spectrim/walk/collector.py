@@ -17,11 +17,17 @@ class Collector:
     """Hooks on the sites of one block that add up their moments; shared inputs are added once."""
 
     mask: Tensor | None = None
+    """Which tokens of the batch are text, [tokens]; None where all are."""
     encoder: Tensor | None = None
+    """The encoder's output, which cross-attention reads."""
     encoder_mask: Tensor | None = None
+    """Which tokens of that are text, [tokens]; None where all are."""
     inputs: dict[str, SecondMoment] = field(default_factory=dict)
+    """E[x xᵀ] by the site that is the leader of those with this input."""
     gradients: dict[str, SecondMoment] = field(default_factory=dict)
+    """E[g gᵀ] by site."""
     leader: dict[str, str] = field(default_factory=dict)
+    """By site the first site that was given the very same input, as q is for k and v."""
     _seen: list[tuple[Tensor, str]] = field(default_factory=list)
 
     @contextmanager

@@ -6,7 +6,6 @@ Collected by sweeps.py, kept in one file a block.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from spectrim.model.architectures import Place
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass

@@ -45,7 +45,7 @@ class Stream:
         if self.walk.is_encoder_decoder and self.hidden:
             with torch.no_grad():
                 encoded = {at: self.walk.encoded(one, at) for at, one in self.hidden.items()}
-        entering = {at: self.walk.start(stack, at, encoded.get(at)) for at in self.walk.starts}
+        entering = {at: self.walk.enter(stack, at, encoded.get(at)) for at in self.walk.starts}
         return Stream(self.walk, entering, encoded)
 
     def reach(self, place: Place) -> Stream:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,11 @@ from spectrim.errors import SpectrimError
 from spectrim.files import atomic_file
 from spectrim.model.architectures import Place, Stack
 from spectrim.model.sites import Site
+from spectrim.progress import Progress
 from spectrim.walk.activations import Activations
 from spectrim.walk.collector import Collector
 from spectrim.walk.statistics import statistics_file
 from spectrim.walk.walk import BlockWalk
-
-Progress = Callable[[int, int, str], None]
 
 
 def collect(walk: BlockWalk, folder: Path, sites: list[Site], progress: Progress) -> None:
@@ -117,7 +115,7 @@ class Sweep:
     def _enter(self, stack: Stack, encoder: Activations | None) -> None:
         entering = self.file(Place(stack, 0), "input")
         for start in self.walk.starts:
-            entering.write(start, self.walk.start(stack, start, self._read(encoder, start)))
+            entering.write(start, self.walk.enter(stack, start, self._read(encoder, start)))
         entering.finish()
 
     def _forward_block(self, place: Place, encoder: Activations | None) -> None:

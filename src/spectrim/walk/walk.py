@@ -146,7 +146,7 @@ class BlockWalk:
         tensors = self.weights.read_prefix(place.prefix)
         return load_block(empty, tensors, self.dtype, self.architecture.experts)
 
-    def start(self, stack: Stack, start: int, encoder: Tensor | None = None) -> Tensor:
+    def enter(self, stack: Stack, start: int, encoder: Tensor | None = None) -> Tensor:
         """Return the hidden states [batch, length, hidden] that enter a stack's first block."""
         entered: list[Tensor] = []
         calls: list[Call] = []
@@ -208,7 +208,7 @@ class BlockWalk:
         """Return what a block makes of the hidden states of one batch.
 
         Raises:
-            KeyError: ``start`` was not called for this stack and batch.
+            KeyError: ``enter`` was not called for this stack and batch.
         """
         call = self._calls[place.stack.path, start][place.index]
         args = filled_in(call.args, encoder)

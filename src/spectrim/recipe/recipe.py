@@ -214,7 +214,7 @@ class Recipe(Part):
 def _read(path: Path) -> dict[str, Any]:
     """Return what the file says, proven to be a recipe, so that its faults carry its name."""
     if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        raise SpectrimError(f"{path} is no file; name a recipe, which is a YAML file")
+        raise SpectrimError(f"cannot read recipe '{path}'; it is no file, and should be YAML")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         if not isinstance(data, dict):

@@ -29,7 +29,7 @@ NOTE = "healed"
 REFUSES = {
     "zeros": "lora would fill the zeros that {earlier} made; take distil instead",
     "all packed": "behind {earlier} all maps are stored as whole numbers, to which lora cannot be "
-    "merged; put lora before that stage, or take distil, which trains steps, offsets and numbers",
+    "merged; put lora before that stage, or take distil, which trains scales, offsets and codes",
 }
 ADAPTER = "healing"  # what peft calls the additions
 

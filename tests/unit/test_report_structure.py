@@ -253,7 +253,7 @@ def test_the_page_is_written_whole_or_not_at_all(
     target = write_page(folder, tmp_path / "mine.html")
     assert target.read_text(encoding="utf-8") == page(read(folder))
     assert write_page(folder) == folder / "report.html"
-    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_page(folder, tmp_path / "mine.html", [folder])
     assert [one.name for one in tmp_path.iterdir()] == ["mine.html"]

@@ -14,7 +14,6 @@ import pytest
 import report_folder
 from spectrim.cli import main
 from spectrim.errors import SpectrimError
-from spectrim.outputs.folder import output_folder
 from spectrim.outputs.manifest import (
     LARGEST,
     MANIFEST,
@@ -26,21 +25,11 @@ from spectrim.outputs.manifest import (
 from spectrim.outputs.refusals import refuse_file
 from spectrim.report.page import write_page
 from spectrim.verbs.evaluate import write_scores
+from tiny_outputs import THESIS, names, write
 from tiny_places import Place, assert_told
 from tiny_runs import recipe, shrink
 
-THESIS = "years of work"
 SCORES = {"rows": [], "settings": {"versions": {"spectrim": "0.2.0"}}}
-
-
-def write(target: Path, **files: str) -> None:
-    with output_folder(target, "shrink") as folder:
-        for name, said in files.items():
-            (folder / name).write_text(said)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def put_aside(target: Path, old: Path) -> None:

@@ -25,10 +25,9 @@ from spectrim.outputs.manifest import (
     write_manifest,
 )
 from spectrim.outputs.refusals import refuse_file, refuse_output
+from tiny_outputs import THESIS, names, write
 from tiny_places import Place
 from tiny_runs import family_folder, write_text
-
-THESIS = "years of work"
 
 
 @pytest.fixture
@@ -37,17 +36,6 @@ def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Place:
     family_folder(tmp_path / "source", "llama")
     write_text(tmp_path / "text.txt")
     return Place(tmp_path, capsys)
-
-
-def write(output: Path, **files: str) -> None:
-    """Write an output folder as a verb does."""
-    with output_folder(output, "shrink") as folder:
-        for name, text in files.items():
-            (folder / name).write_text(text)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def node(path: Path, kind: str) -> Path:

@@ -28,7 +28,7 @@ from spectrim.version import __version__
 
 @contextmanager
 def output_folder(output: Path, verb: str) -> Iterator[Path]:
-    """Give an empty folder to fill; it takes the output's place at the end, whole, or is gone.
+    """Give a folder to fill, empty but for its manifest; it takes the output's place, or is gone.
 
     Files that lie in the output and that we did not write are carried over.
 

@@ -19,7 +19,7 @@ from spectrim.version import __version__
 app = typer.Typer(
     name="spectrim",
     help="Make a pre-trained language model smaller, by what its loss can do without.",
-    epilog="Try: spectrim shrink demo --keep '80% of linear' -o small/",
+    epilog="Try: spectrim shrink demo --size 30% --no-heal -o small/",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -77,13 +77,13 @@ def shrink(  # Typer reads a command's options from its parameters, so they stan
 
     For example:
 
-    spectrim shrink demo --keep "80% of linear" -o small/
+    spectrim shrink meta-llama/Llama-3.2-1B --size 25% --calibration my.txt -o small/
 
-    spectrim shrink meta-llama/Llama-3.2-1B --keep 60% --calibration my.txt --tokens 128x2048 -o x/
+    spectrim shrink demo --size 30% --no-heal -o small/
+
+    spectrim shrink demo --recipe recipes/compact.yaml --keep "25% of linear bytes" -o small/
 
     spectrim shrink demo --plan small/plan.json -o again/
-
-    spectrim shrink demo --size 25% -o small/
     """
     shrinking.run(shrinking.ShrinkOptions(**locals()))  # the parameters, by their names
 

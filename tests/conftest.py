@@ -9,7 +9,8 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 import pytest
-from jaxtyping import install_import_hook
+
+import type_checks
 
 # Tests say the same with and without a network; huggingface_hub reads this when it is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 assert not any(name.partition(".")[0] == "spectrim" for name in sys.modules)
 PARTS = (info.name for info in iter_modules([str(ROOT / "src" / "spectrim")]))
 CHECKED = [f"spectrim.{name}" for name in PARTS if name != "metrics"]
-install_import_hook(CHECKED, "type_checks.checked")
+type_checks.install(CHECKED)
 
 
 @pytest.fixture(scope="session")

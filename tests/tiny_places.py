@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import tiny_processes
 from spectrim.cli import main
 
 
@@ -36,7 +37,18 @@ class Place:
             main.main([str(argument) for argument in arguments])
         return leaving.value.code, self.capsys.readouterr().err
 
-    def shrink(self, *options: str | Path, cache: Path | None = None) -> tuple[int, str]:
+    def run_alone(self, *arguments: str | Path) -> tuple[int, str]:
+        """Return the same of a process of its own, with which all files that it has mapped go."""
+        log = self.folder / "log"
+        process = tiny_processes.start([str(argument) for argument in arguments], log)
+        process.join()
+        said = log.read_text()
+        log.unlink()
+        return process.exitcode or 0, said
+
+    def shrink(
+        self, *options: str | Path, cache: Path | None = None, alone: bool = False
+    ) -> tuple[int, str]:
         """Shrink as asked, options said again taking the place of the usual ones."""
         asked = {
             "--keep": "70% of linear",
@@ -49,7 +61,8 @@ class Place:
         if "--plan" in given:
             asked = {name: asked[name] for name in ("--cache", "-o")}
         words = [word for pair in {**asked, **given}.items() for word in pair]
-        return self.run("shrink", self.source, "--no-evaluate", *words)
+        run = self.run_alone if alone else self.run
+        return run("shrink", self.source, "--no-evaluate", *words)
 
     def refused(self, told: str, *options: str | Path) -> None:
         """Assert that shrinking ends in this one line and leaves no trace."""

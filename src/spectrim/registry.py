@@ -80,18 +80,26 @@ class Registry:
 
     def summary(self, name: str) -> str:
         """Return the first line of the plug-in's docstring, read from its file without import."""
-        return (ast.get_docstring(self._parsed(name)) or "").partition("\n")[0]
+        return (ast.get_docstring(self._tree(self._modules()[self.check(name)])) or "").partition(
+            "\n"
+        )[0]
 
     def constant(self, name: str, wanted: str) -> Any:
         """Return a literal that the plug-in's file assigns, read without import; None if none.
 
-        What it imports by this name from another plug-in of its kind is read there.
+        What it imports by this name from another file of its folder is read there.
         """
-        for node in self._parsed(name).body:
+        return self._literal(self._modules()[self.check(name)], wanted)
+
+    def _literal(self, stem: str, wanted: str) -> Any:
+        for node in self._tree(stem).body:
             if isinstance(node, ast.ImportFrom) and any(one.name == wanted for one in node.names):
-                package, _, stem = (node.module or "").rpartition(".")
+                module = "." * node.level + (node.module or "")
+                package, _, other = importlib.util.resolve_name(module, self.package).rpartition(
+                    "."
+                )
                 if package == self.package:
-                    return self.constant(stem.removesuffix("_"), wanted)
+                    return self._literal(other, wanted)
             targets = node.targets if isinstance(node, ast.Assign) else []
             if isinstance(node, ast.AnnAssign):
                 targets = [node.target]
@@ -99,8 +107,7 @@ class Registry:
                 return ast.literal_eval(node.value)  # type: ignore[attr-defined]
         return None
 
-    def _parsed(self, name: str) -> ast.Module:
-        stem = self._modules()[self.check(name)]
+    def _tree(self, stem: str) -> ast.Module:
         files = [Path(folder) / f"{stem}.py" for folder in self._folders()]
         file = next(file for file in files if file.exists())
         return _read(file, file.stat().st_mtime_ns)

@@ -68,9 +68,12 @@ def of_one(pair: Pair, metric: str) -> Measurement | None:
 
 
 @pytest.fixture(scope="module")
-def found(pair: Pair, metric: str, of_one: Measurement | None) -> Measurement | None:
+def found(pair: Pair, metric: str, of_one: Measurement | None) -> Measurement:
     """Return what is found of two models; of one where a process is started for each."""
-    return of_one if metric == "memory" else measured(pair, metric, 2)
+    both = of_one if metric == "memory" else measured(pair, metric, 2)
+    if both is None:
+        pytest.skip(f"{metric} measures nothing here: no test texts in {pair.evaluation.data}")
+    return both
 
 
 def test_what_it_measures_is_said_in_a_line(metric: str) -> None:
@@ -80,14 +83,15 @@ def test_what_it_measures_is_said_in_a_line(metric: str) -> None:
 
 
 def test_scores_are_of_the_models_that_were_asked(
-    pair: Pair, found: Measurement | None, of_one: Measurement | None
+    metric: str, pair: Pair, found: Measurement, of_one: Measurement | None
 ) -> None:
-    assert set(found or {}) <= set(pair.models)
+    assert found or metric == "zeros"  # of which these models have none
+    assert set(found) <= set(pair.models)
     assert set(of_one or {}) <= {"small"}
 
 
-def test_every_score_has_a_unit_a_direction_and_a_count(found: Measurement | None) -> None:
-    for score in scores(found or {}):
+def test_every_score_has_a_unit_a_direction_and_a_count(found: Measurement) -> None:
+    for score in scores(found):
         assert score.name.replace("_", "").isalnum()
         assert isinstance(score.unit, str) and score.better in ("lower", "higher", "none")
         assert score.n >= 1 or "not_measured" in score.settings, score.name
@@ -96,29 +100,29 @@ def test_every_score_has_a_unit_a_direction_and_a_count(found: Measurement | Non
             assert low <= score.value <= high, score.name
 
 
-def test_what_is_no_number_says_why(found: Measurement | None) -> None:
-    for score in scores(found or {}):
+def test_what_is_no_number_says_why(found: Measurement) -> None:
+    for score in scores(found):
         reason = score.settings.get("not_measured")
         assert score.finite if reason is None else reason and "\n" not in reason
         assert reason is None or (score.n == 0 and score.interval is None)
 
 
-def test_scores_are_json(found: Measurement | None) -> None:
-    for score in scores(found or {}):
+def test_scores_are_json(found: Measurement) -> None:
+    for score in scores(found):
         assert json.loads(json.dumps(score.as_dict(), allow_nan=False))["name"] == score.name
 
 
-def test_a_name_stands_once_for_each_text_and_task(found: Measurement | None) -> None:
-    for each in (found or {}).values():
+def test_a_name_stands_once_for_each_text_and_task(found: Measurement) -> None:
+    for each in found.values():
         names = [(one.name, one.settings.get("text"), one.settings.get("task")) for one in each]
         assert len(names) == len(set(names))
 
 
 def test_one_model_alone_has_no_score_that_compares(
-    found: Measurement | None, of_one: Measurement | None
+    found: Measurement, of_one: Measurement | None
 ) -> None:
     alone = {score.name for score in scores(of_one or {})}
-    assert alone <= {score.name for score in scores(found or {})}
+    assert alone <= {score.name for score in scores(found)}
     comparing = ("lost", "gained", "agreement", "kl", "excess_loss", "linear_share", "mcnemar_p")
     if "mcnemar_p" in alone:  # of stereotypes against their opposites: within one model
         assert {"to_stereotype", "to_anti_stereotype"} <= alone

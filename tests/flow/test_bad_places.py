@@ -95,7 +95,7 @@ def test_a_disk_too_full_for_the_cache(place: Place, disk: Path) -> None:
     """Each size is too little for another step; the last one is enough, and continues."""
     for size in range(40, 2000, 120):
         resize(disk, f"size={size}k")
-        code, err = place.shrink(cache=disk)
+        code, err = place.shrink(cache=disk, alone=True)
         if code == 0:
             break
         assert_told(code, err, FULL)

@@ -96,10 +96,12 @@ def test_a_package_that_does_not_exist_has_no_plug_ins():
         registry.check("a")
 
 
-def test_a_constant_that_is_imported_from_another_plug_in_is_read_there(folder):
+@pytest.mark.parametrize("module", ["shapes_for_tests.circle", ".circle", "._private"])
+def test_a_constant_that_is_imported_from_a_file_beside_it_is_read_there(folder, module):
     registry = open_up(folder)
-    (folder / "circle.py").write_text("raise RuntimeError\nSIDES = ('none',)\n")
-    (folder / "global_.py").write_text("from shapes_for_tests.circle import SIDES as SIDES\n")
+    for name in ("circle", "_private"):
+        (folder / f"{name}.py").write_text("raise RuntimeError\nSIDES = ('none',)\n")
+    (folder / "global_.py").write_text(f"from {module} import SIDES as SIDES\n")
     (folder / "empty.py").write_text("from elsewhere.circle import SIDES\n")
     assert registry.constant("global", "SIDES") == ("none",)
     assert registry.constant("empty", "SIDES") is None

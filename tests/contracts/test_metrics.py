@@ -38,8 +38,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Pair:
     return replace(made, evaluation=replace(made.evaluation, data=data))
 
 
-def measured(pair: Pair, metric: str, models: int) -> Measurement | None:
-    """Return what a metric finds; None where its data is not there, of which it must say so."""
+def measured(pair: Pair, metric: str, models: int) -> Measurement:
+    """Return what a metric finds; UnavailableError, in one line, where its data is not there."""
     tasks = tuple(metrics.constant(metric, "TASKS") or ())[:2]
     labels = list(pair.models)[-models:]
     asked = replace(
@@ -52,7 +52,7 @@ def measured(pair: Pair, metric: str, models: int) -> Measurement | None:
         found: Measurement = metrics.get(metric)(asked)
     except UnavailableError as error:
         assert str(error) and "\n" not in str(error)
-        return None
+        raise
     return found
 
 
@@ -64,16 +64,21 @@ def scores(found: Measurement) -> Iterator[Score]:
 
 @pytest.fixture(scope="module")
 def of_one(pair: Pair, metric: str) -> Measurement | None:
-    return measured(pair, metric, 1)
+    try:
+        return measured(pair, metric, 1)
+    except UnavailableError:
+        return None
 
 
 @pytest.fixture(scope="module")
 def found(pair: Pair, metric: str, of_one: Measurement | None) -> Measurement:
     """Return what is found of two models; of one where a process is started for each."""
-    both = of_one if metric == "memory" else measured(pair, metric, 2)
-    if both is None:
-        pytest.skip(f"{metric} measures nothing here: no test texts in {pair.evaluation.data}")
-    return both
+    if metric == "memory" and of_one is not None:
+        return of_one
+    try:
+        return measured(pair, metric, 2)
+    except UnavailableError as error:
+        pytest.skip(f"{metric} measures nothing here: {error}")
 
 
 def test_what_it_measures_is_said_in_a_line(metric: str) -> None:

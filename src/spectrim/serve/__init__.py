@@ -1,0 +1,1 @@
+"""A made model as a server that speaks OpenAI's API."""

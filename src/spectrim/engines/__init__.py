@@ -32,7 +32,7 @@ class Running(Protocol):
     def clear(self) -> None:
         """Forget the sequence."""
 
-    def feed(self, tokens: Sequence[int]) -> Float[ndarray, "vocabulary"]:
+    def feed(self, tokens: Sequence[int]) -> Float[ndarray, " vocabulary"]:
         """Go on with these tokens and return the logits behind the last one, fp32."""
 
     def close(self) -> None:

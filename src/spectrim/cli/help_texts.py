@@ -63,6 +63,9 @@ HELP = {
     "as-json": "Print JSON instead of a table.",
     "folders": "Folders that 'spectrim shrink' wrote, the one that the page is about first.",
     "page": "File to write.",
+    "exported": "Folder of a smaller model, or any model: hub name, GGUF file, or 'demo'.",
+    "to": "The form; see 'spectrim list exporters'.",
+    "export": "File or folder to write, as the form is one or the other.",
     "kind": "Only this kind.",
     "version": "Show the version and exit.",
 }

@@ -16,7 +16,8 @@ from spectrim.version import __version__
 
 MANIFEST = "spectrim.json"
 GENERATOR = '<meta name="generator" content="spectrim'
-HEAD = 4096  # bytes of a page within which its generator is named
+MAKER = "spectrim "  # and the version, in a file's field of who made it
+HEAD = 4096  # bytes of a page, or of a model, within which its generator is named
 LARGEST = 2**28  # bytes of scores; what is larger, such as weights, is not read to find out
 LATER = ("scores.json", "report.html")  # what `evaluate` and `report` write into an output
 
@@ -38,6 +39,14 @@ def is_page(file: Path) -> bool:
         return False
     with file.open("rb") as stream:
         return GENERATOR.encode() in stream.read(HEAD)
+
+
+def is_export(file: Path) -> bool:
+    """Return whether a single file is a model that we wrote: it names its maker at its beginning."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return MAKER.encode() in stream.read(HEAD)
 
 
 def record(folder: Path, verb: str) -> None:

@@ -1,0 +1,139 @@
+"""What llama.cpp calls each model family, and what it wants to be told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
+
+from spectrim.errors import SpectrimError
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a model type of transformers becomes an architecture of llama.cpp."""
+
+    arch: MODEL_ARCH
+    turned: bool = False
+    """Rows of q and k lie pair by pair there, (0, d/2, 1, d/2 + 1, …), not half by half."""
+    by_block: bool = False
+    """Blocks may differ in width, or lack attention, under the architecture `deci`."""
+    one_more: bool = False
+    """Gains of norms are stored without the 1 that is added to them, and with it there."""
+    tell: Callable[[GGUFWriter, Any], None] = lambda writer, config: None
+    refuse: Callable[[Any], str | None] = lambda config: None
+    """What in a config llama.cpp's architecture cannot express, None where nothing."""
+
+
+def family_of(config: Any) -> Family:
+    """Return the family of a config; SpectrimError where llama.cpp does not run such a model."""
+    kind = config.model_type
+    if kind not in FAMILIES:
+        known = ", ".join(sorted(FAMILIES))
+        raise SpectrimError(f"no GGUF is written of model type '{kind}'; supported are {known}")
+    family = FAMILIES[kind]
+    reason = family.refuse(config) or _refused_rope(config)
+    if reason is not None:
+        raise SpectrimError(f"llama.cpp cannot run this {kind} model: {reason}; export --to dense")
+    return family
+
+
+def tell_rope(writer: GGUFWriter, config: Any) -> None:
+    """Tell how positions turn queries and keys; factors by frequency are a tensor of their own."""
+    rope = rope_of(config)
+    if "rope_theta" not in rope:
+        return
+    dim = head_dim(config)
+    writer.add_rope_dimension_count(int(dim * rope.get("partial_rotary_factor", 1.0)))
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+
+
+def rope_of(config: Any) -> dict[str, Any]:
+    """Return what a config says of rotary positions, of blocks that see all tokens."""
+    said = getattr(config, "rope_parameters", None) or {}
+    return dict(said.get("full_attention", said))
+
+
+def head_dim(config: Any) -> int:
+    """Return how many dimensions a head of attention has."""
+    known = getattr(config, "head_dim", None)
+    return int(known or config.hidden_size // config.num_attention_heads)
+
+
+def _refused_rope(config: Any) -> str | None:
+    kind = rope_of(config).get("rope_type", "default")
+    if kind in ("default", "linear", "llama3"):
+        return None
+    return f"rotary positions of type '{kind}' are not written"
+
+
+def _mixture(writer: GGUFWriter, config: Any) -> None:
+    writer.add_expert_count(config.num_local_experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+
+
+def _gemma(writer: GGUFWriter, config: Any) -> None:
+    writer.add_sliding_window(config.sliding_window)
+    if config.attn_logit_softcapping:
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+    if config.final_logit_softcapping:
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+
+
+def _gemma3(writer: GGUFWriter, config: Any) -> None:
+    _gemma(writer, config)
+    local = dict(config.rope_parameters).get("sliding_attention", {})
+    writer.add_rope_freq_base_swa(local.get("rope_theta", 10000.0))
+    writer.add_sliding_window_pattern(_period(config) or len(config.layer_types) + 1)
+
+
+def _period(config: Any) -> int | None:
+    """Return how often a block sees all tokens, as the last of so many; None where none does."""
+    full = [at for at, kind in enumerate(config.layer_types) if kind == "full_attention"]
+    return full[0] + 1 if full else None
+
+
+def _refused_windows(config: Any, period: int | None = None) -> str | None:
+    """Return why windows that differ from block to block cannot be told."""
+    if config.query_pre_attn_scalar != head_dim(config):
+        return "its attention is scaled by another number than the width of its heads"
+    every = period or _period(config) or len(config.layer_types) + 1
+    whole = [(at + 1) % every == 0 for at in range(len(config.layer_types))]
+    if whole != [kind == "full_attention" for kind in config.layer_types]:
+        return "its blocks with and without a window do not take turns, as where some were dropped"
+    return None
+
+
+def _gemma2_refused(config: Any) -> str | None:
+    return _refused_windows(config, 2)
+
+
+def _falcon_refused(config: Any) -> str | None:
+    if config.alibi:
+        return "its positions are ALiBi"
+    if not (config.parallel_attn or config.new_decoder_architecture):
+        return "attention and MLP of a block run one after the other"
+    return None
+
+
+_LLAMA = Family(MODEL_ARCH.LLAMA, turned=True, by_block=True)
+
+FAMILIES: dict[str, Family] = {
+    "falcon": Family(MODEL_ARCH.FALCON, refuse=_falcon_refused),
+    "gemma2": Family(MODEL_ARCH.GEMMA2, one_more=True, tell=_gemma, refuse=_gemma2_refused),
+    "gemma3_text": Family(
+        MODEL_ARCH.GEMMA3, one_more=True, tell=_gemma3, refuse=_refused_windows
+    ),
+    "gpt2": Family(MODEL_ARCH.GPT2),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "mixtral": Family(MODEL_ARCH.LLAMA, turned=True, tell=_mixture),
+    "phi": Family(MODEL_ARCH.PHI2),
+    "qwen2": Family(MODEL_ARCH.QWEN2, by_block=True),
+    "qwen3": Family(MODEL_ARCH.QWEN3),
+}

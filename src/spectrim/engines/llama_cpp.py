@@ -21,7 +21,7 @@ from numpy import ndarray
 
 from spectrim.errors import SpectrimError
 
-READS = ".gguf"
+READS = ("*.gguf",)
 BATCH = 512  # tokens at a time
 REST = 1024  # bytes; more than the settings have behind the known fields
 

@@ -76,9 +76,7 @@ class DenseTensors:
     def names(self) -> list[str]:
         """Return the names of all tensors in the stock model's order, of tied ones the first."""
         return [
-            name
-            for name in self.stock.state_dict()
-            if name not in self.stock.all_tied_weights_keys
+            name for name in self.stock.state_dict() if name not in self.stock.all_tied_weights_keys
         ]
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -113,9 +111,10 @@ class DenseTensors:
         Those of a fused map are q, k and v, whose rows lie so only in the files of other programs.
         """
         module = self.model.get_submodule(path)
-        found = [_packed(one) for one in (_ordered(module) if isinstance(module, Fused) else [module])]
-        grids = {one.grid for one in found if one is not None}
-        return [one for one in found if one is not None] if len(grids) == 1 and all(found) else []
+        parts = _ordered(module) if isinstance(module, Fused) else [module]
+        found = [one for part in parts if (one := _packed(part)) is not None]
+        alike = len(found) == len(parts) and len({one.grid for one in found}) == 1
+        return found if alike else []
 
     def bytes(self) -> int:
         """Return the bytes of the model as the folder holds it, what is shared counted once."""

@@ -48,9 +48,7 @@ def kind_of(grid: Grid, columns: int) -> Kind | None:
 
 
 @torch.no_grad()
-def codes_of(
-    parts: Sequence[PackedMatrix], order: Tensor | None, shape: tuple[int, int]
-) -> Codes:
+def codes_of(parts: Sequence[PackedMatrix], order: Tensor | None, shape: tuple[int, int]) -> Codes:
     """Return packed matrices that lie below each other as one, its rows in another order.
 
     order: which row comes where; None as they are.

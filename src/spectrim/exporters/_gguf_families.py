@@ -126,9 +126,7 @@ _LLAMA = Family(MODEL_ARCH.LLAMA, turned=True, by_block=True)
 FAMILIES: dict[str, Family] = {
     "falcon": Family(MODEL_ARCH.FALCON, refuse=_falcon_refused),
     "gemma2": Family(MODEL_ARCH.GEMMA2, one_more=True, tell=_gemma, refuse=_gemma2_refused),
-    "gemma3_text": Family(
-        MODEL_ARCH.GEMMA3, one_more=True, tell=_gemma3, refuse=_refused_windows
-    ),
+    "gemma3_text": Family(MODEL_ARCH.GEMMA3, one_more=True, tell=_gemma3, refuse=_refused_windows),
     "gpt2": Family(MODEL_ARCH.GPT2),
     "llama": _LLAMA,
     "mistral": _LLAMA,

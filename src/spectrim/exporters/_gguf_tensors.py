@@ -75,9 +75,8 @@ def _stored(
         return
     name = names.get_name(one.name, try_suffixes=(".weight", ".bias"))
     if name is None:
-        raise SpectrimError(
-            f"llama.cpp's {layout.arch.name.lower()} has no place for '{one.name}'; export --to dense"
-        )
+        arch = layout.arch.name.lower()
+        raise SpectrimError(f"llama.cpp's {arch} has no place for '{one.name}'; export --to dense")
     conv = isinstance(held.stock.get_submodule(one.module), Conv1D) and one.kind == "weight"
     shape = held.shape(one.name)
     shape = _widened(shape[::-1] if conv else shape, one, layout)

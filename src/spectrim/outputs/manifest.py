@@ -42,7 +42,7 @@ def is_page(file: Path) -> bool:
 
 
 def is_export(file: Path) -> bool:
-    """Return whether a single file is a model that we wrote: it names its maker at its beginning."""
+    """Return whether a single file is a model that we wrote: its beginning names its maker."""
     if not file.is_file():
         return False
     with file.open("rb") as stream:

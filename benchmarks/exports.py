@@ -1,0 +1,155 @@
+"""Whether a model says the same in llama.cpp as here: the demo, dense and made smaller, as GGUF.
+
+    python benchmarks/exports.py -o run/ [--only narrower,packed]
+
+Each model is made, exported, and asked ten prompts: transformers in float32 writes greedily, and
+llama.cpp, with keys and values in float32 and without its fused attention, reads the same tokens.
+The loss is that of ten windows of WikiText-2, with llama.cpp as it is by default.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import Row, arguments, publish, read_arguments
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from spectrim.engines import Running
+from spectrim.engines.llama_cpp import llama_cpp
+from spectrim.model import sources
+from spectrim.model.sources import Source
+from spectrim.model.weights import quiet
+from spectrim.recipe.recipe import Recipe
+from spectrim.text import documents
+from spectrim.verbs.export import export
+from spectrim.verbs.shrink import shrink
+
+TEXT = "lm/wikitext2_tokens/valid.txt"
+CALIBRATION = "8x256"
+WINDOWS, LENGTH = 10, 128
+NEW_TOKENS = 16
+THREADS = 2
+PROMPTS = (
+    "The capital of France is",
+    "def fibonacci(n):\n    ",
+    "Water boils at 100 degrees, and",
+    "<|im_start|>user\nWhat is 12 x 34?<|im_end|>\n<|im_start|>assistant\n",
+    "Once upon a time, there was a girl who",
+    "SELECT name FROM people WHERE",
+    "Größe, Übermut und 1234 Äpfel:",
+    "The three laws of thermodynamics are",
+    '{"name": "Ada", "born": ',
+    "In 1969, the first people to",
+)
+_NEURONS = {"method": "loss_aware_neuron_selection", "refine": "off"}
+MADE: dict[str, tuple[str, list[Any]] | None] = {
+    "dense": None,
+    "narrower": ("85% of linear", [{"factorize": {**_NEURONS, "allocator": "uniform"}}]),
+    "narrower by block": ("85% of linear", [{"factorize": {**_NEURONS, "rank_multiple": 64}}]),
+    "shorter": ("", [{"drop_blocks": {"layers": ["0-19", "23-29"]}}]),
+    "factored": ("80% of linear", [{"factorize": {"refine": "off"}}]),
+    "4 bits": ("", [{"quantize": {"bits": 4, "ends": 8}}]),
+    "8 bits": ("", [{"quantize": {"bits": 8, "symmetric": True, "group": 32, "ends": 8}}]),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Make, export and measure every model, one after the other, and keep what is known."""
+    parser = arguments(__doc__)
+    parser.add_argument("--only", default=",".join(MADE))
+    asked = read_arguments(parser)
+    kept = asked.output / "rows.json"
+    rows: dict[str, Row] = json.loads(kept.read_text()) if kept.is_file() else {}
+    for name in asked.only.split(","):
+        if name not in rows:
+            rows[name] = {"model": name, **measured(name, asked.output, asked.cache, asked.data)}
+            kept.write_text(json.dumps(rows, indent=1))
+            print(name, rows[name], flush=True)
+    publish(
+        asked.output, "exports", [rows[name] for name in MADE if name in rows],
+        text=f"{len(PROMPTS)} prompts; {WINDOWS} windows of {LENGTH} tokens of WikiText-2",
+    )  # fmt: skip
+
+
+def measured(name: str, output: Path, cache: Path, data: Path) -> Row:
+    """Return what one model is in both forms, and how far they are apart."""
+    folder = made(name, output, cache, data)
+    file = output / f"{name.replace(' ', '-')}.gguf"
+    told = export(str(folder), "gguf", file, cache=cache)
+    plain = output / f"{name.replace(' ', '-')}-dense"
+    export(str(folder), "dense", plain, cache=cache)
+    source = Source(str(folder), folder, "")
+    model = sources.model(source, dtype=torch.float32)
+    tokenizer = sources.tokenizer(source)
+    with quiet():
+        stock = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
+    running = llama_cpp(file, THREADS, 256, exact=True)
+    found = parity(model, running, [tokenizer(one)["input_ids"] for one in PROMPTS])
+    same_tokens = all(running.encode(one) == tokenizer(one)["input_ids"] for one in PROMPTS)
+    running.close()
+    ids = documents.read(str(data / TEXT), tokenizer, LENGTH).ids[-WINDOWS:]
+    default = llama_cpp(file, THREADS, 256)
+    losses = {"loss": loss_here(model, ids), "loss_gguf": loss_there(default, ids)}
+    default.close()
+    return {
+        **found, **losses, "tokens_equal": same_tokens, "bytes": file.stat().st_size,
+        "loss_dense": loss_here(stock, ids), "told": told,
+    }  # fmt: skip
+
+
+def made(name: str, output: Path, cache: Path, data: Path) -> Path:
+    """Return the folder of a model, made smaller unless it is there."""
+    asked = MADE[name]
+    folder = output / name.replace(" ", "-")
+    if asked is None:
+        return sources.resolve("demo", cache).folder
+    if not folder.is_dir():
+        keep, stages = asked
+        changes = {
+            "model": "demo", "stages": stages, "calibration.text": str(data / TEXT),
+            "calibration.tokens": CALIBRATION, **({"keep": keep} if keep else {}),
+        }  # fmt: skip
+        shrink(Recipe.build(None, changes), folder, cache=cache, evaluate=False)
+    return folder
+
+
+@torch.no_grad()
+def parity(model: PreTrainedModel, running: Running, prompts: list[list[int]]) -> Row:
+    """Return how far apart logits are at most, and how many greedy tokens are the same."""
+    far, same, count = 0.0, 0, 0
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        for _ in range(NEW_TOKENS):
+            ids = torch.cat((ids, model(ids).logits[:, -1].argmax(-1, keepdim=True)), 1)
+        expected = model(ids).logits[0, len(prompt) - 1 : -1].numpy()
+        running.clear()
+        written = ids[0, len(prompt) : -1].tolist()
+        logits = np.stack([running.feed(prompt), *(running.feed([one]) for one in written)])
+        far = max(far, float(np.abs(logits - expected).max()))
+        same += int((logits.argmax(-1) == ids[0, len(prompt) :].numpy()).sum())
+        count += NEW_TOKENS
+    return {"logits": far, "greedy": same, "of": count}
+
+
+@torch.no_grad()
+def loss_here(model: PreTrainedModel, ids: torch.Tensor) -> float:
+    """Return the mean loss of windows in transformers, nats per token."""
+    return float(torch.stack([model(one[None], labels=one[None]).loss for one in ids]).mean())
+
+
+def loss_there(running: Running, ids: torch.Tensor) -> float:
+    """Return the mean loss of windows in an engine that reads them token by token."""
+    losses = []
+    for window in ids.tolist():
+        running.clear()
+        logits = torch.from_numpy(np.stack([running.feed([one]) for one in window[:-1]]))
+        losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(window[1:])))
+    return float(torch.stack(losses).mean())
+
+
+if __name__ == "__main__":
+    main()

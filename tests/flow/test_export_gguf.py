@@ -1,0 +1,150 @@
+"""What is written for llama.cpp says there what it says here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGUFReader
+from gguf.quants import dequantize
+from torch import Tensor
+
+from spectrim.engines.llama_cpp import llama_cpp
+from spectrim.errors import SpectrimError
+from spectrim.exporters.gguf import gguf
+from spectrim.formats.packed.scales import Grid
+from spectrim.formats.quantized_dense import QuantizedDense
+from spectrim.model import sources
+from spectrim.rounding.nearest import nearest
+from tiny_exports import TEXT, apart, byte_pairs, exportable, in_formats, narrower, pieces, saved
+from tiny_folders import tiny_folder
+from tiny_models import build
+from tiny_runs import load
+
+CLOSE = 0.02  # of logits of about 3; weights are rounded to float16
+FAMILIES = ("falcon", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "mixtral", "phi",
+            "qwen2", "qwen3")  # fmt: skip
+
+
+def exported(folder: Path) -> tuple[Path, list[str]]:
+    """Return the file that is made of a folder, and what was told of it."""
+    file = folder.parent / f"{folder.name}.gguf"
+    return file, gguf(folder, file, None)
+
+
+def distance(folder: Path) -> float:
+    """Return how far the file that is made of a folder is from it."""
+    file, _ = exported(folder)
+    running = llama_cpp(file, 1, 64, exact=True)
+    far = apart(load(folder), running)
+    running.close()
+    return far
+
+
+def field(file: Path, name: str) -> object:
+    return GGUFReader(file).get_field(name).contents()
+
+
+def tensors(file: Path) -> dict[str, Tensor]:
+    """Return all tensors of a file as numbers."""
+    found = GGUFReader(file).tensors
+    return {one.name: torch.from_numpy(dequantize(one.data, one.tensor_type)) for one in found}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_says_the_same_in_llama_cpp(family: str, tmp_path: Path) -> None:
+    changes = {"max_position_embeddings": 64}
+    if family == "falcon":
+        changes = {"parallel_attn": True}
+    if family == "mistral":
+        changes = {"sliding_window": None}  # which llama.cpp does not apply
+    assert distance(exportable(tmp_path / "model", family, **changes)) < CLOSE
+
+
+def test_widths_by_block_and_a_block_without_attention(tmp_path: Path) -> None:
+    model = narrower(build("llama"), [80, 64, 40])
+    with torch.no_grad():
+        model.model.layers[1].self_attn.o_proj.weight.zero_()
+    folder = saved(tmp_path / "model", model)
+    assert distance(folder) < CLOSE
+    file = tmp_path / "model.gguf"
+    assert field(file, "general.architecture") == "deci"
+    assert field(file, "deci.feed_forward_length") == [96, 64, 64]
+    assert field(file, "deci.attention.head_count") == [4, 0, 4]
+    assert not [name for name in tensors(file) if name.startswith("blk.1.attn")]
+
+
+def test_the_turned_rows_of_another_family_are_read_by_block(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", narrower(build("qwen2"), [80, 64, 40]))
+    assert distance(folder) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("grid", "kind"),
+    [
+        (Grid(8, 0, True), "Q8_0"),
+        (Grid(8, 32, True), "Q8_0"),
+        (Grid(4, 64, True), "Q4_0"),
+        (Grid(4, 64, False), "Q4_1"),
+        (Grid(3, 32, False), "Q4_1"),
+        (Grid(2, 64, True), "Q4_0"),
+    ],
+)
+def test_packed_codes_are_kept(grid: Grid, kind: str, tmp_path: Path) -> None:
+    model = build("llama").to(torch.bfloat16)
+    weights = {"down": torch.randn(48, 192), "up": torch.randn(192, 48)}
+    made = {}
+    for part, weight in weights.items():
+        module = QuantizedDense(*weight.shape[::-1], 48, False, grid).to(torch.bfloat16)
+        module.take(nearest(weight, torch.ones(weight.shape[1]), grid, torch.bfloat16)
+                    .pieces("quantized"))  # fmt: skip
+        made[part] = module
+    model.config.intermediate_size = 192
+    for block in model.model.layers:
+        block.mlp.gate_proj = torch.nn.Linear(48, 192, bias=False, dtype=torch.bfloat16)
+    paths = {f"model.layers.{at}.mlp.{part}_proj": made[part]
+             for at in range(3) for part in made}  # fmt: skip
+    folder = saved(tmp_path / "model", in_formats(model, paths))
+    file, told = exported(folder)
+    assert any(f"3 tensors keep their codes ({kind})" in line for line in told), told
+    kinds = {one.name: one.tensor_type.name for one in GGUFReader(file).tensors}
+    assert kinds["blk.0.ffn_down.weight"] == kind
+    found = tensors(file)["blk.0.ffn_down.weight"]
+    expected = made["down"].dense().float()
+    step = made["down"].quantized.scales().float().max()
+    assert (found - expected).abs().max() < 0.02 * step + expected.abs().max() / 256
+
+
+@pytest.mark.parametrize("words", [byte_pairs, pieces])
+def test_text_becomes_the_same_tokens(words: object, tmp_path: Path) -> None:
+    made = words()
+    folder = exportable(tmp_path / "model", words=made, vocab_size=320)
+    file, told = exported(folder)
+    running = llama_cpp(file, 1, 64)
+    for text in (TEXT, "the", " in re", "an ounce"):
+        expected = sources.tokenizer(sources.Source("", folder, ""))(text)["input_ids"]
+        assert running.encode(text) == expected
+        assert running.decode(running.encode(text)).strip() == text.strip()
+    running.close()
+
+
+def test_what_llama_cpp_cannot_run_is_refused(tmp_path: Path) -> None:
+    for family, said in (("t5", "model type 't5'"), ("falcon_alibi", "ALiBi")):
+        folder = tiny_folder(tmp_path / family, family)
+        with pytest.raises(SpectrimError, match=said):
+            gguf(folder, tmp_path / "x.gguf", None)
+    with pytest.raises(SpectrimError, match="of type WordLevel"):
+        gguf(tiny_folder(tmp_path / "words"), tmp_path / "x.gguf", None)
+
+
+def test_the_engine_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(SpectrimError, match="no file"):
+        llama_cpp(tmp_path / "none.gguf")
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF nonsense")
+    with pytest.raises(SpectrimError, match="cannot load"):
+        llama_cpp(tmp_path / "bad.gguf")
+    running = llama_cpp(exported(exportable(tmp_path / "model"))[0], 1, 32)
+    with pytest.raises(SpectrimError, match="longer than the .* tokens of context"):
+        running.feed([5] * 600)
+    running.close()

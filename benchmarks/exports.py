@@ -32,7 +32,7 @@ TEXT = "lm/wikitext2_tokens/valid.txt"
 CALIBRATION = "8x256"
 WINDOWS, LENGTH = 10, 128
 NEW_TOKENS = 16
-THREADS = 2
+THREADS = 1  # so that a busy machine does not keep one waiting for another
 PROMPTS = (
     "The capital of France is",
     "def fibonacci(n):\n    ",

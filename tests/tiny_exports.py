@@ -108,7 +108,7 @@ def apart(model: PreTrainedModel, running: Running, length: int = 12) -> float:
     """Return how far the logits of an engine are from the model's, the rest apart that few see."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(3, VOCABULARY, (length,), generator=generator)
-    expected = model.float()(ids[None]).logits[0].numpy()
+    expected = model(ids[None]).logits[0].float().numpy()
     running.clear()
     first = length // 2
     got = [running.feed(ids[:first].tolist())]

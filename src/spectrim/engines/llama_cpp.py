@@ -102,6 +102,8 @@ class LlamaCpp:
             self.close()
             raise SpectrimError(f"llama.cpp has no memory for {context} tokens; ask for fewer")
         self.context: int = self._library.llama_n_ctx(self._context)
+        self._batch: int = self._library.llama_n_batch(self._context)
+        self._fed = 0
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text, special ones by their names, none put before it."""
@@ -128,6 +130,7 @@ class LlamaCpp:
     def clear(self) -> None:
         """Forget the sequence."""
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+        self._fed = 0
 
     def feed(self, tokens: Sequence[int]) -> Float[ndarray, " vocabulary"]:
         """Go on with these tokens and return the logits behind the last one, fp32.
@@ -137,14 +140,17 @@ class LlamaCpp:
         """
         if not tokens:
             raise SpectrimError("there are no tokens to go on with; give one at least")
-        for begin in range(0, len(tokens), BATCH):
-            some = tokens[begin : begin + BATCH]
+        if self._fed + len(tokens) > self.context:
+            raise SpectrimError(
+                f"a text is longer than the {self.context} tokens of context; ask for more"
+            )
+        for begin in range(0, len(tokens), self._batch):
+            some = tokens[begin : begin + self._batch]
             ids = (c_int32 * len(some))(*some)
             batch = self._library.llama_batch_get_one(ids, len(some))
-            if self._library.llama_decode(self._context, batch):
-                raise SpectrimError(
-                    f"a text is longer than the {self.context} tokens of context; ask for more"
-                )
+            if failed := self._library.llama_decode(self._context, batch):
+                raise SpectrimError(f"llama.cpp could not go on (its code is {failed}); clear it")
+            self._fed += len(some)
         logits = self._library.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(logits, (self.tokens,)).copy()
 
@@ -199,6 +205,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "llama_init_from_model": (c_void_p, c_void_p, _ContextParams),
     "llama_free": (None, c_void_p),
     "llama_n_ctx": (c_uint32, c_void_p),
+    "llama_n_batch": (c_uint32, c_void_p),
     "llama_get_memory": (c_void_p, c_void_p),
     "llama_memory_clear": (None, c_void_p, c_bool),
     "llama_batch_get_one": (_Batch, POINTER(c_int32), c_int32),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -100,10 +100,10 @@ class DenseTensors:
             return found.T.contiguous() if turned else found
         if isinstance(module, Fused):
             return torch.cat([_bias(part) for part in _ordered(module)])[_places(module)]
-        found = getattr(module, kind)
-        if found is None:
+        held: Tensor | None = getattr(module, kind)
+        if held is None:
             return torch.zeros(self.shape(name), dtype=self.model.dtype)
-        return found.detach()
+        return held.detach()
 
     def packed(self, path: str) -> list[PackedMatrix]:
         """Return the packed matrices that lie below each other in a map; none where it is another.
@@ -146,7 +146,8 @@ class DenseTensors:
         with init_empty_weights(include_buffers=False):
             made: PreTrainedModel = auto_class(config).from_config(config, dtype=self.model.dtype)
         made.tie_weights()
-        return made.eval()
+        made.eval()
+        return made
 
     def _place_biases(self) -> None:
         """Have the stock class give its maps biases where ours have some, as centred ones do."""
@@ -208,7 +209,7 @@ def _places(module: Fused) -> Tensor:
 
 
 def _bias(module: Any) -> Tensor:
-    found = module.bias
+    found = sites.bias(module)
     if found is None:
         return torch.zeros(sites.shape(module)[0], dtype=module.weight.dtype)
     return found.detach()
@@ -218,12 +219,12 @@ def _biased(module: FactoredLinear) -> bool:
     return module.bias is not None
 
 
-def _packed(module: Any) -> PackedMatrix | None:
+def _packed(module: nn.Module) -> PackedMatrix | None:
     """Return the only matrix of a map that is packed and nothing else."""
     if not isinstance(module, Quantized) or getattr(module, "correction", 0):
         return None
-    names = module.matrices(module.out_features, module.in_features, module.rank)
-    return module.part(next(iter(names))) if len(names) == 1 else None
+    names = list(module.matrices(module.out_features, module.in_features, module.rank))
+    return module.part(names[0]) if len(names) == 1 else None
 
 
 def _inputs(module: Any) -> int:

@@ -35,7 +35,7 @@ def layout_of(held: DenseTensors, family: Family) -> Layout:
     """
     config = held.stock.config
     widths = tuple(-(-width // BLOCK) * BLOCK for width in held.widths.values())
-    blocks = len(held.model.get_submodule(held.architecture.stacks[0].path))
+    blocks = len(list(held.model.get_submodule(held.architecture.stacks[0].path).children()))
     widths = widths or (config.intermediate_size,) * blocks
     attends = tuple(_attends(held, name) for name in held.widths) or (True,) * blocks
     uneven = len(set(widths)) > 1 or not all(attends)

@@ -181,6 +181,6 @@ def test_measuring_what_cannot_be(place: Place, options: list[str], told: str) -
 
 
 def test_measuring_what_does_not_say_what_it_was_made_from(place: Place) -> None:
-    told = f"{place.source} does not say what it was made from; name a model with --against"
+    told = f"{place.source} does not say what it was made from, as an original does not; name"
     options = ("--text", place.text, "--cache", place.folder / "cache")
     assert_told(*place.run("evaluate", place.source, *options), told)

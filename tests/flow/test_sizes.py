@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,12 @@ def test_a_part_of_the_whole_leaves_the_linear_maps_what_the_ends_do_not_take(pl
         - 4 * sum(s.out_features * s.in_features for s in sites if s.block < 0)
     )
     assert part * linear + ends + others == pytest.approx(0.5 * weights.bytes())
+    with pytest.raises(SpectrimError, match="ask for (.*) or more") as error:
+        linear_part(weights, sites, Keep.parse("2%"))
+    least = int(re.findall(r"ask for (\d+)% of bytes", str(error.value))[0])
+    assert linear_part(weights, sites, Keep.parse(f"{least}%")) >= 0.04
+    with pytest.raises(SpectrimError, match="no model any more"):
+        linear_part(weights, sites, Keep.parse(f"{least - 1}%"))
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,10 @@ def test_only_what_is_needed_is_fetched(tmp_path: Path, monkeypatch: pytest.Monk
         (http(RepositoryNotFoundError), f"there is no model '{NAME}'; expected 'demo', a folder"),
         (HFValidationError("bad name"), f"there is no model '{NAME}'; expected 'demo', a folder"),
         (http(RevisionNotFoundError), f"'{NAME}' has no revision 'v2'"),
-        (LocalEntryNotFoundError("offline"), "and the hub cannot be reached; connect, or give a"),
+        (
+            LocalEntryNotFoundError("offline"),
+            "and huggingface.co cannot be reached; connect",
+        ),
         (http(HfHubHTTPError), rf"'{NAME}' could not be fetched \(first line\); try again"),
         (TimeoutError(), rf"'{NAME}' could not be fetched \(TimeoutError\); try again"),
     ],
@@ -133,6 +136,6 @@ def test_a_slip_in_the_name_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_offline_a_model_that_is_not_here_is_one_line() -> None:
-    with pytest.raises(SpectrimError, match="the hub cannot be reached") as error:
+    with pytest.raises(SpectrimError, match="huggingface.co cannot be reached") as error:
         hub.fetch("nobody-of-this-name/no-such-model")
     assert "\n" not in str(error.value)

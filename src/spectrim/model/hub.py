@@ -55,8 +55,8 @@ def _download(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         ) from error
     except LocalEntryNotFoundError as error:
         raise SpectrimError(
-            f"there is no folder or file '{name}', and as a model on huggingface.co it is not "
-            "(wholly) here and the hub cannot be reached; connect, or give a folder, or 'demo'"
+            f"there is no folder or file '{name}', no wholly downloaded model of that name, and "
+            "huggingface.co cannot be reached; connect, or give a folder, or 'demo'"
             + did_you_mean(name, [DEMO])
         ) from error
     except Exception as error:  # many libraries take part in a download

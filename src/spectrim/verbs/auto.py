@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, field, replace
-from math import inf, isfinite
+from math import ceil, inf, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,16 +195,18 @@ def linear_part(weights: Weights, sites: list[Site], size: Keep) -> float:
         )
     width = weights.dtype().itemsize
     linear = width * sum(s.out_features * s.in_features for s in sites if s.block >= 0)
-    part = size.fraction
+    whole, others = linear, 0.0
     if size.of == "bytes":
         ends = sum(s.out_features * s.in_features for s in sites if s.block < 0)
         steps = sum(width * s.out_features for s in sites if s.block < 0)
-        others = weights.bytes() - linear - width * ends
-        part = (size.fraction * weights.bytes() - others - ends * ENDS / 8 - steps) / linear
+        whole = weights.bytes()
+        others = whole - linear - width * ends + ends * ENDS / 8 + steps
+    part = (size.fraction * whole - others) / linear
     if part < LEAST:
+        least = ceil(100 * (LEAST * linear + others) / whole)
         raise SpectrimError(
             f"{size} leaves {max(part, 0):.1%} of their bytes for the linear maps, which is no "
-            f"model any more; ask for a size that leaves {LEAST:.0%} or more"
+            f"model any more; ask for {least}% of {size.of} or more"
         )
     return min(part, 1.0)
 

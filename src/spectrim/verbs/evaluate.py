@@ -117,7 +117,8 @@ def made_from(folder: Path) -> str:
         return str(json.loads((folder / "plan.json").read_text(encoding="utf-8"))["model"])
     except (OSError, KeyError, ValueError):
         raise SpectrimError(
-            f"{folder} does not say what it was made from; name a model with --against"
+            f"{folder} does not say what it was made from, as an original does not; name a model "
+            "to compare it with by --against"
         ) from None
 
 

@@ -36,7 +36,7 @@ from rotated import chosen
 
 from spectrim.errors import SpectrimError
 from spectrim.job.opening import open_job
-from spectrim.metrics._fresh_process import peak
+from spectrim.processes import peak
 from spectrim.model import sources
 from spectrim.recipe.recipe import Recipe
 from spectrim.report.progress import shown

@@ -30,6 +30,14 @@ def data_folder(folder: Path | None) -> Path | None:
     return folder
 
 
+def api_key(key: str | None) -> str | None:
+    """Return the key that a server asks for, from the environment where none is given."""
+    found = os.environ.get("SPECTRIM_API_KEY") if key is None else key
+    if found is not None and not found.strip():
+        raise SpectrimError("--api-key is empty; give a key, or leave it out")
+    return found
+
+
 def parse_sizes(text: str) -> tuple[float, ...]:
     """Return the parts that a text such as "75%,50%" names; SpectrimError where it is none."""
     found = []

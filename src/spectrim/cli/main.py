@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_args
 import typer
 
 from spectrim.cli import arguments as given
-from spectrim.cli import exporting, measuring, shrinking
+from spectrim.cli import exporting, measuring, serving, shrinking
 from spectrim.cli.help_texts import HELP, argument, option
 from spectrim.cli.measuring import Cache
 from spectrim.errors import SpectrimError, one_line
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(measuring.app)
 app.add_typer(exporting.app)
+app.add_typer(serving.app)
 
 # Typer carries its own copy of click; this is the class of all that is said wrongly in a command.
 _USAGE: Any = typer.BadParameter.__base__

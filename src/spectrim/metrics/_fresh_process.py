@@ -8,23 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
-
-def peak() -> int:
-    """Return the most bytes that this process has had in memory so far.
-
-    Linux's ``ru_maxrss`` starts at what the parent had, so the kernel's own mark is read instead.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    import resource
-
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found if sys.platform == "darwin" else 1024 * found
+from spectrim.processes import peak
 
 
 def decode(folder: str, prompt: list[int], new_tokens: int) -> None:

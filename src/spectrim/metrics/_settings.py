@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from spectrim.metrics._contract import Pair
 from spectrim.metrics._packages import versions
 from spectrim.metrics._reading import device
 from spectrim.metrics.asking.answers import readings
+from spectrim.processes import machine
 from spectrim.text.tokens import content
 
 
@@ -53,7 +53,4 @@ def _dtype(model: torch.nn.Module) -> str:
 def _machine(where: torch.device) -> str:
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
-    table = Path("/proc/cpuinfo")
-    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return machine()

@@ -1,0 +1,110 @@
+"""A model as it is served: its name, its words, what runs it, and its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spectrim.engines import engine_of, engines
+from spectrim.errors import SpectrimError
+from spectrim.serve import Limits
+from spectrim.serve.batch import Batch
+from spectrim.serve.failures import ApiError
+from spectrim.serve.language import Language, of_path
+from spectrim.serve.meters import Meters
+from spectrim.serve.scheduler import Scheduler
+
+_CONTEXT = 4096  # tokens, where none are asked and the model has as many
+
+
+@dataclass(frozen=True)
+class Served:
+    """All that requests need."""
+
+    name: str
+    created: int
+    """When it was made, in seconds of Unix time."""
+    language: Language
+    batch: Batch
+    vocabulary: int
+    scheduler: Scheduler
+    meters: Meters
+
+    def check_model(self, name: str) -> None:
+        """Raise ApiError where a request names another model."""
+        if name != self.name:
+            raise ApiError(
+                f"The model '{name}' does not exist; this server has '{self.name}'",
+                status=404, param="model", code="model_not_found",
+            )  # fmt: skip
+
+    def tokens(
+        self, given: str | Sequence[int], param: str, *, begin: bool = True
+    ) -> tuple[int, ...]:
+        """Return the tokens of a prompt, which may be tokens already.
+
+        Raises:
+            ApiError: there are none, more than the context holds beside an answer, or unknown ones.
+        """
+        if isinstance(given, str):
+            head = self.language.begin if begin else ()
+            found = (*head, *self.batch.encode(given))
+        else:
+            found = tuple(given)
+        if not found:
+            raise ApiError(f"'{param}' is empty; expected at least one token", param=param)
+        if len(found) >= self.batch.context:
+            raise ApiError(
+                f"This model's maximum context length is {self.batch.context} tokens, and "
+                f"'{param}' has {len(found)}; send less",
+                param=param, code="context_length_exceeded",
+            )  # fmt: skip
+        if max(found) >= self.vocabulary:
+            raise ApiError(
+                f"'{param}' has token {max(found)}; this model has {self.vocabulary}", param=param
+            )
+        return found
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        self.scheduler.close()
+
+
+def opened(path: Path, limits: Limits, threads: int, name: str | None = None) -> Served:
+    """Return a folder or file as a served model, one token of which was computed.
+
+    name: what requests call it; its own name by default.
+
+    Raises:
+        SpectrimError: nothing runs it, or its context is shorter than asked.
+    """
+    engine = engine_of(path)
+    language = of_path(path)
+    batch = _batch(engine, path, limits, threads)
+    first = batch.read(0, [*language.begin, *batch.encode("a")][:1], last=True)
+    batch.free(0)
+    if first is None:
+        raise SpectrimError(f"{path} gives no logits; export it anew")
+    scheduler = Scheduler(batch, limits.queue)
+    meters = Meters(lambda: scheduler.active, lambda: scheduler.waiting)
+    return Served(
+        name=name or path.resolve().name,
+        created=int(path.stat().st_mtime),
+        language=language, batch=batch, vocabulary=len(first), scheduler=scheduler, meters=meters,
+    )  # fmt: skip
+
+
+def _batch(engine: str, path: Path, limits: Limits, threads: int) -> Batch:
+    """Return what runs a model: many sequences at once where that is known, else one."""
+    if engine != "transformers":
+        from spectrim.serve.one_sequence import OneSlot
+
+        return OneSlot(engines.get(engine)(path, threads, limits.context or _CONTEXT))
+    from spectrim.engines.transformers import loaded, longest_context, refuse_long_context
+    from spectrim.serve.batched import Batched
+
+    model, tokenizer = loaded(path, threads)
+    context = limits.context or min(_CONTEXT, longest_context(model) or _CONTEXT)
+    refuse_long_context(model, context)
+    return Batched(model, tokenizer, slots=limits.slots, context=context)

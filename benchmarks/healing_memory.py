@@ -36,8 +36,8 @@ from rotated import chosen
 
 from spectrim.errors import SpectrimError
 from spectrim.job.opening import open_job
-from spectrim.processes import peak
 from spectrim.model import sources
+from spectrim.processes import peak
 from spectrim.recipe.recipe import Recipe
 from spectrim.report.progress import shown
 from spectrim.stages import stages

@@ -41,7 +41,7 @@ class Place:
 
     def client(self, key: str = "none") -> openai.OpenAI:
         """Return OpenAI's client, which does not try again by itself."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=300)
 
     def metric(self, name: str) -> float:
         """Return a number of /metrics that has no labels."""

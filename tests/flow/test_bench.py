@@ -10,12 +10,18 @@ from typer.testing import CliRunner
 
 from spectrim.cli.main import app
 from spectrim.errors import SpectrimError
+from spectrim.verbs import traffic
 from spectrim.verbs.bench import Work, bench
 from spectrim.verbs.runnable import runnable
 from spectrim.verbs.traffic import weights
 from tiny_folders import tiny_folder
 
 WORK = Work(prompt=12, new=3, rounds=2)
+
+
+@pytest.fixture(autouse=True)
+def _little_memory_is_read(monkeypatch):
+    monkeypatch.setattr(traffic, "_BYTES", 2**24)
 
 
 def test_models_are_timed_and_compared(tmp_path, capsys):
@@ -32,7 +38,8 @@ def test_models_are_timed_and_compared(tmp_path, capsys):
     assert second["decode_ratio"] == pytest.approx(second["decode"] / first["decode"])
     for row in found["rows"]:
         assert len(row["decode_rounds"]) == len(row["prefill_rounds"]) == 2
-        assert row["first_token"] * row["prefill"] == pytest.approx(12, rel=0.5)
+        # The product of two medians: never below, and above as far as the rounds differ.
+        assert row["first_token"] * row["prefill"] > 11.99
         assert row["peak_memory"] > 50e6  # torch is in it
     assert found["settings"]["bandwidth"] > 1e8
     assert "tiny" in shown and "transformers" in shown

@@ -81,10 +81,8 @@ def bench(
         for row in rows:
             row["decode_ratio"] = row["decode"] / rows[0]["decode"]
             row["prefill_ratio"] = row["prefill"] / rows[0]["prefill"]
-    found = {
-        "settings": _settings(work, threads, speed, models[0].name if against else None),
-        "rows": rows,
-    }
+    reference = models[0].name if against else None
+    found = {"settings": _settings(work, threads, speed, reference), "rows": rows}
     if json_path is not None:
         with output_file(json_path) as partial:
             partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

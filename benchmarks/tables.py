@@ -160,8 +160,8 @@ def _accuracy(score: Row | None) -> str:
 def _readme(rows: list[Row]) -> Lines:
     """Return a line for each GPTQ: the largest healed model of ours that takes no more bytes."""
     lines = [
-        ["linear maps, Spectrim", "loss over dense, Spectrim healed", "GPTQ bits", "linear maps, GPTQ",
-         "loss over dense, GPTQ"]
+        ["linear maps, Spectrim", "loss over dense, Spectrim healed", "GPTQ bits",
+         "linear maps, GPTQ", "loss over dense, GPTQ"]
     ]  # fmt: skip
     ours = [row for row in rows if row["label"] == "ours healed"]
     for row in (row for row in rows if row["label"].endswith(" gptq")):

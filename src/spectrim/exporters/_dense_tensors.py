@@ -26,6 +26,7 @@ from spectrim.formats.fewer_inputs import FewerInputs
 from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.formats.packed.quantized import Quantized
 from spectrim.formats.picked_inputs import PickedInputs
+from spectrim.formats.quantized_dense import QuantizedDense
 from spectrim.formats.quantized_fewer_inputs import QuantizedFewerInputs
 from spectrim.formats.quantized_low_rank import QuantizedLowRank
 from spectrim.model import sites, sources
@@ -221,7 +222,9 @@ def _biased(module: FactoredLinear) -> bool:
 
 def _packed(module: nn.Module) -> PackedMatrix | None:
     """Return the only matrix of a map that is packed and nothing else."""
-    if not isinstance(module, Quantized) or getattr(module, "correction", 0):
+    if not isinstance(module, Quantized):
+        return None
+    if isinstance(module, QuantizedDense) and module.correction:
         return None
     names = list(module.matrices(module.out_features, module.in_features, module.rank))
     return module.part(names[0]) if len(names) == 1 else None

@@ -4,22 +4,25 @@
 
 Each model is made, exported, and asked ten prompts: transformers in float32 writes greedily, and
 llama.cpp, with keys and values in float32 and without its fused attention, reads the same tokens.
-The loss is that of ten windows of WikiText-2, with llama.cpp as it is by default.
+Beside the file that the export writes stands one with all numbers in float32: what the form itself
+changes, without what llama.cpp rounds activations to beside weights of 16 bits and less. The loss is that of ten windows of WikiText-2, with llama.cpp as it is by default.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType
 from measuring import Row, arguments, publish, read_arguments
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from spectrim.engines import Running
 from spectrim.engines.llama_cpp import llama_cpp
+from spectrim.exporters.gguf import gguf
 from spectrim.model import sources
 from spectrim.model.sources import Source
 from spectrim.model.weights import quiet
@@ -66,7 +69,11 @@ def main() -> None:
     rows: dict[str, Row] = json.loads(kept.read_text()) if kept.is_file() else {}
     for name in asked.only.split(","):
         if name not in rows:
-            rows[name] = {"model": name, **measured(name, asked.output, asked.cache, asked.data)}
+            rows[name] = {
+                "table": "exports",
+                "model": name,
+                **measured(name, asked.output, asked.cache, asked.data),
+            }
             kept.write_text(json.dumps(rows, indent=1))
             print(name, rows[name], flush=True)
     publish(
@@ -75,30 +82,48 @@ def main() -> None:
     )  # fmt: skip
 
 
+class Answer(NamedTuple):
+    """What a model writes after a prompt, and its logits [token, vocabulary]."""
+
+    prompt: list[int]
+    tokens: list[int]
+    logits: np.ndarray
+
+
 def measured(name: str, output: Path, cache: Path, data: Path) -> Row:
     """Return what one model is in both forms, and how far they are apart."""
     folder = made(name, output, cache, data)
-    file = output / f"{name.replace(' ', '-')}.gguf"
+    file, wide, plain = (output / f"{name.replace(' ', '-')}{end}" for end in (
+        ".gguf", "-float32.gguf", "-dense"))  # fmt: skip
     told = export(str(folder), "gguf", file, cache=cache)
-    plain = output / f"{name.replace(' ', '-')}-dense"
     export(str(folder), "dense", plain, cache=cache)
+    gguf(folder, wide, None, choose=lambda tensor: GGMLQuantizationType.F32)
     source = Source(str(folder), folder, "")
     model = sources.model(source, dtype=torch.float32)
     tokenizer = sources.tokenizer(source)
     with quiet():
         stock = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
-    running = llama_cpp(file, THREADS, 256, exact=True)
-    found = parity(model, running, [tokenizer(one)["input_ids"] for one in PROMPTS])
-    same_tokens = all(running.encode(one) == tokenizer(one)["input_ids"] for one in PROMPTS)
-    running.close()
+    prompts = [tokenizer(one)["input_ids"] for one in PROMPTS]
+    answers = written(model, prompts)
+    far, same = parity(answers, file)
+    exact, _ = parity(answers, wide)
+    wide.unlink()
     ids = documents.read(str(data / TEXT), tokenizer, LENGTH).ids[-WINDOWS:]
-    default = llama_cpp(file, THREADS, 256)
-    losses = {"loss": loss_here(model, ids), "loss_gguf": loss_there(default, ids)}
-    default.close()
+    running = llama_cpp(file, THREADS, 256)
+    alike = [running.encode(one) for one in PROMPTS] == prompts
+    losses = {"loss": loss_here(model, ids), "loss_gguf": loss_there(running, ids)}
+    running.close()
     return {
-        **found, **losses, "tokens_equal": same_tokens, "bytes": file.stat().st_size,
-        "loss_dense": loss_here(stock, ids), "told": told,
+        "logits": far, "logits_float32": exact, "greedy": [same, NEW_TOKENS * len(PROMPTS)],
+        **losses, "loss_dense": loss_here(stock, ids), "tokens_equal": alike,
+        "megabytes": file.stat().st_size / 1e6, "megabytes_folder": weights(folder) / 1e6,
+        "told": told,
     }  # fmt: skip
+
+
+def weights(folder: Path) -> int:
+    """Return the bytes of a folder's weights."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def made(name: str, output: Path, cache: Path, data: Path) -> Path:
@@ -118,21 +143,30 @@ def made(name: str, output: Path, cache: Path, data: Path) -> Path:
 
 
 @torch.no_grad()
-def parity(model: PreTrainedModel, running: Running, prompts: list[list[int]]) -> Row:
-    """Return how far apart logits are at most, and how many greedy tokens are the same."""
-    far, same, count = 0.0, 0, 0
+def written(model: PreTrainedModel, prompts: list[list[int]]) -> list[Answer]:
+    """Return what a model writes greedily after each prompt, and its logits at every token."""
+    found = []
     for prompt in prompts:
         ids = torch.tensor([prompt])
         for _ in range(NEW_TOKENS):
             ids = torch.cat((ids, model(ids).logits[:, -1].argmax(-1, keepdim=True)), 1)
-        expected = model(ids).logits[0, len(prompt) - 1 : -1].numpy()
+        logits = model(ids).logits[0, len(prompt) - 1 : -1].numpy()
+        found.append(Answer(prompt, ids[0, len(prompt) :].tolist(), logits))
+    return found
+
+
+def parity(answers: list[Answer], file: Path) -> tuple[float, int]:
+    """Return how far apart logits are at most, and how many greedy tokens are the same."""
+    far, same = 0.0, 0
+    running = llama_cpp(file, THREADS, 256, exact=True)
+    for one in answers:
         running.clear()
-        written = ids[0, len(prompt) : -1].tolist()
-        logits = np.stack([running.feed(prompt), *(running.feed([one]) for one in written)])
-        far = max(far, float(np.abs(logits - expected).max()))
-        same += int((logits.argmax(-1) == ids[0, len(prompt) :].numpy()).sum())
-        count += NEW_TOKENS
-    return {"logits": far, "greedy": same, "of": count}
+        each = [running.feed(one.prompt), *(running.feed([token]) for token in one.tokens[:-1])]
+        logits = np.stack(each)
+        far = max(far, float(np.abs(logits - one.logits).max()))
+        same += int((logits.argmax(-1) == np.array(one.tokens)).sum())
+    running.close()
+    return far, same
 
 
 @torch.no_grad()

@@ -183,6 +183,20 @@ def _mean(row: Row) -> float:
     return float(sum(value for value, _ in row["excess"].values()) / len(row["excess"]))
 
 
+LOSSES = ("loss", "loss_gguf", "loss_dense")  # here, in llama.cpp, of the dense folder
+
+
+def _exports(rows: list[Row]) -> Lines:
+    head = ["model", "greedy tokens equal", "logits apart at most", "all in float32",
+            "loss here", "loss in llama.cpp", "as a dense folder", "MB, folder", "MB, GGUF"]  # fmt: skip
+    return [head, *(
+        [row["model"], f"{row['greedy'][0]} of {row['greedy'][1]}", f"{row['logits']:.3f}",
+         f"{row['logits_float32']:.4f}", *(f"{row[one]:.4f}" for one in LOSSES),
+         f"{row['megabytes_folder']:.1f}", f"{row['megabytes']:.1f}"]
+        for row in rows
+    )]  # fmt: skip
+
+
 def _decode(rows: list[Row]) -> Lines:
     lines = [["model", "tokens/s", "x dense (rounds)", "MB a token", "part of the limit"]]
     for row in rows:
@@ -245,6 +259,7 @@ TABLES = {
     "front": Table("front", _front, told=True),
     "readme": Table("front", _readme, rows="front"),
     "decode": Table("decode", _decode),
+    "exports": Table("exports", _exports),
     "decode_large": Table("decode", _decode),
     "heal": Table("heal", _heal, told=True),
     "memory": Table("memory", _memory),

@@ -5,7 +5,8 @@
 Each model is made, exported, and asked ten prompts: transformers in float32 writes greedily, and
 llama.cpp, with keys and values in float32 and without its fused attention, reads the same tokens.
 Beside the file that the export writes stands one with all numbers in float32: what the form itself
-changes, without what llama.cpp rounds activations to beside weights of 16 bits and less. The loss is that of ten windows of WikiText-2, with llama.cpp as it is by default.
+changes, without what llama.cpp rounds activations to beside weights of 16 bits and less. The loss
+is that of ten windows of WikiText-2, with llama.cpp as it is by default.
 """
 
 from __future__ import annotations

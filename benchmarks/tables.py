@@ -187,8 +187,8 @@ LOSSES = ("loss", "loss_gguf", "loss_dense")  # here, in llama.cpp, of the dense
 
 
 def _exports(rows: list[Row]) -> Lines:
-    head = ["model", "greedy tokens equal", "logits apart at most", "all in float32",
-            "loss here", "loss in llama.cpp", "as a dense folder", "MB, folder", "MB, GGUF"]  # fmt: skip
+    head = ["model", "greedy tokens equal", "logits apart at most", "all in float32", "loss here",
+            "loss in llama.cpp", "as a dense folder", "MB, folder", "MB, GGUF"]  # fmt: skip
     return [head, *(
         [row["model"], f"{row['greedy'][0]} of {row['greedy'][1]}", f"{row['logits']:.3f}",
          f"{row['logits_float32']:.4f}", *(f"{row[one]:.4f}" for one in LOSSES),

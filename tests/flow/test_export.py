@@ -15,10 +15,11 @@ from spectrim.errors import SpectrimError
 from spectrim.exporters.dense import dense
 from spectrim.formats import make_format
 from spectrim.formats.autoencoder import Autoencoder
+from spectrim.recipe.recipe import Recipe
 from spectrim.verbs.export import export
 from tiny_exports import exportable, in_formats, narrower, saved
 from tiny_models import build, logits, tokens
-from tiny_runs import load
+from tiny_runs import load, shrink, write_text
 
 PLAIN = """
 import sys, torch
@@ -61,6 +62,21 @@ def test_a_folder_of_other_families_holds_the_same(family: str, tmp_path: Path) 
     told = dense(folder, tmp_path / "plain", None)
     assert "as many as in the folder" in told[-1]
     assert torch.equal(logits(load(folder), tokens()), logits(load(tmp_path / "plain"), tokens()))
+
+
+def test_blocks_that_are_stored_once_are_written_out(tmp_path: Path) -> None:
+    folder = exportable(tmp_path / "model")
+    text = write_text(tmp_path / "text.txt")
+    stages = [{"drop_blocks": {"layers": ["0-1", "1-2"]}}]
+    changes = {"model": str(folder), "stages": stages, "calibration.text": str(text),
+               "calibration.tokens": "12x32"}  # fmt: skip
+    small = shrink(Recipe.build(None, changes), tmp_path / "small")
+    (tmp_path / "plain").mkdir()
+    told = dense(small, tmp_path / "plain", None)
+    assert "more than" in told[-1]
+    model = load(tmp_path / "plain")
+    assert len(model.model.layers) == 4
+    assert torch.equal(logits(load(small), tokens()), logits(model, tokens()))
 
 
 def test_an_autoencoder_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spectrim.engines.llama_cpp import llama_cpp
 from spectrim.errors import SpectrimError
+from spectrim.exporters._gguf_vocabulary import SPLITS, split_of
 from spectrim.exporters.gguf import gguf
 from spectrim.formats.packed.scales import Grid
 from spectrim.formats.quantized_dense import QuantizedDense
@@ -75,9 +76,15 @@ def test_widths_by_block_and_a_block_without_attention(tmp_path: Path) -> None:
     assert not [name for name in tensors(file) if name.startswith("blk.1.attn")]
 
 
-def test_the_turned_rows_of_another_family_are_read_by_block(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "model", narrower(build("qwen2"), [80, 64, 40]))
+@pytest.mark.parametrize(("family", "arch"), [("qwen2", "deci"), ("qwen3", "qwen3")])
+def test_widths_of_another_family_are_read_by_block_or_filled_up(
+    family: str, arch: str, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path / "model", narrower(build(family), [80, 64, 40]))
     assert distance(folder) < CLOSE
+    assert field(tmp_path / "model.gguf", "general.architecture") == arch
+    _, told = exported(folder)
+    assert ("filled up" in told[0]) == (arch == "qwen3")
 
 
 GRIDS = [
@@ -134,6 +141,22 @@ def test_text_becomes_the_same_tokens(words: object, tmp_path: Path) -> None:
         assert running.encode(text) == expected
         assert running.decode(running.encode(text)).strip() == text.strip()
     running.close()
+
+
+def test_splitting_is_named_as_llama_cpp_names_it() -> None:
+    level = {"type": "ByteLevel", "use_regex": True}
+    rest = {"type": "ByteLevel", "use_regex": False}
+    digits = {"type": "Digits", "individual_digits": True}
+    llama3, qwen = (next(key for key, name in SPLITS.items() if name == wanted)
+                    for wanted in ("llama-bpe", "qwen2"))  # fmt: skip
+    for steps, name in (
+        ([level], "gpt-2"),
+        ([digits, level], "smollm"),
+        ([{"type": "Split", "pattern": {"Regex": llama3[0]}}, rest], "llama-bpe"),
+        ([{"type": "Split", "pattern": {"Regex": qwen[0]}}, rest], "qwen2"),
+        ([{"type": "Split", "pattern": {"Regex": "x"}}, rest], None),
+    ):
+        assert split_of({"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}) == name
 
 
 def test_what_llama_cpp_cannot_run_is_refused(tmp_path: Path) -> None:

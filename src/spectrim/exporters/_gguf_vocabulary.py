@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,8 @@ def tell_vocabulary(
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         said = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))
-        special = SpecialVocab(folder, load_merges=not _pieces(said), n_vocab=rows)
+        with _unsaid():
+            special = SpecialVocab(folder, load_merges=not _pieces(said), n_vocab=rows)
     if said["model"]["type"] != "BPE":
         raise SpectrimError(
             f"the tokenizer is of type {said['model']['type']}, and only those that merge pairs "
@@ -67,6 +71,18 @@ def tell_vocabulary(
     if more and "eot" not in special.special_token_ids:
         writer.add_eot_token_id(more[0])
     return told
+
+
+@contextmanager
+def _unsaid() -> Iterator[None]:
+    """Keep what gguf says of templates for pairs of texts off the screen; none is written."""
+    logger = logging.getLogger("gguf.vocab")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def split_of(said: dict[str, Any]) -> str | None:

@@ -14,12 +14,12 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spectrim.errors import SpectrimError
 from spectrim.exporters.onnx_graph.ends import embedding, head
 from spectrim.exporters.onnx_graph.graph import Graph
-from spectrim.exporters.onnx_graph.maps import biased, linear, together
+from spectrim.exporters.onnx_graph.maps import linear, together
 from spectrim.model.sites import shape
 from spectrim.progress import Progress
 
@@ -96,9 +96,7 @@ def decoder(
         caches.append((heads, width))
         progress(index + 1, len(inner.layers), "graph")
     last, _ = _normed(graph, (hidden, added), inner.norm, "norm")
-    last = graph.op(
-        "Slice", last, graph.op("Neg", keep), graph.numbers([ALL]), graph.numbers([1])
-    )
+    last = graph.op("Slice", last, graph.op("Neg", keep), graph.numbers([ALL]), graph.numbers([1]))
     logits = _logits(graph, head(graph, last, model.lm_head, inner.embed_tokens, "head"), config)
     logits.name, logits.dtype = "logits", ir.DataType.FLOAT
     logits.shape = ir.Shape(("batch", "kept", shape(model.lm_head)[0]))
@@ -126,9 +124,7 @@ def _step(graph: Graph, inner: Any, config: Any, mask: ir.Value) -> Step:
     return Step(lengths, total, tables)
 
 
-def _rotary_tables(
-    graph: Graph, rotary: Any, config: Any, kind: str
-) -> tuple[ir.Value, ir.Value]:
+def _rotary_tables(graph: Graph, rotary: Any, config: Any, kind: str) -> tuple[ir.Value, ir.Value]:
     """Return nodes that make the tables from the frequencies, once, when the model is loaded."""
     prefix = f"{kind}_" if hasattr(rotary, f"{kind}_inv_freq") else ""
     frequencies = getattr(rotary, f"{prefix}inv_freq")

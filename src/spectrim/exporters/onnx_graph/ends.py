@@ -87,6 +87,4 @@ def _moved(graph: Graph, full: ir.Value, kind: Layout) -> ir.Value:
 
 def _between(graph: Graph, x: ir.Value, begin: int, end: int) -> ir.Value:
     """Return some of the last dimension."""
-    return graph.op(
-        "Slice", x, graph.numbers([begin]), graph.numbers([end]), graph.numbers([-1])
-    )
+    return graph.op("Slice", x, graph.numbers([begin]), graph.numbers([end]), graph.numbers([-1]))

@@ -28,7 +28,7 @@ def linear(graph: Graph, x: ir.Value, module: nn.Module, name: str) -> ir.Value:
     kind = type(module).__name__
     if kind not in MAPS:
         raise SpectrimError(
-            f"{name} is stored as {kind}, which has no form in ONNX; store the map in another format"
+            f"{name} is stored as {kind}, which has no ONNX form; store it in another format"
         )
     y: ir.Value = MAPS[kind](graph, x, module, name)
     return biased(graph, y, [module], name)

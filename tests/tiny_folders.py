@@ -29,10 +29,11 @@ def tiny_folder(
     dtype: torch.dtype = torch.float32,
     shard: str = "5GB",
     original: bool = True,
+    head_dim: int | None = None,
 ) -> Path:
     """Save a tiny model and a tokenizer; original: under the names that the hub has, if others."""
     with quiet():
-        build(family, tie=tie).to(dtype).save_pretrained(
+        build(family, tie=tie, head_dim=head_dim).to(dtype).save_pretrained(
             folder, max_shard_size=shard, save_original_format=original
         )
     words = {"<unk>": 0, "<s>": 1, "</s>": 2}

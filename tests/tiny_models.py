@@ -111,22 +111,28 @@ def model_type(family: str) -> str:
     return _VARIANTS[family][0] if family in _VARIANTS else family
 
 
-def config(family: str, *, tie: bool | None = None) -> PretrainedConfig:
-    """Return the config of a tiny model; tie: as in `build`."""
+def config(
+    family: str, *, tie: bool | None = None, head_dim: int | None = None
+) -> PretrainedConfig:
+    """Return the config of a tiny model; tie and head_dim: as in `build`."""
     name = model_type(family)
     options = _VARIANTS[family][1] if family in _VARIANTS else _CONFIGS[name]
     tying = {} if tie is None else {"tie_word_embeddings": tie}
     if name == "bart":
         tying = {}  # the flag would part the tables of encoder and decoder too, as no BART does
-    return AutoConfig.for_model(name, **{**_COMMON, **options, **tying})
+    width = {} if head_dim is None else {"head_dim": head_dim}
+    return AutoConfig.for_model(name, **{**_COMMON, **options, **tying, **width})
 
 
-def build(family: str, *, seed: int = 0, tie: bool | None = None) -> PreTrainedModel:
+def build(
+    family: str, *, seed: int = 0, tie: bool | None = None, head_dim: int | None = None
+) -> PreTrainedModel:
     """Return a tiny model in float32 and eval mode, every bias and norm away from its default.
 
     tie: whether head and embedding share their weights; None for what the family's config says.
+    head_dim: dimensions of one head of attention; None for what the family has here.
     """
-    settings = config(family, tie=tie)
+    settings = config(family, tie=tie, head_dim=head_dim)
     model = _class(settings).from_config(settings, dtype=torch.float32)
     if tie is False and settings.is_encoder_decoder:
         model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())

@@ -61,7 +61,7 @@ def needed() -> None:
 
 
 def genai(config: Any, generation: Any, blocks: int, heads: int, width: int) -> dict[str, Any]:
-    """Return what onnxruntime-genai is told: names of inputs and outputs, shapes, special tokens."""
+    """Return what onnxruntime-genai is told: inputs and outputs, shapes, special tokens."""
     parts = ("key", "value")
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},

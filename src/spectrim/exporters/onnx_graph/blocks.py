@@ -8,9 +8,9 @@ What is left, d, is the same for a whole group, so it adds d Σ x over the group
     W x = Σ_g scale_g Σ_j (code_j - zero_g) x_j + Σ_g d_g Σ_j x_j
 
 The sums of x over its groups are therefore appended to x, and the d to the codes: inputs like any
-other, in the same product. Each sum is appended `COPIES` times, the second in units 2^bits times
-finer, so that d is as exact as eight bits are. Where every offset is a whole number of steps, and
-where a grid is symmetric, nothing is appended.
+other, in the same product. Each sum is appended `COPIES` times, the second in units 2^bits - 1 times
+finer, so that d is exact to 1/50 of a step at 2 bits and to 1/400 at 4. Where every offset is a
+whole number of steps, and where a grid is symmetric, nothing is appended.
 """
 
 from __future__ import annotations
@@ -104,8 +104,11 @@ def laid_out(matrix: PackedMatrix, of: Layout) -> Blocks:
 
 
 def finer(bits: int) -> Float[Tensor, " copies"]:
-    """Return the units that the copies of a sum are in: 1, 2^-bits, 2^-2bits."""
-    return torch.tensor([2.0 ** (-bits * at) for at in range(COPIES[bits])])
+    """Return the units that the copies of a sum are in, by which each reaches half of the last.
+
+    Codes of 4 bits go up to 7, so that a unit of 1/15 reaches (7 + 1/2) / 15 = 1/2.
+    """
+    return torch.tensor([(2.0**bits - 1) ** -at for at in range(COPIES[bits])])
 
 
 def _zeros(matrix: PackedMatrix, bits: int) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
 """The decoder of a Llama-like model as an ONNX graph, in the layout of onnxruntime-genai.
 
-Inputs: input_ids [batch, tokens], attention_mask [batch, past and new tokens], past_key_values.N.key
-and .value [batch, heads, places, dimensions]; outputs: logits, present.N.key and .value. Keys and
-values may be bound to the buffers that they came from. An input that may be left out,
-``logits_to_keep`` [1], says of how many last tokens logits are wanted; without it, of all.
+Inputs: input_ids [batch, tokens], attention_mask [batch, past and new tokens], and of every block
+past_key_values.N.key and .value [batch, heads, places, dimensions]. Outputs: logits, present.N.key
+and .value, which may be bound to the buffers that the past came from. An input that may be left
+out, ``logits_to_keep`` [1], says of how many last tokens logits are wanted; without it, of all.
 """
 
 from __future__ import annotations

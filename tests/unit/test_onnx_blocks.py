@@ -8,7 +8,7 @@ from torch import Tensor
 
 pytest.importorskip("onnx_ir", reason="pip install 'spectrim[export]'")
 
-from spectrim.exporters.onnx_graph.blocks import Blocks, Layout, finer, laid_out, layout
+from spectrim.exporters.onnx_graph.blocks import COPIES, Blocks, Layout, laid_out, layout
 from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.formats.packed.scales import Grid
 from spectrim.rounding.nearest import nearest
@@ -37,7 +37,7 @@ def codes_of(packed: Tensor, bits: int, count: int) -> Tensor:
 
 
 def dequantized(kind: Layout, blocks: Blocks) -> Tensor:
-    """Return (code - zero point) scale [rows, columns], and sums put back upon their blocks."""
+    """Return (code - zero point) scale [rows, columns], and what means add upon their blocks."""
     codes = codes_of(blocks.codes, kind.bits, kind.all_blocks * kind.size)
     zero = torch.full(blocks.scales.shape, 1 << kind.bits - 1)
     if blocks.zeros is not None:
@@ -45,10 +45,11 @@ def dequantized(kind: Layout, blocks: Blocks) -> Tensor:
     both = (zero, blocks.scales.float())
     zero, scale = (one.repeat_interleave(kind.size, 1) for one in both)
     whole = ((codes - zero) * scale)[:, : kind.columns]
-    if not kind.sums:
+    if not kind.means:
         return whole
     inputs = kind.blocks * kind.size
-    rest = whole[:, inputs:].unflatten(1, (kind.blocks, -1)) @ finer(kind.bits)
+    units = torch.tensor(COPIES[kind.bits])[:, None] / kind.size
+    rest = (whole[:, inputs:].unflatten(1, (-1, kind.blocks)) * units).sum(1)
     return (whole[:, :inputs] + rest.repeat_interleave(kind.size, 1))[:, : kind.inputs]
 
 
@@ -67,15 +68,15 @@ def test_blocks_stand_for_the_matrix(grid: Grid, columns: int) -> None:
     assert ((found - matrix.dense().float()).abs() <= room).all()
 
 
-def test_whole_offsets_and_symmetric_grids_need_no_sums() -> None:
+def test_whole_offsets_and_symmetric_grids_need_no_means() -> None:
     matrix = made(16, 64, Grid(4, 32, False))
     assert matrix.offset_code is not None
     first = layout(matrix)
-    assert first is not None and first.sums
+    assert first is not None and first.means
     matrix.offset_code.copy_((matrix.offset_code // 8).clamp(-4, 4) * 8)  # whole steps
-    assert layout(matrix) == Layout(4, 32, 64, zeros=True, sums=False)
+    assert layout(matrix) == Layout(4, 32, 64, zeros=True, means=False)
     even = layout(made(16, 64, Grid(3, 32, True)))
-    assert even == Layout(4, 32, 64, zeros=False, sums=False)
+    assert even == Layout(4, 32, 64, zeros=False, means=False)
 
 
 def test_groups_of_no_known_length_have_no_layout() -> None:

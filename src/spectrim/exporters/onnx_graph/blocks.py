@@ -7,10 +7,11 @@ What is left, d, is the same for a whole group, so it adds d Σ x over the group
 
     W x = Σ_g scale_g Σ_j (code_j - zero_g) x_j + Σ_g d_g Σ_j x_j
 
-The sums of x over its groups are therefore appended to x, and the d to the codes: inputs like any
-other, in the same product. Each sum is appended `COPIES` times, the second in units 2^bits - 1 times
-finer, so that d is exact to 1/50 of a step at 2 bits and to 1/400 at 4. Where every offset is a
-whole number of steps, and where a grid is symmetric, nothing is appended.
+The means of x over its groups are therefore appended to x, and the d to the codes: inputs like any
+other, in the same product. Each mean is appended `COPIES` times, so that d is exact to 1/50 of a
+step at 2 bits and to 1/60 at 4: at 4 bits both copies are in the same units, which takes no node of
+its own; at 2 bits each is three times finer than the last. Where every offset is a whole number of
+steps, and where a grid is symmetric, nothing is appended.
 """
 
 from __future__ import annotations
@@ -24,10 +25,15 @@ from torch import Tensor
 from spectrim.formats.packed.matrix import PackedMatrix, pack
 
 STORED = {2: 2, 3: 4, 4: 4, 8: 8}  # bits of ours → of theirs
-COPIES = {2: 3, 4: 2, 8: 1}
+COPIES = {2: (1.0, 1 / 3, 1 / 9), 4: (1.0, 1.0), 8: (1.0,)}
+"""Bits → the units of each copy of a mean, relative to the first.
+
+Codes of 2 bits go up to 1, so that a unit of 1/3 reaches (1 + 1/2) / 3, half of the last unit."""
+REACH = {2: 1.5, 4: 14.5, 8: 127.5}
+"""Bits → how many of the first unit all copies reach together."""
 SIZES = (16, 32, 64, 128, 256)
 LONGEST = 128  # a block of a row that is one group; longer ones are no faster
-ROOM = 1.01  # so that the finest unit, rounded to its dtype, still reaches the largest d
+ROOM = 1.01  # so that units, rounded to their dtype, still reach the largest d
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,8 @@ class Layout:
     inputs: int
     zeros: bool
     """Whether there are zero points; without, they are 2^(bits-1)."""
-    sums: bool
-    """Whether sums of the inputs over their blocks are appended."""
+    means: bool
+    """Whether means of the inputs over their blocks are appended."""
 
     @property
     def blocks(self) -> int:
@@ -50,17 +56,17 @@ class Layout:
 
     @property
     def appended(self) -> int:
-        """Return how many sums are appended."""
-        return self.blocks * COPIES[self.bits] * self.sums
+        """Return how many means are appended."""
+        return self.blocks * len(COPIES[self.bits]) * self.means
 
     @property
     def columns(self) -> int:
-        """Return how many inputs the product has; the sums begin at a block's beginning."""
-        return self.blocks * self.size + self.appended if self.sums else self.inputs
+        """Return how many inputs the product has; the means begin at a block's beginning."""
+        return self.blocks * self.size + self.appended if self.means else self.inputs
 
     @property
     def all_blocks(self) -> int:
-        """Return how many blocks there are, those of sums included."""
+        """Return how many blocks there are, those of means included."""
         return -(-self.columns // self.size)
 
 
@@ -92,7 +98,7 @@ def laid_out(matrix: PackedMatrix, of: Layout) -> Blocks:
     scale = _spread(matrix.scales().detach(), of.blocks)
     filled = zero.repeat_interleave(of.size, 1)  # what lies behind the inputs counts as zero
     filled[:, : of.inputs] = matrix.codes().to(filled.dtype) + middle
-    if of.sums:
+    if of.means:
         unit, codes = _rest_codes(rest, of, scale.dtype)
         filled = torch.cat((filled, codes), 1)
         ends = of.all_blocks - of.blocks
@@ -101,14 +107,6 @@ def laid_out(matrix: PackedMatrix, of: Layout) -> Blocks:
     full = torch.nn.functional.pad(filled, (0, of.all_blocks * of.size - filled.shape[1]), value=0)
     packed = _packed(full, bits).reshape(matrix.rows, of.all_blocks, -1)
     return Blocks(packed, scale.contiguous(), _packed(zero, bits) if of.zeros else None)
-
-
-def finer(bits: int) -> Float[Tensor, " copies"]:
-    """Return the units that the copies of a sum are in, by which each reaches half of the last.
-
-    Codes of 4 bits go up to 7, so that a unit of 1/15 reaches (7 + 1/2) / 15 = 1/2.
-    """
-    return torch.tensor([(2.0**bits - 1) ** -at for at in range(COPIES[bits])])
 
 
 def _zeros(matrix: PackedMatrix, bits: int) -> tuple[Tensor, Tensor]:
@@ -128,16 +126,19 @@ def _zeros(matrix: PackedMatrix, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def _rest_codes(rest: Tensor, of: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return one unit a row, and the codes of what the zero points leave, copy beside copy."""
-    middle = 1 << of.bits - 1
-    unit = (rest.abs().amax(1, keepdim=True) * (ROOM / (middle - 0.5))).to(dtype)
+    """Return one unit a row, and the codes of what the zero points leave, copy behind copy.
+
+    The inputs are means, not sums, so that what they are multiplied by is ``size`` times as large.
+    """
+    middle, rest = 1 << of.bits - 1, rest * of.size
+    unit = (rest.abs().amax(1, keepdim=True) * (ROOM / REACH[of.bits])).to(dtype)
     codes = []
-    for finest in finer(of.bits):
-        step = torch.where(unit > 0, unit.float() * finest, 1.0)
+    for finer in COPIES[of.bits]:
+        step = torch.where(unit > 0, unit.float() * finer, 1.0)
         code = (rest / step).round().clamp(-middle, middle - 1)
         codes.append(code.to(torch.int64) + middle)
         rest = rest - code * step
-    return unit, torch.stack(codes, -1).flatten(1)
+    return unit, torch.cat(codes, 1)
 
 
 def _spread(each: Tensor, blocks: int) -> Tensor:

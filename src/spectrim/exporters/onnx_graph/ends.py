@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spectrim.errors import SpectrimError
-from spectrim.exporters.onnx_graph.blocks import Layout, finer, layout
+from spectrim.exporters.onnx_graph.blocks import COPIES, Layout, layout
 from spectrim.exporters.onnx_graph.graph import Graph
 from spectrim.exporters.onnx_graph.maps import linear, stored
 from spectrim.formats.packed.matrix import PackedMatrix
@@ -44,7 +44,7 @@ def head(graph: Graph, x: ir.Value, module: Any, table: nn.Module, name: str) ->
 def _packed_rows(graph: Graph, ids: ir.Value, matrix: PackedMatrix, name: str) -> ir.Value:
     """Add the look-up in codes that a head may multiply by as well.
 
-    Where sums are appended to a head's inputs, the rows end in what it multiplies them by: d, that
+    Where means are appended to a head's inputs, the rows end in what it multiplies them by: d, that
     every number of a block is to be moved by.
     """
     kind = layout(matrix)
@@ -69,20 +69,22 @@ def _packed_rows(graph: Graph, ids: ir.Value, matrix: PackedMatrix, name: str) -
     )[0]
     inputs = kind.blocks * kind.size
     rows = _between(graph, full, 0, inputs) if kind.all_blocks > kind.blocks else full
-    if kind.sums:
+    if kind.means:
         rows = graph.op("Add", rows, _moved(graph, full, kind))
     return rows if inputs == kind.inputs else _between(graph, rows, 0, kind.inputs)
 
 
 def _moved(graph: Graph, full: ir.Value, kind: Layout) -> ir.Value:
-    """Return d for every number of a row, put together from its copies of different fineness."""
+    """Return d for every number of a row, put together from its copies."""
     begin = kind.blocks * kind.size
     rest = _between(graph, full, begin, begin + kind.appended)
-    units = finer(kind.bits)
-    parts = graph.op("Reshape", rest, graph.numbers([0, 0, kind.blocks, len(units)]))
-    spread = graph.vector(f"spread_{kind.size}_{kind.bits}", units[:, None].repeat(1, kind.size))
-    each = graph.op("MatMul", parts, spread)  # [batch, tokens, blocks, size]
-    return graph.op("Reshape", each, graph.numbers([0, 0, begin]))
+    units = torch.tensor(COPIES[kind.bits])[:, None] / kind.size  # [copies, 1]
+    parts = graph.op("Reshape", rest, graph.numbers([0, 0, len(units), kind.blocks]))
+    scaled = graph.op("Mul", parts, graph.vector(f"units_{kind.size}_{kind.bits}", units))
+    each = graph.op("ReduceSum", scaled, graph.numbers([2]), keepdims=0)  # [batch, tokens, blocks]
+    column = graph.op("Unsqueeze", each, graph.numbers([3]))
+    spread = graph.op("Expand", column, graph.numbers([1, 1, 1, kind.size]))
+    return graph.op("Reshape", spread, graph.numbers([0, 0, begin]))
 
 
 def _between(graph: Graph, x: ir.Value, begin: int, end: int) -> ir.Value:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectrim.errors import SpectrimError
-from spectrim.exporters.onnx_graph.blocks import Layout, finer, laid_out, layout
+from spectrim.exporters.onnx_graph.blocks import COPIES, Layout, laid_out, layout
 from spectrim.exporters.onnx_graph.graph import Graph
 from spectrim.formats.packed.matrix import PackedMatrix
 
@@ -98,8 +98,8 @@ def stored(
 def _packed(
     graph: Graph, x: ir.Value, matrices: Sequence[PackedMatrix], kind: Layout, name: str
 ) -> ir.Value:
-    """Add MatMulNBits, and before it the sums that its layout asks for."""
-    inputs = _with_sums(graph, x, kind) if kind.sums else x
+    """Add MatMulNBits, and before it the means that its layout asks for."""
+    inputs = _with_means(graph, x, kind) if kind.means else x
     found: list[ir.Value] = graph.microsoft(
         "MatMulNBits",
         1,
@@ -114,21 +114,24 @@ def _packed(
     return found[0]
 
 
-def _with_sums(graph: Graph, x: ir.Value, kind: Layout) -> ir.Value:
-    """Append the sums of an input over its blocks, in units of different fineness."""
+def _with_means(graph: Graph, x: ir.Value, kind: Layout) -> ir.Value:
+    """Append the means of an input over its blocks, in the units of their copies."""
 
     def make() -> ir.Value:
         full, behind = x, kind.blocks * kind.size - kind.inputs
         if behind:
             full = graph.op("Pad", x, graph.numbers([0, 0, 0, 0, 0, behind]))
-        parts = graph.op("Reshape", full, graph.numbers([0, 0, kind.blocks, kind.size]))
-        units = finer(kind.bits).expand(kind.size, -1).contiguous()  # [size, copies]
-        adding = graph.vector(f"sums_{kind.size}_{kind.bits}", units)
-        sums = graph.op("MatMul", parts, adding)  # [batch, tokens, blocks, copies]
-        flat = graph.op("Reshape", sums, graph.numbers([0, 0, kind.appended]))
-        return graph.op("Concat", full, flat, axis=-1)
+        # To a pooling operator, tokens are channels: one node, and nothing is copied for it.
+        means = graph.op("AveragePool", full, kernel_shape=[kind.size], strides=[kind.size])
+        copies = [
+            means
+            if unit == 1.0
+            else graph.op("Mul", means, graph.vector(f"unit_{unit:.4f}", torch.tensor(unit)))
+            for unit in COPIES[kind.bits]
+        ]
+        return graph.op("Concat", full, *copies, axis=-1)
 
-    return graph.once(("sums", x, kind.size, kind.bits), make)  # type: ignore[no-any-return]
+    return graph.once(("means", x, kind.size, kind.bits), make)  # type: ignore[no-any-return]
 
 
 def _address(matrix: Matrix) -> tuple[int, tuple[int, ...]]:

@@ -84,7 +84,8 @@ def decoder(
     config, inner = model.config, model.model
     ids, mask, keep = _inputs(graph)
     step = _step(graph, inner, config, mask)
-    inputs, outputs, caches = [ids, mask], [], []
+    inputs, outputs = [ids, mask], list[ir.Value]()
+    caches: list[tuple[int, int]] = []
     hidden = embedding(graph, ids, inner.embed_tokens, "embed")
     added: ir.Value | None = None
     for index, block in enumerate(inner.layers):

@@ -29,6 +29,8 @@ def export(
 
     spectrim export small/ --to gguf -o small.gguf
 
+    spectrim export small/ --to onnx -o small-onnx/
+
     spectrim export small/ --to dense -o plain/
     """
     exporters.check(to)

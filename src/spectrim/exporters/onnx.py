@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrim.errors import SpectrimError
+from spectrim.exporters._words import bytes_beside
 from spectrim.model import sources
 from spectrim.model.conversion import BESIDE
 from spectrim.model.sources import Source
@@ -28,13 +29,14 @@ TOKENIZER = "PreTrainedTokenizerFast"  # by which genai knows what any tokenizer
 def onnx(source: Path, output: Path, progress: Progress | None = None) -> list[str]:
     """Fill a folder with model.onnx, model.onnx.data, genai_config.json and the tokenizer.
 
-    source: a model folder, ours or an ordinary one of the families that `decoder.FAMILIES` names.
+    source: a model folder, ours or an ordinary one of the families that `families.FAMILIES` names.
 
     Raises:
         SpectrimError: a package is missing, or the model has no form in ONNX.
     """
     needed()
-    from spectrim.exporters.onnx_graph.decoder import decoder, refuse
+    from spectrim.exporters.onnx_graph.decoder import decoder
+    from spectrim.exporters.onnx_graph.families import refuse
     from spectrim.exporters.onnx_graph.graph import Graph
 
     known = Source(str(source), source, "")
@@ -93,22 +95,26 @@ def genai(config: Any, generation: Any, blocks: int, heads: int, width: int) -> 
 
 
 def notes(model: Any, source: Path, output: Path, even: bool) -> list[str]:
-    """Return what a user should know: how many maps in how many bits, and the bytes."""
-    kinds = Counter(
-        f"{module.grid.bits} bits" if hasattr(module, "grid") else "full numbers"
-        for module in model.modules()
-        if type(module).__name__ == "PackedMatrix" or type(module).__name__ == "Linear"
-    )
-    said = ", ".join(f"{kinds[kind]} in {kind}" for kind in sorted(kinds))
-    before, after = _bytes(source, "*.safetensors"), _bytes(output, "model.onnx*")
-    lines = [f"matrices: {said}", f"{after / 1e6:.1f} MB, as safetensors {before / 1e6:.1f} MB"]
-    if "3 bits" in kinds:
-        lines.append("matrices of 3 bits are stored in 4, which ONNX Runtime has products for")
-    if any(type(module).__name__ == "TensorTrain" for module in model.modules()):
+    """Return what a user should know: what has which bits, what was written out, the bytes.
+
+    even: whether all blocks keep keys and values of one shape.
+    """
+    kinds = [type(module).__name__ for module in model.modules()]
+    grids = [one.grid.bits for one in model.modules() if type(one).__name__ == "PackedMatrix"]
+    bits = Counter(grids)
+    lines = []
+    if bits:
+        said = ", ".join(f"{bits[each]} in {each} bits" for each in sorted(bits))
+        lines.append(f"packed matrices: {said}; ONNX Runtime rounds their inputs to 8 bits")
+    if bits[3]:
+        lines.append("3 bits are stored in 4, as ONNX Runtime has no product of them")
+    if "TensorTrain" in kinds:
         lines.append("tensor trains are written out as dense matrices")
     if not even:
         lines.append("attention differs by block: onnxruntime runs it, onnxruntime-genai does not")
-    return lines
+    written = sum(path.stat().st_size for path in output.glob("model.onnx*"))
+    held = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    return [*lines, bytes_beside(written, held)]
 
 
 def _companions(source: Path, output: Path) -> None:
@@ -120,7 +126,3 @@ def _companions(source: Path, output: Path) -> None:
         said = json.loads(settings.read_text(encoding="utf-8"))
         said["tokenizer_class"] = TOKENIZER
         settings.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-
-
-def _bytes(folder: Path, pattern: str) -> int:
-    return sum(path.stat().st_size for path in folder.glob(pattern))

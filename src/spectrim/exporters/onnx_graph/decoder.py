@@ -16,17 +16,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from spectrim.errors import SpectrimError
 from spectrim.exporters.onnx_graph.ends import embedding, head
+from spectrim.exporters.onnx_graph.families import ACTIVATIONS, activation
 from spectrim.exporters.onnx_graph.graph import Graph
 from spectrim.exporters.onnx_graph.maps import linear, together
 from spectrim.model.sites import shape
 from spectrim.progress import Progress
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
-ACTIVATIONS = {"silu": "QuickGelu", "gelu_pytorch_tanh": "Gelu"}
-ROTARY = ("default", "linear", "llama3", "yarn")  # whose frequencies do not change with the length
-HEADS = 8  # what a head's dimensions are a multiple of
 ALL = 2**62  # logits_to_keep: more tokens than there are
 
 
@@ -47,34 +43,6 @@ class Shapes:
     """What the attention of each block keeps: (heads of keys and values, dimensions)."""
 
     caches: tuple[tuple[int, int], ...]
-
-
-def refuse(config: Any) -> None:
-    """Raise SpectrimError for a model that this graph does not compute."""
-    if config.model_type not in FAMILIES:
-        raise SpectrimError(
-            f"model type '{config.model_type}' has no ONNX form here; it has for "
-            f"{', '.join(FAMILIES)}"
-        )
-    if _activation(config) not in ACTIVATIONS:
-        raise SpectrimError(
-            f"activation '{_activation(config)}' has no ONNX form here; it has for "
-            f"{', '.join(ACTIVATIONS)}"
-        )
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if width % HEADS:
-        raise SpectrimError(
-            f"heads of {width} dimensions have no ONNX form; GroupQueryAttention takes multiples "
-            f"of {HEADS}"
-        )
-    for kind in _rotary_kinds(config):
-        if kind not in ROTARY:
-            raise SpectrimError(
-                f"rotary positions of type '{kind}' change with the length of the text, which "
-                f"the ONNX form does not; it knows {', '.join(ROTARY)}"
-            )
-    if getattr(config, "use_bidirectional_attention", False):
-        raise SpectrimError("attention to later tokens has no ONNX form here; expected a decoder")
 
 
 def decoder(
@@ -213,7 +181,7 @@ def _mlp(graph: Graph, mlp: Any, x: ir.Value, name: str) -> ir.Value:
         )
     else:
         gate, up = graph.ops("Split", 2, both, axis=-1, num_outputs=2)
-    if ACTIVATIONS[_activation(mlp.config)] == "QuickGelu":  # with factor 1, SiLU
+    if ACTIVATIONS[activation(mlp.config)] == "QuickGelu":  # with factor 1, SiLU
         bent = graph.microsoft("QuickGelu", 1, gate, alpha=1.0)[0]
     else:
         bent = graph.op("Gelu", gate, approximate="tanh")
@@ -293,14 +261,3 @@ def _window(attention: Any) -> int:
     if not hasattr(attention, "sliding_window") and attention.config.model_type == "mistral":
         known = attention.config.sliding_window
     return -1 if known is None else int(known)
-
-
-def _activation(config: Any) -> str:
-    return str(getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", ""))
-
-
-def _rotary_kinds(config: Any) -> list[str]:
-    """Return the types of rotary positions that a config names, of each kind of attention."""
-    known = config.rope_parameters
-    each = [known] if "rope_type" in known else [one for one in known.values() if one]
-    return [str(one["rope_type"]) for one in each]

@@ -76,6 +76,14 @@ def test_widths_by_block_and_a_block_without_attention(tmp_path: Path) -> None:
     assert not [name for name in tensors(file) if name.startswith("blk.1.attn")]
 
 
+def test_the_first_block_may_lack_attention(tmp_path: Path) -> None:
+    model = build("llama")
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight.zero_()
+        model.model.layers[1].self_attn.o_proj.weight.zero_()
+    assert distance(saved(tmp_path / "model", model)) < CLOSE
+
+
 @pytest.mark.parametrize(("family", "arch"), [("qwen2", "deci"), ("qwen3", "qwen3")])
 def test_widths_of_another_family_are_read_by_block_or_filled_up(
     family: str, arch: str, tmp_path: Path
@@ -157,6 +165,39 @@ def test_splitting_is_named_as_llama_cpp_names_it() -> None:
         ([{"type": "Split", "pattern": {"Regex": "x"}}, rest], None),
     ):
         assert split_of({"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}) == name
+
+
+UNKNOWN = [
+    ("llama", {"hidden_act": "gelu"}, "activation is 'gelu'"),
+    ("gemma2", {"final_logit_softcapping": None}, "not capped"),
+    ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attention are capped"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scaled by another number"),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "said"), UNKNOWN)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(
+    family: str, changes: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    folder = exportable(tmp_path / "model", family, **changes)
+    with pytest.raises(SpectrimError, match=said):
+        gguf(folder, tmp_path / "x.gguf", None)
+
+
+def test_a_window_that_llama_cpp_does_not_apply_is_told(tmp_path: Path) -> None:
+    _, told = exported(exportable(tmp_path / "model", "mixtral", sliding_window=5))
+    assert any("the model the last 5" in line for line in told)
+
+
+def test_added_tokens_without_a_row_are_left_out(tmp_path: Path) -> None:
+    words = byte_pairs()
+    words.add_special_tokens(["<image>"])
+    rows = words.get_vocab_size() - 1
+    file, told = exported(exportable(tmp_path / "model", words=words, vocab_size=rows))
+    assert "'<image>', which the file leaves out" in " ".join(told)
+    assert len(field(file, "tokenizer.ggml.tokens")) == rows
+    with pytest.raises(SpectrimError, match=f"only {rows - 1} rows"):
+        exported(exportable(tmp_path / "less", words=words, vocab_size=rows - 1))
 
 
 def test_what_llama_cpp_cannot_run_is_refused(tmp_path: Path) -> None:

@@ -145,6 +145,7 @@ def test_a_model_that_fails_is_told_without_its_insides(place, monkeypatch):
         (["--context", "65"], "the model has 64 positions"),
         (["--api-key", " "], "--api-key is empty"),
         (["--host", "198.51.100.7", "--port", "0"], "cannot listen on 198.51.100.7"),
+        (["--host", "a..b"], "cannot listen on a..b, port 0 (it is no name of a machine)"),
     ],
 )
 def test_a_server_that_cannot_be_started_says_why(tmp_path, options, says):

@@ -24,6 +24,7 @@ def drawn(count=8000, **options):
         ({"top_p": 0.65}, [0, 0, 4 / 7, 3 / 7]),
         ({"top_p": 0.0}, [0, 0, 1, 0]),
         ({"temperature": 0.0}, [0, 0, 1, 0]),
+        ({"temperature": 1e-310}, [0, 0, 1, 0]),
     ],
 )
 def test_tokens_are_drawn_by_their_probability(options, expected):
@@ -37,9 +38,10 @@ def test_the_nucleus_of_a_flat_vocabulary_is_looked_for_in_all_of_it():
     assert 1800 < len(found) <= 2000
 
 
-def test_nothing_is_drawn_from_what_is_no_number():
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_nothing_is_drawn_from_what_is_no_number(number):
     with pytest.raises(FloatingPointError):
-        Sampler(Sampling()).draw(np.array([0.0, np.nan], dtype=np.float32))
+        Sampler(Sampling()).draw(np.array([0.0, number], dtype=np.float32))
 
 
 def test_log_probabilities_are_told_before_temperature():

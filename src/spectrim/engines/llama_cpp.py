@@ -66,7 +66,7 @@ _silent = _Log(lambda level, text, data: None)  # kept, as the library calls it
 def llama_cpp(path: Path, threads: int = 1, context: int = 2048, exact: bool = False) -> LlamaCpp:
     """Return the model in a GGUF file, running.
 
-    threads: of each product. context: how many tokens the cache holds.
+    threads: of each product. context: how many tokens the cache holds, at most the model's own.
     exact: keep keys and values in float32 and attend without the fused kernel, for comparisons.
 
     Raises:
@@ -92,6 +92,8 @@ class LlamaCpp:
         self._model = model
         self._vocabulary = self._library.llama_model_get_vocab(model)
         self.tokens: int = self._library.llama_vocab_n_tokens(self._vocabulary)
+        # Behind its positions a model says nonsense, and one that learned them ends the process.
+        context = min(context, self._library.llama_model_n_ctx_train(model))
         asked = self._library.llama_context_default_params()
         asked.n_ctx, asked.n_batch, asked.n_ubatch = context, BATCH, BATCH
         asked.n_threads = asked.n_threads_batch = threads
@@ -101,7 +103,8 @@ class LlamaCpp:
         if not self._context:
             self.close()
             raise SpectrimError(f"llama.cpp has no memory for {context} tokens; ask for fewer")
-        self.context: int = self._library.llama_n_ctx(self._context)
+        # It makes room for more than it was asked for.
+        self.context: int = min(context, self._library.llama_n_ctx(self._context))
         self._batch: int = self._library.llama_n_batch(self._context)
         self._fed = 0
 
@@ -142,7 +145,7 @@ class LlamaCpp:
             raise SpectrimError("there are no tokens to go on with; give one at least")
         if self._fed + len(tokens) > self.context:
             raise SpectrimError(
-                f"a text is longer than the {self.context} tokens of context; ask for more"
+                f"a text is longer than the {self.context} tokens of context; give fewer"
             )
         for begin in range(0, len(tokens), self._batch):
             some = tokens[begin : begin + self._batch]
@@ -201,6 +204,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "llama_model_load_from_file": (c_void_p, c_char_p, _ModelParams),
     "llama_model_free": (None, c_void_p),
     "llama_model_get_vocab": (c_void_p, c_void_p),
+    "llama_model_n_ctx_train": (c_int32, c_void_p),
     "llama_vocab_n_tokens": (c_int32, c_void_p),
     "llama_init_from_model": (c_void_p, c_void_p, _ContextParams),
     "llama_free": (None, c_void_p),

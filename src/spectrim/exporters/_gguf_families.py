@@ -11,11 +11,17 @@ from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
 from spectrim.errors import SpectrimError
 
 
+SILU = ("silu", "swish")
+GELU = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # llama.cpp has one for all
+
+
 @dataclass(frozen=True)
 class Family:
     """How a model type of transformers becomes an architecture of llama.cpp."""
 
     arch: MODEL_ARCH
+    activations: tuple[str, ...]
+    """What llama.cpp's architecture bends MLPs by, in transformers' words."""
     turned: bool = False
     """Rows of q and k lie pair by pair there, (0, d/2, 1, d/2 + 1, …), not half by half."""
     by_block: bool = False
@@ -34,7 +40,7 @@ def family_of(config: Any) -> Family:
         known = ", ".join(sorted(FAMILIES))
         raise SpectrimError(f"no GGUF is written of model type '{kind}'; supported are {known}")
     family = FAMILIES[kind]
-    reason = family.refuse(config) or _refused_rope(config)
+    reason = family.refuse(config) or _refused_rope(config) or _refused_activation(config, family)
     if reason is not None:
         raise SpectrimError(f"llama.cpp cannot run this {kind} model: {reason}; export --to dense")
     return family
@@ -70,6 +76,12 @@ def _refused_rope(config: Any) -> str | None:
     if kind in ("default", "linear", "llama3"):
         return None
     return f"rotary positions of type '{kind}' are not written"
+
+
+def _refused_activation(config: Any, family: Family) -> str | None:
+    names = ("hidden_activation", "hidden_act", "activation_function", "activation")
+    said = next((one for name in names if (one := getattr(config, name, None))), None)
+    return None if said in family.activations else f"its activation is '{said}'"
 
 
 def _mixture(writer: GGUFWriter, config: Any) -> None:
@@ -110,7 +122,21 @@ def _refused_windows(config: Any, period: int | None = None) -> str | None:
 
 
 def _gemma2_refused(config: Any) -> str | None:
+    if not (config.attn_logit_softcapping and config.final_logit_softcapping):
+        return "its logits are not capped, and there they always are"
     return _refused_windows(config, 2)
+
+
+def _gemma3_refused(config: Any) -> str | None:
+    if config.attn_logit_softcapping:
+        return "the scores of its attention are capped"
+    return _refused_windows(config)
+
+
+def _gpt2_refused(config: Any) -> str | None:
+    if config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights:
+        return "its attention is scaled by another number than the width of its heads"
+    return None
 
 
 def _falcon_refused(config: Any) -> str | None:
@@ -121,17 +147,19 @@ def _falcon_refused(config: Any) -> str | None:
     return None
 
 
-_LLAMA = Family(MODEL_ARCH.LLAMA, turned=True, by_block=True)
+_LLAMA = Family(MODEL_ARCH.LLAMA, SILU, turned=True, by_block=True)
 
 FAMILIES: dict[str, Family] = {
-    "falcon": Family(MODEL_ARCH.FALCON, refuse=_falcon_refused),
-    "gemma2": Family(MODEL_ARCH.GEMMA2, one_more=True, tell=_gemma, refuse=_gemma2_refused),
-    "gemma3_text": Family(MODEL_ARCH.GEMMA3, one_more=True, tell=_gemma3, refuse=_refused_windows),
-    "gpt2": Family(MODEL_ARCH.GPT2),
+    "falcon": Family(MODEL_ARCH.FALCON, GELU, refuse=_falcon_refused),
+    "gemma2": Family(MODEL_ARCH.GEMMA2, GELU, one_more=True, tell=_gemma, refuse=_gemma2_refused),
+    "gemma3_text": Family(
+        MODEL_ARCH.GEMMA3, GELU, one_more=True, tell=_gemma3, refuse=_gemma3_refused
+    ),
+    "gpt2": Family(MODEL_ARCH.GPT2, GELU, refuse=_gpt2_refused),
     "llama": _LLAMA,
     "mistral": _LLAMA,
-    "mixtral": Family(MODEL_ARCH.LLAMA, turned=True, tell=_mixture),
-    "phi": Family(MODEL_ARCH.PHI2),
-    "qwen2": Family(MODEL_ARCH.QWEN2, by_block=True),
-    "qwen3": Family(MODEL_ARCH.QWEN3),
+    "mixtral": Family(MODEL_ARCH.LLAMA, SILU, turned=True, tell=_mixture),
+    "phi": Family(MODEL_ARCH.PHI2, GELU),
+    "qwen2": Family(MODEL_ARCH.QWEN2, SILU, by_block=True),
+    "qwen3": Family(MODEL_ARCH.QWEN3, SILU),
 }

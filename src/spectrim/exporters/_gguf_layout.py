@@ -38,6 +38,7 @@ def layout_of(held: DenseTensors, family: Family) -> Layout:
     blocks = len(list(held.model.get_submodule(held.architecture.stacks[0].path).children()))
     widths = widths or (config.intermediate_size,) * blocks
     attends = tuple(_attends(held, name) for name in held.widths) or (True,) * blocks
+    attends = (True, *attends[1:])  # llama.cpp takes the width of all heads from the first block
     uneven = len(set(widths)) > 1 or not all(attends)
     arch, turned = family.arch, family.turned
     if uneven and family.by_block:

@@ -89,6 +89,7 @@ def _rounded(tensors: list[Stored], kinds: Kinds) -> list[str]:
 def _window(held: DenseTensors) -> list[str]:
     config = held.stock.config
     window = getattr(config, "sliding_window", None)
-    if config.model_type != "mistral" or not window or window >= config.max_position_embeddings:
+    told = config.model_type.startswith("gemma")
+    if told or not window or window >= config.max_position_embeddings:
         return []
     return [f"llama.cpp reads all tokens before a token, the model the last {window}"]

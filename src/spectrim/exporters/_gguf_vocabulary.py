@@ -47,8 +47,8 @@ def tell_vocabulary(
     ends: further tokens at which generation stops, beside the tokenizer's own end.
 
     Raises:
-        SpectrimError: it does not merge pairs, so that llama.cpp cannot run it, or has more tokens
-            than rows.
+        SpectrimError: it does not merge pairs, so that llama.cpp cannot run it, or text may become
+            a token that has no row.
     """
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -60,7 +60,7 @@ def tell_vocabulary(
             f"the tokenizer is of type {said['model']['type']}, and only those that merge pairs "
             "(BPE) are written into a GGUF; export --to dense"
         )
-    tokens, types = _tokens(said, rows)
+    tokens, types, lost = _tokens(said, rows)
     told = _tell_pieces(writer, said, tokens) if _pieces(said) else _tell_merges(writer, said)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
@@ -70,7 +70,7 @@ def tell_vocabulary(
     more = [one for one in ends if one != special.special_token_ids.get("eos")]
     if more and "eot" not in special.special_token_ids:
         writer.add_eot_token_id(more[0])
-    return told
+    return [*told, *lost]
 
 
 @contextmanager
@@ -109,18 +109,22 @@ def _pieces(said: dict[str, Any]) -> bool:
     return bool(said["model"].get("byte_fallback"))
 
 
-def _tokens(said: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
+def _tokens(said: dict[str, Any], rows: int) -> tuple[list[str], list[int], list[str]]:
+    """Return tokens and their kinds, one a row, and a line on those added that have no row."""
     known: dict[int, str] = {place: token for token, place in said["model"]["vocab"].items()}
     added = {one["id"]: one for one in said.get("added_tokens") or ()}
     known |= {place: one["content"] for place, one in added.items()}
-    if max(known, default=0) >= rows:
+    beyond = {place for place in known if place >= rows}
+    if not beyond <= set(added):
         raise SpectrimError(
             f"the tokenizer has token {max(known)}, but the embedding only {rows} rows; put the "
             "model's tokenizer right"
         )
     unknown = said["model"].get("unk_token")
     types = [_type(known.get(place), added.get(place), unknown, said) for place in range(rows)]
-    return [known.get(place, f"[PAD{place}]") for place in range(rows)], types
+    lost = ", ".join(repr(known[place]) for place in sorted(beyond))
+    told = [f"the embedding has no row for {lost}, which the file leaves out"] if lost else []
+    return [known.get(place, f"[PAD{place}]") for place in range(rows)], types, told
 
 
 def _type(

@@ -28,11 +28,10 @@ def dense(source: Path, output: Path, progress: Progress | None) -> list[str]:
         SpectrimError: a map stands for no matrix, or has a bias for which there is no place.
     """
     held = DenseTensors(source)
-    names = held.names()
-    filled = 0
+    groups, filled = _by_block(held.names()), 0
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".parts-") as folder:
         parts: list[Path] = []
-        for group in _by_block(names):
+        for group in groups:
             tensors = {}
             for name in group:
                 own = held.tensor(name).contiguous()
@@ -41,8 +40,7 @@ def dense(source: Path, output: Path, progress: Progress | None) -> list[str]:
             parts.append(Path(folder) / f"{len(parts)}.safetensors")
             save_file(tensors, parts[-1])
             if progress is not None:
-                done = sum(part.exists() for part in parts)
-                progress(done, len(_by_block(names)), "writing out")
+                progress(len(parts), len(groups), "writing out")
         write_shards(parts, output)
     config = json.dumps(held.settings, indent=2) + "\n"
     (output / "config.json").write_text(config, encoding="utf-8")

@@ -76,10 +76,13 @@ def _of_folder(folder: Path) -> Language:
         ) from error
     ends = {tokenizer.eos_token_id}
     if (folder / "generation_config.json").is_file():
-        told = GenerationConfig.from_pretrained(folder).eos_token_id
-        ends |= set(told if isinstance(told, list) else [told])
+        more = GenerationConfig.from_pretrained(folder).eos_token_id
+        ends |= set(more if isinstance(more, list) else [more])
     known = frozenset(int(end) for end in ends if end is not None)
-    begin = tuple(token for token in tokenizer("").input_ids if token not in known)
+    # Some tokenizers begin a text with the same token that ends it.
+    bare = tokenizer("a", add_special_tokens=False).input_ids
+    told = tokenizer("a").input_ids
+    begin = tuple(told[: told.index(bare[0])]) if bare else ()
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")

@@ -44,14 +44,16 @@ class Sampler:
         """Return the next token.
 
         Raises:
-            FloatingPointError: a logit is no number, so that nothing can be drawn.
+            FloatingPointError: a logit is no number, or the largest is infinite, so that nothing
+                can be drawn.
         """
-        if np.isnan(logits).any():
+        if not np.isfinite(logits.max()):  # which is no number where any is none
             raise FloatingPointError("the model's logits are no numbers")
         if self._sampling.temperature == 0:
             return int(logits.argmax())
-        scaled = logits.astype(np.float64) / self._sampling.temperature
-        weights = np.exp(scaled - scaled.max())
+        precise = logits.astype(np.float64)
+        with np.errstate(over="ignore"):  # at temperatures of nearly 0 all but the likeliest are 0
+            weights = np.exp((precise - precise.max()) / self._sampling.temperature)
         if self._sampling.top_p < 1:
             kept = _nucleus(weights, self._sampling.top_p)
             return int(kept[self._one_of(weights[kept])])

@@ -100,7 +100,13 @@ def _batch(engine: str, path: Path, limits: Limits, threads: int) -> Batch:
     if engine != "transformers":
         from spectrim.serve.one_sequence import OneSlot
 
-        return OneSlot(engines.get(engine)(path, threads, limits.context or _CONTEXT))
+        running = engines.get(engine)(path, threads, limits.context or _CONTEXT)
+        if running.context < (limits.context or 0):
+            running.close()
+            raise SpectrimError(
+                f"the model has {running.context} positions; expected no longer context"
+            )
+        return OneSlot(running)
     from spectrim.engines.transformers import loaded, longest_context, refuse_long_context
     from spectrim.serve.batched import Batched
 

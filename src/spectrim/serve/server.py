@@ -25,7 +25,7 @@ def bound(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the second of what is no name of a machine
         raise _refused(host, port, error) from error
     found = socket.socket(family, kind, protocol)
     try:
@@ -37,9 +37,10 @@ def bound(host: str, port: int) -> socket.socket:
     return found
 
 
-def _refused(host: str, port: int, error: OSError) -> SpectrimError:
+def _refused(host: str, port: int, error: OSError | UnicodeError) -> SpectrimError:
+    reason = error.strerror if isinstance(error, OSError) else "it is no name of a machine"
     return SpectrimError(
-        f"cannot listen on {host}, port {port} ({error.strerror}); name another --port or --host"
+        f"cannot listen on {host}, port {port} ({reason}); name another --port or --host"
     )
 
 

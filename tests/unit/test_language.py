@@ -1,0 +1,32 @@
+"""What stands before a text, as a model's own tokenizer has it."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from spectrim.serve.language import of_path
+from tiny_exports import byte_pairs
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "template", "found"),
+    [
+        ("<s>", "</s>", "<s> $A", (1,)),
+        ("<s>", "</s>", "<s> $A </s>", (1,)),
+        ("</s>", "</s>", "</s> $A", (2,)),  # one token for both, as OPT has it
+        ("<s>", "</s>", "$A </s>", ()),
+        ("<s>", "</s>", "$A", ()),
+    ],
+)
+def test_the_beginning_of_a_text_is_the_tokenizers(tmp_path, begin, end, template, found):
+    words = byte_pairs()
+    words.post_processor = TemplateProcessing(
+        single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    special = {"bos_token": begin, "eos_token": end}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(tmp_path)
+    told = of_path(tmp_path)
+    assert told.begin == found
+    assert told.ends == {2}

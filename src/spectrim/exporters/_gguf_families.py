@@ -10,7 +10,6 @@ from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType
 
 from spectrim.errors import SpectrimError
 
-
 SILU = ("silu", "swish")
 GELU = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # llama.cpp has one for all
 

@@ -85,7 +85,9 @@ def _permute(tensors: dict[str, Tensor], order: Tensor) -> None:
             assert tensors[name].shape == order.shape
 
 
-def _scale(tensors: dict[str, Tensor], made: str, readers: list[str], drawn: torch.Generator) -> None:
+def _scale(
+    tensors: dict[str, Tensor], made: str, readers: list[str], drawn: torch.Generator
+) -> None:
     """Multiply what one tensor makes of each channel, and divide the columns that read it."""
     whole = tensors[f"{made}.weight"]
     factor = ((torch.rand(len(whole), generator=drawn).double() * 2 - 1) * SPREAD).exp()

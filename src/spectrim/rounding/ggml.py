@@ -20,8 +20,8 @@ from spectrim.errors import SpectrimError
 TYPES = tuple(
     GGMLQuantizationType[name]
     for name in (
-        "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "MXFP4",
-        "IQ4_NL", "Q4_0", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0",
+        "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS",
+        "MXFP4", "IQ4_NL", "Q4_0", "Q4_K", "Q4_1", "Q5_0", "Q5_K", "Q5_1", "Q6_K", "Q8_0",
     )
 )  # fmt: skip
 """Those that a map may get, by size: what every llama.cpp of the last two years runs."""
@@ -59,13 +59,13 @@ def quantize(
         SpectrimError: `libggml-python` is not there.
         ValueError: the type has no whole number of blocks a row.
     """
-    library = _library()
+    library = loaded()
     rows, columns = matrix.shape
     if not fits(kind, columns):
         raise ValueError(f"{kind.name} cannot hold rows of {columns}")
     values = np.ascontiguousarray(matrix.detach().float().numpy())
     weights = torch.ones(columns) if importance is None else importance.detach()
-    # a type may divide by the sum of a block's weights, which an input that is never used leaves at 0
+    # a type may divide by the sum of a block's weights; inputs that are never used leave it at 0
     least = float(weights.mean()) * 1e-6 or 1.0
     weigh = np.ascontiguousarray(weights.float().clamp_min(least).numpy())
     packed = np.zeros((rows, row_bytes(kind, columns)), np.uint8)
@@ -82,7 +82,12 @@ def dequantize(packed: np.ndarray, kind: GGMLQuantizationType) -> Float[Tensor, 
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
+    """Return ggml's library.
+
+    Raises:
+        SpectrimError: `libggml-python` is not there.
+    """
     found = find_spec("libggml")
     name = _FILES.get(sys.platform, "")
     folder = Path(str(found.origin)).parent if found and found.origin else None

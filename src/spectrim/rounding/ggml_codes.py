@@ -85,14 +85,14 @@ def read_codes(block: np.ndarray, layout: Layout) -> Int[Tensor, "rows size"]:
     """Return the codes in blocks; block: uint8 [rows, bytes of a block]."""
     codes, low = np.zeros((len(block), layout.size), np.int64), 0
     for part in layout.parts:
-        codes |= (((block[:, part.byte] >> part.shift) & (2**part.bits - 1)).astype(np.int64)) << low
+        codes |= (
+            ((block[:, part.byte] >> part.shift) & (2**part.bits - 1)).astype(np.int64)
+        ) << low
         low += part.bits
     return torch.from_numpy(codes)
 
 
-def with_codes(
-    block: np.ndarray, layout: Layout, codes: Int[Tensor, "rows size"]
-) -> np.ndarray:
+def with_codes(block: np.ndarray, layout: Layout, codes: Int[Tensor, "rows size"]) -> np.ndarray:
     """Return blocks with other codes and the scales that they have."""
     made, low = block.copy(), 0
     given = codes.numpy().astype(np.int64)

@@ -23,7 +23,7 @@ from spectrim.walk.statistics import Statistics, block_statistics
 Kind = GGMLQuantizationType
 BELOW = 2.2  # bits that a map may get less than the mean: types of very few are slow to make
 SMALL_BLOCKS = (Kind.MXFP4, Kind.IQ4_NL, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1)
-"""Of 32 numbers: for rows that are no multiple of 256; elsewhere others of their size are better."""
+"""Of 32 numbers: for rows that are no multiple of 256; elsewhere others are better."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ HALF, SINGLE = 2, 4  # bytes of a number
 
 @dataclass(frozen=True)
 class Size:
-    """How large a model may be: in bytes, as a part of the dense one, or by what a memory leaves."""
+    """How large a model may be: bytes, a part of the dense one, or what a memory leaves."""
 
     bytes: int | None = None
     part: float | None = None

@@ -2,9 +2,9 @@
 
     python benchmarks/llama_cpp_types.py -o run/ [--model FOLDER] [--mixes Q3_K_M,IQ4_XS,Q4_K_M]
 
-Without --model: the demo off its grid, not turned (rescaled.py). Both sides have ggml's code and the
-same second moments: llama.cpp's mixes their diagonal, as importance matrix, ours all of them. Each
-row of ours has the bytes of all matrices, embedding and head among them, that the mix before it has.
+Without --model: the demo off its grid, not turned (rescaled.py). Both sides have ggml's code and
+the same second moments: llama.cpp's mixes their diagonal, as importance matrix, ours all of them.
+A row of ours has the bytes of all matrices, embedding and head among them, that the mix has.
 Losses are of the unpacked weights in transformers, which llama.cpp's own agree with.
 """
 
@@ -186,12 +186,15 @@ class Bench:
         return publish(
             self.output, "llama_cpp_types", lines, model=self.name,
             text="calibrated on the mixed text of benchmarks/mixed_text.py",
-            windows=f"{next(iter(self.texts.values())).ids.shape[1]} tokens: 10 of WikiText-2, 6 of each other text",
+            windows=", ".join(
+                f"{len(windows)} of {windows.ids.shape[1]} tokens of {name}"
+                for name, windows in self.texts.items()
+            ),
         )  # fmt: skip
 
 
 def _diagonals(job: Job) -> dict[str, torch.Tensor]:
-    """Return the importance matrix: the mean square of every input of every map, and of the head."""
+    """Return the importance matrix: the mean square of the inputs of every map and of the head."""
     found = {}
     for place in job.each_block():
         for name, known in block_statistics(job.statistics(), place).items():

@@ -1,4 +1,4 @@
-"""llama.cpp's types: ggml's code is called rightly, codes lie where we look, feedback loses less."""
+"""llama.cpp's types: ggml's code called rightly, codes where we look, and feedback of errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def matrix() -> Tensor:
 
 @pytest.fixture(scope="module")
 def moment() -> Tensor:
-    """Return the second moment of inputs of which some are alike and some far larger than others."""
+    """Return the second moment of inputs, some alike and some far larger than others."""
     drawn = torch.Generator().manual_seed(1)
     mixing = torch.randn(512, 512, generator=drawn) / 40 + torch.eye(512)
     inputs = torch.randn(2000, 512, generator=drawn) @ (mixing * torch.rand(512, generator=drawn))

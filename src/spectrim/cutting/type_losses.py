@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor, nn
@@ -15,10 +16,11 @@ from spectrim.job.job import Job
 from spectrim.model.architectures import Place
 from spectrim.model.sites import Site, weight
 from spectrim.rounding.few_bits import DAMPING, InverseRoots
-from spectrim.rounding.ggml import TYPES, bits, dequantize, fits, row_bytes
+from spectrim.rounding.ggml import TYPES, bits, dequantize, fits, quantize, row_bytes
+from spectrim.rounding.ggml_codes import LAYOUTS
 from spectrim.rounding.ggml_feedback import quantize_with_feedback
 from spectrim.walk.moments import Damping, damped, expected_loss
-from spectrim.walk.statistics import Statistics, block_statistics
+from spectrim.walk.statistics import block_statistics
 
 Kind = GGMLQuantizationType
 BELOW = 2.2  # bits that a map may get less than the mean: types of very few are slow to make
@@ -58,7 +60,7 @@ def map_offers(job: Job, mean: float) -> list[Offer]:
 
     mean: bits that a number gets on average.
     """
-    folder = job.cache / "types" / key_of("types", 1, job.statistics_key)
+    folder = job.cache / "types" / key_of("types", 2, job.statistics_key)
     offers, places = [], job.each_block()
     for done, place in enumerate(places, start=1):
         file = job.block_file(folder, place).with_suffix(".json")
@@ -97,9 +99,7 @@ def _block_losses(
     if not any(wanted.values()):
         return {}
     maker = BlockMaker(job, place)
-    return {
-        name: {one.name: maker.loss(name, one) for one in kinds} for name, kinds in wanted.items()
-    }
+    return {name: maker.losses(name, kinds) for name, kinds in wanted.items()}
 
 
 class BlockMaker:
@@ -114,23 +114,42 @@ class BlockMaker:
         """Return the weights of a site, float32 [out, in]."""
         return weight(self.block.get_submodule(site.removeprefix(self.place.prefix))).detach()
 
-    def loss(self, site: str, kind: GGMLQuantizationType) -> float:
-        """Return ½ tr(Δᵀ G Δ A) of a map in a type, nats per token."""
-        packed = self.packed(site, kind)
+    def losses(self, site: str, kinds: Sequence[GGMLQuantizationType]) -> dict[str, float]:
+        """Return ½ tr(Δᵀ G Δ A) of a map in some types, nats per token, by the types' names.
+
+        How much less is lost where errors make up for each other is found for one type of either
+        sort, with codes of single numbers and with codebooks, and is much the same for its others.
+        """
+        diagonal = self._moment(site).diagonal()
+        found: dict[str, float] = {}
+        for sort in (True, False):
+            alike = [kind for kind in kinds if (kind in LAYOUTS) == sort]
+            plain = {
+                kind: self._loss(site, quantize(self.matrix(site), kind, diagonal), kind)
+                for kind in alike
+            }
+            if alike:
+                tried = alike[len(alike) // 2]
+                fed = self._loss(site, self.packed(site, tried), tried)
+                part = fed / plain[tried] if plain[tried] else 1.0
+                found |= {kind.name: loss * part for kind, loss in plain.items()}
+        return found
+
+    def _loss(self, site: str, packed: np.ndarray, kind: GGMLQuantizationType) -> float:
         known = self.statistics[site]
         return expected_loss(self.matrix(site), dequantize(packed, kind), known, Damping())
 
-    def packed(self, site: str, kind: GGMLQuantizationType, *, best: bool = False):  # noqa: ANN201
+    def packed(self, site: str, kind: GGMLQuantizationType, *, best: bool = False) -> np.ndarray:
         """Return a map in a type's blocks, uint8 [out, row_bytes]; best: take time for it."""
-        moment = self._moment(self.statistics[site])
+        moment = self._moment(site)
         root = self.roots.of(moment, DAMPING)
         inputs = damped(moment, DAMPING).float() if best else None
         return quantize_with_feedback(self.matrix(site), root, kind, inputs)
 
-    @staticmethod
-    def _moment(known: Statistics) -> Tensor:
-        assert known.input_moment is not None
-        return known.input_moment
+    def _moment(self, site: str) -> Tensor:
+        found = self.statistics[site].input_moment
+        assert found is not None
+        return found
 
 
 def replaced(block: nn.Module, site: str, values: Tensor) -> None:

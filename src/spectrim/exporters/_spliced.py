@@ -19,12 +19,9 @@ from gguf.quants import dequantize
 
 from spectrim.errors import SpectrimError
 
-BY = "spectrim"  # general.quantized_by of what is ours
 ALIGNED = 32  # bytes, at which every tensor of a GGUF file begins
-_OWN = ("GGUF.", "general.architecture", "general.file_type", "general.quantized_by",
-        "general.quantization_version")  # fmt: skip
+_OWN = ("GGUF.", "general.architecture", "general.file_type")  # said anew
 _ENDINGS = (".weight", ".bias")
-QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION: of the blocks' layouts
 
 Packed = tuple[np.ndarray, GGMLQuantizationType]
 """Blocks, uint8 [rows, row_bytes], in the order of rows of the model's own matrix; their type."""
@@ -104,18 +101,7 @@ class Splice:
             kind = field.types[0]
             inner = field.types[-1] if kind == GGUFValueType.ARRAY else None
             writer.add_key_value(name, field.contents(), kind, sub_type=inner)
-        writer.add_quantized_by(BY)
-        writer.add_quantization_version(QUANTIZATION_VERSION)
         writer.add_file_type(LlamaFileType.GUESSED)  # of many types
-
-
-def is_spliced(file: Path) -> bool:
-    """Return whether a file is a GGUF file that was written here."""
-    try:
-        field = GGUFReader(str(file)).get_field("general.quantized_by")
-    except (OSError, ValueError, IndexError, KeyError):
-        return False
-    return field is not None and field.contents() == BY
 
 
 def row_order(ours: np.ndarray, theirs: np.ndarray, name: str) -> np.ndarray | None:

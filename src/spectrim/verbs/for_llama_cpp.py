@@ -16,12 +16,13 @@ from spectrim.cutting.type_losses import Offer, map_offers
 from spectrim.cutting.types_made import Chosen, Made, carried_out
 from spectrim.errors import SpectrimError
 from spectrim.exporters import exporters
-from spectrim.exporters._spliced import Packed, Splice, is_spliced
+from spectrim.exporters._spliced import Packed, Splice
 from spectrim.job.job import Job, inner_sites
 from spectrim.job.opening import open_job
 from spectrim.model import sources
 from spectrim.model.runtime import Size
 from spectrim.outputs.folder import output_file
+from spectrim.outputs.manifest import is_export
 from spectrim.outputs.refusals import refuse_file
 from spectrim.progress import Progress
 from spectrim.recipe.recipe import Recipe
@@ -65,7 +66,7 @@ def for_llama_cpp(
             installed.
     """
     loaded()
-    refuse_file(output, is_spliced)
+    refuse_file(output, is_export)
     source = sources.resolve(asked.model, cache, trust_remote_code=asked.trust_remote_code)
     refuse_smaller(source, "shrink")
     job = open_job(asked, source, cache, progress)

@@ -112,11 +112,11 @@ class ShrinkOptions:
 
     def budget(self) -> Keep | Size | None:
         """Return the size to reach, None where a recipe says what is done."""
-        from spectrim.model.runtime import CONTEXT, Size
+        from spectrim.model.runtime import Size
         from spectrim.recipe.recipe import Keep
 
         if self.fits is not None:
-            return Size(memory=parse_bytes(self.fits, "fits"), context=self.context or CONTEXT)
+            return Size(memory=parse_bytes(self.fits, "fits"), context=self.context)
         if self.size is None:
             return None
         if in_bytes(self.size):

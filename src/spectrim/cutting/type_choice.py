@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from gguf import GGMLQuantizationType
@@ -11,6 +11,8 @@ from spectrim.allocators import allocators
 from spectrim.cutting.type_losses import Offer
 from spectrim.errors import SpectrimError
 from spectrim.plan import Curve
+from spectrim.recipe.sizes import shown
+from spectrim.rounding.ggml import TYPES, fits, row_bytes
 
 DENSE = GGMLQuantizationType.BF16
 
@@ -23,15 +25,26 @@ def choose(offers: Sequence[Offer], budget: int) -> dict[str, GGMLQuantizationTy
     Raises:
         SpectrimError: the smallest types take more.
     """
-    least = sum(offer.bytes(offer.kinds[0]) for offer in offers if offer.kinds)
-    least += sum(offer.bytes(DENSE) for offer in offers if not offer.kinds)
-    if least > budget:
-        raise SpectrimError(
-            f"llama.cpp's smallest types for this model take {least / 1e6:.1f} MB of matrices, and "
-            f"{max(budget, 0) / 1e6:.1f} MB are left for them; ask for a larger size"
-        )
+    _refuse(sum(offer.bytes((*offer.kinds, DENSE)[0]) for offer in offers), budget)
     chosen = allocators.get("global")([_curve(offer) for offer in offers], budget)
     return {offer.name: (*offer.kinds, DENSE)[at] for offer, at in zip(offers, chosen, strict=True)}
+
+
+def refuse_smallest(shapes: Iterable[tuple[int, int]], budget: int) -> None:
+    """Raise SpectrimError where matrices of these shapes take more in the smallest types."""
+    least = 0
+    for rows, columns in shapes:
+        kind = next((one for one in TYPES if fits(one, columns)), DENSE)
+        least += rows * row_bytes(kind, columns)
+    _refuse(least, budget)
+
+
+def _refuse(least: int, budget: int) -> None:
+    if least > budget:
+        raise SpectrimError(
+            f"llama.cpp's smallest types for this model take {shown(least)} of matrices, and "
+            f"{shown(max(budget, 0))} are left for them; ask for a larger size"
+        )
 
 
 def predicted(offers: Sequence[Offer], chosen: dict[str, GGMLQuantizationType]) -> float:

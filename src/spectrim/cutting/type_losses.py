@@ -23,6 +23,7 @@ from spectrim.walk.moments import Damping, damped, expected_loss
 from spectrim.walk.statistics import block_statistics
 
 Kind = GGMLQuantizationType
+LEAST = 5.0  # bits: types from here on are always offered
 BELOW = 2.2  # bits that a map may get less than the mean: types of very few are slow to make
 SMALL_BLOCKS = (Kind.MXFP4, Kind.IQ4_NL, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1)
 """Of 32 numbers: for rows that are no multiple of 256; elsewhere others are better."""
@@ -49,7 +50,8 @@ def offered(columns: int, mean: float) -> list[GGMLQuantizationType]:
 
     mean: bits that a number gets on average; types far below are left out.
     """
-    fitting = [kind for kind in TYPES if fits(kind, columns) and bits(kind) >= mean - BELOW]
+    least = min(mean - BELOW, LEAST)
+    fitting = [kind for kind in TYPES if fits(kind, columns) and bits(kind) >= least]
     whole = columns % 256 == 0
     found = [kind for kind in fitting if not (whole and kind in SMALL_BLOCKS)]
     return sorted(found, key=bits)
@@ -71,7 +73,7 @@ def map_offers(job: Job, mean: float) -> list[Offer]:
                 with atomic_file(file) as partial:
                     partial.write_text(json.dumps(known), encoding="utf-8")
         for site in job.block_sites(place):
-            losses = known[site.name]
+            losses = known.get(site.name, {})
             kinds = [one for one in offered(site.in_features, mean) if one.name in losses]
             offers.append(_offer(site, kinds, [losses[one.name] for one in kinds]))
         job.progress(done, len(places), "trying types")

@@ -21,8 +21,8 @@ class Size:
     bytes: int | None = None
     part: float | None = None
     memory: int | None = None
-    context: int = CONTEXT
-    """Tokens of keys and values that the memory holds too."""
+    context: int | None = None
+    """Tokens of keys and values that the memory holds too; by default 4096, or all it reads."""
 
     def of(self, whole: int, config: Any) -> int:
         """Return the bytes that weights may take; whole: what the dense model's take.
@@ -35,16 +35,18 @@ class Size:
         return int(self.part * whole) if self.part is not None else int(self.bytes or 0)
 
 
-def weights_within(memory: int, config: Any, context: int) -> int:
+def weights_within(memory: int, config: Any, context: int | None = None) -> int:
     """Return how many bytes weights may take so that a model runs in a memory.
 
-    memory: bytes for all of it. context: tokens that the cache of keys and values is to hold.
+    memory: bytes for all of it. context: tokens that the cache of keys and values is to hold, by
+        default 4096, or as many as the model reads.
 
     Raises:
         SpectrimError: the context is longer than the model reads, or leaves nothing for weights.
     """
     text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None)
+    context = min(CONTEXT, longest or CONTEXT) if context is None else context
     if context < 1 or (longest and context > longest):
         raise SpectrimError(
             f"--context {context} is out of range; the model reads 1 to {longest} tokens"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -11,7 +14,7 @@ from torch import Tensor
 from spectrim.rounding.ggml import dequantize, quantize
 from spectrim.rounding.ggml_codes import LAYOUTS, Layout, read_codes, scales, with_codes
 
-PASSES = 3  # of the descent; more gain less than a hundredth
+PASSES = 2  # of the descent over all columns; more gain less than a hundredth
 AT_ONCE = 128  # columns after which changes reach the rest
 ROWS = 8192  # quantised at a time: tables of large vocabularies have many
 
@@ -35,7 +38,7 @@ def quantize_with_feedback(
     for rows in matrix.float().split(ROWS):
         packed = _blocks(rows, root, kind)
         if inputs is not None and kind in LAYOUTS:
-            packed = _descended(packed, rows, inputs.float(), kind)
+            packed = _descended(packed, rows, kind, inputs.float())
         parts.append(packed)
     return np.concatenate(parts)
 
@@ -63,7 +66,7 @@ def _by_column(
 ) -> tuple[np.ndarray, Float[Tensor, "size rows"]]:
     """Return a block, and errors that the columns behind it are to make up for, in units of U."""
     block = quantize(left.T, kind, own.diagonal().square().reciprocal())
-    nearest = _Nearest(block, kind)
+    nearest = _Nearest.of(block, kind, len(left))
     codes = torch.zeros(left.shape, dtype=torch.long)
     errors, left = torch.zeros_like(left), left.clone()
     for at in range(len(left)):
@@ -82,26 +85,36 @@ def _whole(
     return block, torch.linalg.solve_triangular(own.T, error, upper=False)
 
 
+@dataclass(frozen=True)
 class _Nearest:
     """The codes whose values are nearest, with the scales that blocks have."""
 
-    def __init__(self, blocks: np.ndarray, kind: GGMLQuantizationType, columns: int = 0) -> None:
-        layout = LAYOUTS[kind]
-        wide = columns or layout.size
-        self.scale, self.offset = (
-            one.reshape(-1, wide).T.contiguous() for one in scales(blocks, kind)
-        )
-        self.steps = torch.where(self.scale == 0, torch.inf, self.scale)
-        self.levels = torch.tensor(layout.levels, dtype=torch.float32)
-        ordered, self.places = self.levels.sort()
-        self.edges = (ordered[1:] + ordered[:-1]) / 2
+    scale: Float[Tensor, "columns rows"]
+    offset: Float[Tensor, "columns rows"]
+    levels: Float[Tensor, " codes"]
+
+    @classmethod
+    def of(cls, blocks: np.ndarray, kind: GGMLQuantizationType, columns: int) -> _Nearest:
+        """Return those of a matrix with so many columns; blocks: uint8 [blocks, bytes of each]."""
+        scale, offset = (one.reshape(-1, columns).T.contiguous() for one in scales(blocks, kind))
+        return cls(scale, offset, torch.tensor(LAYOUTS[kind].levels, dtype=torch.float32))
+
+    @cached_property
+    def _ordered(self) -> tuple[Tensor, Tensor]:
+        """Return what lies halfway between neighbouring levels, and the code of each level."""
+        ordered, places = self.levels.sort()
+        return (ordered[1:] + ordered[:-1]) / 2, places
+
+    @cached_property
+    def _steps(self) -> Tensor:
+        return torch.where(self.scale == 0, torch.inf, self.scale)
 
     def __call__(
         self, wanted: Float[Tensor, " rows"], at: int
     ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
         """Return codes and values of a column."""
-        inner = (wanted - self.offset[at]) / self.steps[at]
-        codes = self.places[torch.bucketize(inner, self.edges)]
+        edges, places = self._ordered
+        codes = places[torch.bucketize((wanted - self.offset[at]) / self._steps[at], edges)]
         return codes, self.values(codes, slice(at, at + 1))[0]
 
     def values(self, codes: Int[Tensor, "*some rows"], at: slice) -> Float[Tensor, "some rows"]:
@@ -112,26 +125,38 @@ class _Nearest:
 def _descended(
     packed: np.ndarray,
     matrix: Float[Tensor, "rows columns"],
-    inputs: Float[Tensor, "columns columns"],
     kind: GGMLQuantizationType,
+    inputs: Float[Tensor, "columns columns"],
 ) -> np.ndarray:
-    """Return blocks with codes that no single change makes better: coordinate descent on E A Eᵀ."""
+    """Return blocks with codes chosen again one by one: coordinate descent, scales as they are."""
     layout, (size, width) = LAYOUTS[kind], GGML_QUANT_SIZES[kind]
     rows, columns = matrix.shape
     blocks = packed.reshape(-1, width)
-    nearest = _Nearest(blocks, kind, columns)
+    nearest = _Nearest.of(blocks, kind, columns)
     codes = read_codes(blocks, layout).reshape(rows, columns).T.contiguous()
     values = nearest.values(codes, slice(None))
     slope = inputs @ (values - matrix.T)  # half the gradient, [columns, rows]
     for _ in range(PASSES):
-        for begin in range(0, columns, AT_ONCE):
-            some = slice(begin, min(begin + AT_ONCE, columns))
-            changes = _pass(some, inputs[some, some], slope[some], nearest, codes, values)
-            slope += inputs[:, some] @ changes
+        _pass(inputs, slope, nearest, codes, values)
     return _packed(blocks, layout, codes, size).reshape(rows, -1)
 
 
 def _pass(
+    inputs: Float[Tensor, "columns columns"],
+    slope: Float[Tensor, "columns rows"],
+    nearest: _Nearest,
+    codes: Int[Tensor, "columns rows"],
+    values: Float[Tensor, "columns rows"],
+) -> None:
+    """Choose all codes again, column by column, in place; slope: half the gradient, kept right."""
+    columns = len(inputs)
+    for begin in range(0, columns, AT_ONCE):
+        some = slice(begin, min(begin + AT_ONCE, columns))
+        changes = _columns(some, inputs[some, some], slope[some], nearest, codes, values)
+        slope += inputs[:, some] @ changes
+
+
+def _columns(
     some: slice,
     inputs: Float[Tensor, "some some"],
     slope: Float[Tensor, "some rows"],

@@ -11,7 +11,7 @@ import numpy as np
 from transformers.pytorch_utils import Conv1D
 
 from spectrim.cutting.table_losses import Tables, table_offers
-from spectrim.cutting.type_choice import DENSE, choose, predicted
+from spectrim.cutting.type_choice import DENSE, choose, predicted, refuse_smallest
 from spectrim.cutting.type_losses import Offer, map_offers
 from spectrim.cutting.types_made import Chosen, Made, carried_out
 from spectrim.errors import SpectrimError
@@ -93,6 +93,7 @@ def for_llama_cpp(
 def _chosen(job: Job, room: int) -> tuple[list[Offer], Chosen, Made]:
     numbers = sum(site.out_features * site.in_features for site in job.sites)
     mean = 8 * room / numbers
+    refuse_smallest([(site.out_features, site.in_features) for site in job.sites], room)
     offers = [*map_offers(job, mean), *table_offers(job, mean)]
     chosen = choose(offers, room)
     return offers, chosen, carried_out(job, chosen, best=True)

@@ -244,6 +244,20 @@ def _ranks(rows: list[Row]) -> Lines:
     return lines
 
 
+def _types(rows: list[Row]) -> Lines:
+    names = list(rows[0]["excess"])
+    lines = [["model", "mix", "types, codes", "MB", *names, "mean", "of llama.cpp's", "types"]]
+    for row in rows:
+        kinds = ", ".join(f"{count} {name}" for name, count in row["kinds"].items())
+        cells = [around(row["excess"][one]) for one in names]
+        part = f"{row['part']:.2f}" if row["part"] is not None else ""
+        lines.append(
+            [row["model"], row["mix"], row["way"], f"{row['bytes'] / 1e6:.1f}", *cells,
+             f"{row['mean']:.3f}", part, kinds]
+        )  # fmt: skip
+    return lines
+
+
 TABLES = {
     "parts": Table("parts", _parts, told=True),
     "methods": Table("methods", _methods),
@@ -264,6 +278,7 @@ TABLES = {
     "heal": Table("heal", _heal, told=True),
     "memory": Table("memory", _memory),
     "ranks": Table("ranks", _ranks),
+    "llama_cpp_types": Table("llama_cpp_types", _types, told=True),
 }
 
 

@@ -110,10 +110,15 @@ def write(
     turned = (change or rotate)(dense, seed)
     found = {"seed": seed, **check(dense, turned, ids)}
     with output_folder(folder, "rotated") as partial:
-        tensors = {name: one.bfloat16().contiguous() for name, one in turned.state_dict().items()}
+        tied = turned.config.tie_word_embeddings
+        tensors = {
+            name: one.bfloat16().contiguous()
+            for name, one in turned.state_dict().items()
+            if not (tied and name == "lm_head.weight")
+        }
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-        config |= {"tie_word_embeddings": False, "dtype": "bfloat16"}
+        config |= {"tie_word_embeddings": tied, "dtype": "bfloat16"}
         config.pop("torch_dtype", None)  # the older name of the same
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         copy_companions(source.folder, partial)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from spectrim.rounding.few_bits import DAMPING, InverseRoots
 from spectrim.rounding.ggml import TYPES, bits, dequantize, fits, quantize, row_bytes
 from spectrim.rounding.ggml_codes import LAYOUTS
 from spectrim.rounding.ggml_feedback import quantize_with_feedback
-from spectrim.walk.moments import Damping, damped, expected_loss
+from spectrim.walk.moments import Damping, damped
 from spectrim.walk.statistics import block_statistics
 
 Kind = GGMLQuantizationType
@@ -122,24 +122,33 @@ class BlockMaker:
         How much less is lost where errors make up for each other is found for one type of either
         sort, with codes of single numbers and with codebooks, and is much the same for its others.
         """
-        diagonal = self._moment(site).diagonal()
+        diagonal, price = self._moment(site).diagonal(), self._price(site)
         found: dict[str, float] = {}
         for sort in (True, False):
             alike = [kind for kind in kinds if (kind in LAYOUTS) == sort]
             plain = {
-                kind: self._loss(site, quantize(self.matrix(site), kind, diagonal), kind)
-                for kind in alike
+                kind: price(quantize(self.matrix(site), kind, diagonal), kind) for kind in alike
             }
             if alike:
                 tried = alike[len(alike) // 2]
-                fed = self._loss(site, self.packed(site, tried), tried)
+                fed = price(self.packed(site, tried), tried)
                 part = fed / plain[tried] if plain[tried] else 1.0
                 found |= {kind.name: loss * part for kind, loss in plain.items()}
         return found
 
-    def _loss(self, site: str, packed: np.ndarray, kind: GGMLQuantizationType) -> float:
-        known = self.statistics[site]
-        return expected_loss(self.matrix(site), dequantize(packed, kind), known, Damping())
+    def _price(self, site: str) -> Callable[[np.ndarray, GGMLQuantizationType], float]:
+        """Return what gives ½ tr(Δᵀ G Δ A) of the map in blocks, in float32 as there are many."""
+        known, matrix = self.statistics[site], self.matrix(site)
+        if known.gradient_moment is None or not known.gradient_moment.any():
+            return lambda packed, kind: 0.0  # nothing reaches the loss
+        inputs = damped(self._moment(site), Damping().input).float()
+        gradients = damped(known.gradient_moment, Damping().gradient).float()
+
+        def price(packed: np.ndarray, kind: GGMLQuantizationType) -> float:
+            error = dequantize(packed, kind) - matrix
+            return float(0.5 * ((gradients @ error) * (error @ inputs)).sum())
+
+        return price
 
     def packed(self, site: str, kind: GGMLQuantizationType, *, best: bool = False) -> np.ndarray:
         """Return a map in a type's blocks, uint8 [out, row_bytes]; best: take time for it."""

@@ -40,6 +40,7 @@ class Tables:
         self.tied = sites.tied(model)
         self.names = [self.embed] if self.tied else [self.embed, self.head]
         self.walk = job.walk(job.splits.search)
+        self.width: int = model.get_parameter(self.embed).shape[1]
 
     def values(self, name: str) -> Float[Tensor, "vocabulary hidden"]:
         """Return the numbers of a table, float32."""
@@ -122,9 +123,10 @@ def table_offers(job: Job, mean: float) -> list[Offer]:
 
     mean: bits that a number gets on average.
     """
-    key = key_of("tables", 1, job.statistics_key, job.splits.search.digest(), round(mean, 3))
-    file = job.cache / "types" / f"{key}.json"
     tables = Tables(job)
+    kinds = [one.name for one in offered(tables.width, mean)]
+    key = key_of("tables", 1, job.statistics_key, job.splits.search.digest(), kinds)
+    file = job.cache / "types" / f"{key}.json"
     with locked(file):
         if not file.exists():
             found = {name: _losses(tables, name, mean) for name in tables.names}
@@ -141,7 +143,7 @@ def _offer(tables: Tables, name: str, losses: dict[str, float]) -> Offer:
 
 
 def _losses(tables: Tables, name: str, mean: float) -> dict[str, float]:
-    kinds = offered(tables.job.model.get_parameter(name).shape[1], mean)
+    kinds = offered(tables.width, mean)
     errors = {one: tables.error(name, tables.packed(name, one, plain=True), one) for one in kinds}
     measured = min(kinds, key=lambda one: abs(bits(one) - MEASURED))
     loss = tables.divergence(name, tables.packed(name, measured), measured)

@@ -151,7 +151,7 @@ class Bench:
         return int(rows * row_bytes(kind, columns))
 
     def _ours(self, chosen: Chosen) -> dict[str, torch.Tensor]:
-        made = carried_out(self.job, chosen, best=True)
+        made = carried_out(self.job, chosen, self.output / "made")
         print(f"divergence {made.divergence:.4f}, loss {made.loss:.4f} of {made.dense_loss:.4f}")
         return {name: dequantize(one, chosen[name]) for name, one in made.packed.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from spectrim.cutting.types_made import Chosen, Made, carried_out
 from spectrim.errors import SpectrimError
 from spectrim.exporters import exporters
 from spectrim.exporters._spliced import Packed, Splice
+from spectrim.files import key_of
 from spectrim.job.job import Job, inner_sites
 from spectrim.job.opening import open_job
 from spectrim.model import sources
@@ -24,6 +26,7 @@ from spectrim.model.runtime import Size
 from spectrim.outputs.folder import output_file
 from spectrim.outputs.manifest import is_export
 from spectrim.outputs.refusals import refuse_file
+from spectrim.processes import own
 from spectrim.progress import Progress
 from spectrim.recipe.recipe import Recipe
 from spectrim.recipe.sizes import shown
@@ -70,6 +73,7 @@ def for_llama_cpp(
     source = sources.resolve(asked.model, cache, trust_remote_code=asked.trust_remote_code)
     refuse_smaller(source, "shrink")
     job = open_job(asked, source, cache, progress)
+    job.work = cache / "types" / own(key_of("work", 1, job.statistics_key))
     _refuse(job)
     budget = size.of(job.weights.bytes(), job.model.config)
     with tempfile.TemporaryDirectory(prefix="spectrim-", dir=_beside(output)) as folder:
@@ -83,6 +87,7 @@ def for_llama_cpp(
                 lambda name: _packed(made, chosen, name),
                 lambda name: _values(job, name),
             )
+    shutil.rmtree(job.work, ignore_errors=True)
     kinds = Counter(chosen[offer.name].name for offer in offers)
     return Report(
         output.stat().st_size, dict(kinds.most_common()), predicted(offers, chosen),
@@ -96,7 +101,7 @@ def _chosen(job: Job, room: int) -> tuple[list[Offer], Chosen, Made]:
     refuse_smallest([(site.out_features, site.in_features) for site in job.sites], room)
     offers = [*map_offers(job, mean), *table_offers(job, mean)]
     chosen = choose(offers, room)
-    return offers, chosen, carried_out(job, chosen, best=True)
+    return offers, chosen, carried_out(job, chosen, job.work)
 
 
 def _parameters(job: Job) -> list[str]:

@@ -83,9 +83,7 @@ def choose(
     refuse_smaller(source, "shrink")
     skeleton = sources.skeleton(source)
     weights = Weights(source.folder, skeleton)
-    if isinstance(size, Size):
-        size = part_of(size, weights.bytes(), skeleton.config)
-    part = linear_part(weights, find(skeleton), size)
+    part = linear_part(weights, find(skeleton), part_of(size, weights.bytes(), skeleton.config))
     common: dict[str, Any] = {
         "model": asked.model,
         "calibration": asked.calibration.model_dump(),
@@ -193,8 +191,10 @@ class _Trials:
         self.losses[way] = record.values[str(way)]["loss"]
 
 
-def part_of(size: Size, whole: int, config: Any) -> Keep:
+def part_of(size: Keep | Size, whole: int, config: Any) -> Keep:
     """Return the part of a model's bytes that a size is, all of them where it is larger."""
+    if isinstance(size, Keep):
+        return size
     return Keep(fraction=min(size.of(whole, config) / whole, 1.0), of="bytes")
 
 

@@ -18,7 +18,7 @@ HELP = {
     "cost.",
     "fits": "As --size, by the memory that it is to run in, such as '4GB': weights, the keys and "
     "values of --context tokens, and the runtime.",
-    "context": "How many tokens of keys and values --fits makes room for.",
+    "room": "How many tokens of keys and values --fits makes room for.",
     "for": "Write one file for another engine instead of a folder: llama.cpp, a GGUF file in the "
     "best mix of its own types.",
     "searched": "Hub name, model folder, GGUF file, or 'demo'.",

@@ -61,7 +61,7 @@ def shrink(  # Typer reads a command's options from its parameters, so they stan
     keep: Annotated[str | None, option("keep", default="80% of linear")] = None,
     size: Annotated[str | None, option("size")] = None,
     fits: Annotated[str | None, option("fits")] = None,
-    context: Annotated[int | None, option("context", default="4096")] = None,
+    context: Annotated[int | None, option("room", default="4096")] = None,
     target: Annotated[Target | None, option("for", "--for")] = None,
     calibration: Annotated[str | None, option("calibration", default="default")] = None,
     tokens: Annotated[str | None, option("tokens", default="48x1024")] = None,

@@ -144,6 +144,7 @@ def test_a_model_that_fails_is_told_without_its_insides(place, monkeypatch):
         (["--context", "1"], "--context 1 is too short"),
         (["--context", "65"], "the model has 64 positions"),
         (["--api-key", " "], "--api-key is empty"),
+        (["--host", "a..b"], "--host 'a..b' is no name of a machine"),
         (["--host", "198.51.100.7", "--port", "0"], "cannot listen on 198.51.100.7"),
         (["--host", "a..b"], "cannot listen on a..b, port 0 (it is no name of a machine)"),
     ],

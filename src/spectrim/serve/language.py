@@ -94,12 +94,7 @@ def _of_gguf(file: Path) -> Language:
     said = metadata(file)
     try:
         return _of_metadata(file, said)
-    except (
-        KeyError,
-        ValueError,
-        IndexError,
-        TypeError,
-    ) as error:  # as GGUFReader and files have it
+    except (KeyError, ValueError, IndexError, TypeError) as error:  # it lacks one, or is cut off
         raise SpectrimError(f"{file} has no vocabulary that can be read; fetch it again") from error
 
 

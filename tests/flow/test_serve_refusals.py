@@ -57,7 +57,8 @@ ONLY = {
         "response_format": [{"type": "json_object"}],
     },
     "/v1/embeddings": {
-        "input": [None, "", [], [[]], 5, ["w5", 3], [112], ["w5"] * 257, [[5]] * 257, [""], "w5 " * 70],
+        "input": [None, "", [], [[]], 5, ["w5", 3], [112], ["w5"] * 257, [[5]] * 257, [""],
+                  "w5 " * 70],
         "encoding_format": ["int8", 5], "dimensions": [8],
     },
 }  # fmt: skip
@@ -156,7 +157,6 @@ def test_a_model_that_fails_is_told_without_its_insides(place, monkeypatch):
         (["--context", "1"], "--context 1 is too short"),
         (["--context", "65"], "the model has 64 positions"),
         (["--api-key", " "], "--api-key is empty"),
-        (["--host", "a..b"], "--host 'a..b' is no name of a machine"),
         (["--host", "198.51.100.7", "--port", "0"], "cannot listen on 198.51.100.7"),
         (["--host", "a..b"], "cannot listen on a..b, port 0 (it is no name of a machine)"),
     ],

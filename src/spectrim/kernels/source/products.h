@@ -1,0 +1,134 @@
+/* Products of a few maps that read one input, such as q, k and v, by all threads of a team. */
+#pragma once
+#include "rows.h"
+#include "team.h"
+
+#define TOGETHER 3       /* maps of one input, at most */
+#define PORTION 16384    /* bytes of a matrix that a thread takes at a time */
+
+/* A few maps at work: their inputs, their outputs, and what lies between two factors. */
+typedef struct {
+    const Map *maps[TOGETHER];
+    int count, tokens;
+    Activations *inputs;            /* [tokens] */
+    Activations *middle[TOGETHER];  /* [tokens]; x is what ``first`` makes */
+    float *out[TOGETHER];           /* [tokens, out] */
+} Products;
+
+static inline int is_packed(const Matrix *m) { return m->rows && m->bits != 16; }
+
+static inline int any_packed(const Products *p) { /* whether the input has to be quantised */
+    for (int i = 0; i < p->count; i++)
+        if (is_packed(&p->maps[i]->direct) || is_packed(&p->maps[i]->first)) return 1;
+    return 0;
+}
+
+static inline size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+static inline Activations *activations_of(char **room, int tokens, int32_t columns) {
+    Activations *found = (Activations *)*room;
+    *room += aligned((size_t)tokens * sizeof(Activations));
+    for (int t = 0; t < tokens; t++) {
+        found[t] = activations_in(*room, columns);
+        *room += aligned(activation_bytes(columns));
+    }
+    return found;
+}
+
+static inline size_t room_of(const Map *map, int tokens) { /* bytes that a map at work needs, at most */
+    size_t between = aligned(activation_bytes(map->first.rows)) + aligned(sizeof(Activations)) + 64;
+    return (size_t)tokens * (between + aligned(4 * (size_t)map->out)) + 256;
+}
+
+static inline void place(Products *p, int i, const Map *map, char **room) {
+    p->maps[i] = map;
+    p->middle[i] = activations_of(room, p->tokens, map->first.rows);
+    p->out[i] = (float *)*room;
+    *room += aligned(4 * (size_t)map->out * (size_t)p->tokens);
+}
+
+static inline float with_bias(const Map *map, int32_t at, float value) {
+    return map->bias ? value + from_bf16(map->bias[at]) : value;
+}
+
+/* One row of what reads the input: of ``direct`` or, behind its rows, of ``first``. */
+static inline void first_row(Products *p, int i, int32_t row) {
+    const Map *map = p->maps[i];
+    for (int t = 0; t < p->tokens; t++) {
+        float *out = p->out[i] + (size_t)t * map->out;
+        if (row < map->direct.rows) {
+            float found = row_product(&map->direct, row, &p->inputs[t]);
+            out[row] = with_bias(map, row, found);
+            continue;
+        }
+        int32_t own = row - map->direct.rows;
+        float found = row_product(&map->first, own, &p->inputs[t]);
+        p->middle[i][t].x[own] = found;
+        if (map->places) out[map->places[own]] = with_bias(map, map->places[own], found);
+    }
+}
+
+static inline void second_row(Products *p, int i, int32_t row) {
+    const Map *map = p->maps[i];
+    for (int t = 0; t < p->tokens; t++) {
+        float *out = p->out[i] + (size_t)t * map->out;
+        float found = row_product(&map->second, row, &p->middle[i][t]);
+        int32_t at = map->places ? map->places[map->first.rows + row] : row;
+        if (map->direct.rows) out[at] += found;
+        else out[at] = with_bias(map, at, found);
+    }
+}
+
+static inline int32_t rows_in(const Map *map, int second) {
+    return second ? map->second.rows : map->direct.rows + map->first.rows;
+}
+
+static inline void all_rows(Team *team, int stage, Products *p, int second) {
+    int64_t whole = 0, bytes = 1;
+    for (int i = 0; i < p->count; i++) {
+        const Map *map = p->maps[i];
+        whole += rows_in(map, second);
+        int64_t own = second ? map->second.row_bytes
+                             : map->direct.rows ? map->direct.row_bytes : map->first.row_bytes;
+        bytes = own > bytes ? own : bytes;
+    }
+    int64_t size = PORTION / bytes > 4 ? PORTION / bytes : 4, most = whole / team->threads / 4 + 1;
+    size = size < most ? size : most;
+    for (int64_t at; (at = portion(team, stage, size)) < whole;) {
+        int64_t end = at + size < whole ? at + size : whole, begin = 0;
+        for (int i = 0; i < p->count; i++) {
+            int64_t own = rows_in(p->maps[i], second);
+            int64_t stop = end < begin + own ? end : begin + own;
+            for (int64_t row = at > begin ? at : begin; row < stop; row++)
+                (second ? second_row : first_row)(p, i, (int32_t)(row - begin));
+            begin += own;
+        }
+    }
+}
+
+/* Compute all outputs from inputs that are ready; all threads of the team are here together. */
+static inline void multiply(Team *team, int *stage, Products *p) {
+    all_rows(team, (*stage)++, p, 0);
+    barrier(team);
+    int chained = 0;
+    for (int i = 0; i < p->count; i++) chained |= p->maps[i]->second.rows;
+    if (!chained) return;
+    int whole = p->count * p->tokens;
+    for (int64_t at; (at = portion(team, *stage, 1)) < whole;) {
+        int i = (int)at / p->tokens;
+        const Map *map = p->maps[i];
+        if (is_packed(&map->second)) quantize(&p->middle[i][at % p->tokens], map->second.columns);
+    }
+    (*stage)++;
+    barrier(team);
+    all_rows(team, (*stage)++, p, 1);
+    barrier(team);
+}
+
+static inline void read_bf16(const uint16_t *from, float *to, int64_t count) {
+    for (int64_t k = 0; k < count; k++) to[k] = from_bf16(from[k]);
+}
+
+static inline void write_bf16(const float *from, uint16_t *to, int64_t count) {
+    for (int64_t k = 0; k < count; k++) to[k] = to_bf16(from[k]);
+}

@@ -51,17 +51,22 @@ static inline int32_t padded(int32_t columns) { return (columns + SUPER - 1) / S
 /* Return the half of a code's range: codes are read as code + half, from 0 up. */
 static inline int32_t half_range(int bits) { return 1 << (bits - 1); }
 
-static inline float scale_at(const Matrix *m, int64_t row, int32_t group, int32_t groups) {
+/* Return what a row's scale codes are multiplied by. Products leave out that each scale is rounded
+ * to bf16, which is a hundredth of what eight bits of the input lose. */
+static inline float unit_of(const Matrix *m, int64_t row) {
     float unit = from_bf16(m->row_scale[row]);
-    if (!m->scale_code) return unit;
-    return from_bf16(to_bf16(unit * (m->scale_code[row * groups + group] / LARGEST)));
+    return m->scale_code ? unit / LARGEST : unit;
 }
 
-static inline float offset_at(const Matrix *m, int64_t row, int32_t group, int32_t groups,
-                              float scale) {
-    if (!m->offset_code) return 0;
-    float part = m->offset_code[row * groups + group] * ((1 << m->bits) / 128.0f);
-    return from_bf16(to_bf16(scale * part));
+static inline float code_scale(const Matrix *m, int64_t row, int32_t group, int32_t groups) {
+    return m->scale_code ? m->scale_code[row * groups + group] : 1;
+}
+
+/* Return an offset in units of its scale, less half of the codes' range. */
+static inline float code_centre(const Matrix *m, int64_t row, int32_t group, int32_t groups,
+                                float half) {
+    if (!m->offset_code) return -half;
+    return m->offset_code[row * groups + group] * ((1 << m->bits) / 128.0f) - half;
 }
 
 static inline int32_t groups_of(const Matrix *m) {

@@ -9,40 +9,26 @@
     _mm512_srli_epi32(LANES, shift)
 #define LANES _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
 
-static inline __m512 rounded(__m512 value) { /* to bf16 and back */
-    __m512i bits = _mm512_castps_si512(value);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    bits = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    return _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32((int)0xffff0000)));
-}
-
-/* Set the scales and the offsets of the 16 blocks of a SUPER. */
+/* Set scale codes, and offsets less half the range in units of the scale, of a SUPER's 16 blocks. */
 static inline void scales_of(const Matrix *m, int64_t row, int32_t super, int32_t groups,
-                             __m512 *scale, __m512 *offset) {
-    __m512 unit = _mm512_set1_ps(from_bf16(m->row_scale[row]));
-    int shift = 0, first = 0;
-    if (m->group) {
-        shift = __builtin_ctz((unsigned)m->group) - 5;
-        first = (int)((int64_t)super * SUPER / m->group);
-    }
+                             const int bits, __m512 *scale, __m512 *centre) {
+    int shift = m->group ? __builtin_ctz((unsigned)m->group) - 5 : 31;
+    int32_t first = m->group ? (int32_t)((int64_t)super * SUPER / m->group) : 0;
     int64_t at = row * groups + first;
     int count = groups - first < 16 ? groups - first : 16;
     __mmask16 there = (__mmask16)((1u << count) - 1);
-    __m512i spread = m->group ? _mm512_srl_epi32(LANES, _mm_cvtsi32_si128(shift))
-                              : _mm512_setzero_si512();
-    if (m->group >= SUPER) spread = _mm512_setzero_si512();
-    *scale = unit;
+    __m512i spread = _mm512_srl_epi32(LANES, _mm_cvtsi32_si128(shift));
+    __m512 half = _mm512_set1_ps((float)half_range(bits));
+    *scale = _mm512_set1_ps(1), *centre = _mm512_sub_ps(_mm512_setzero_ps(), half);
     if (m->scale_code) {
         __m512i code = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(there, m->scale_code + at));
-        __m512 part = _mm512_div_ps(_mm512_cvtepi32_ps(code), _mm512_set1_ps(LARGEST));
-        *scale = rounded(_mm512_mul_ps(unit, _mm512_permutexvar_ps(spread, part)));
+        *scale = _mm512_permutexvar_ps(spread, _mm512_cvtepi32_ps(code));
     }
-    *offset = _mm512_setzero_ps();
     if (m->offset_code) {
         __m512i code = _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(there, m->offset_code + at));
-        __m512 reach = _mm512_set1_ps((float)(1 << m->bits) / 128);
-        __m512 part = _mm512_mul_ps(_mm512_cvtepi32_ps(code), reach);
-        *offset = rounded(_mm512_mul_ps(*scale, _mm512_permutexvar_ps(spread, part)));
+        __m512 reach = _mm512_set1_ps((float)(1 << bits) / 128);
+        __m512 offset = _mm512_fmsub_ps(_mm512_cvtepi32_ps(code), reach, half);
+        *centre = _mm512_permutexvar_ps(spread, offset);
     }
 }
 
@@ -89,40 +75,68 @@ static inline __attribute__((always_inline)) __m512 vector_of(const Activations 
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), own, sofar);
 }
 
+/* Sums of a row as they grow: two of products, as one addition waits for another, and centres. */
+typedef struct { __m512 even, odd, middle; } Sums;
+
+/* Add the products of a SUPER, or of what is left of one: bytes, of which the last may be no more. */
+static inline __attribute__((always_inline)) void add_super(Sums *sums, const Matrix *m,
+                                                            int64_t row, int32_t super,
+                                                            const Activations *a, const int bits,
+                                                            const uint8_t *at, const int whole) {
+    const int bytes = bits == 3 ? 24 : 64, parts = SUPER * bits / 8 / bytes;
+    int64_t left = m->row_bytes - (int64_t)super * (SUPER * bits / 8);
+    __m512 scale, centre;
+    scales_of(m, row, super, groups_of(m), bits, &scale, &centre);
+    __m512 factor = _mm512_mul_ps(scale, _mm512_loadu_ps(a->scale + super * 16));
+    __m512 share = _mm512_mul_ps(scale, _mm512_loadu_ps(a->sum + super * 16));
+    sums->middle = _mm512_fmadd_ps(centre, share, sums->middle);
+#pragma GCC unroll 8
+    for (int part = 0; part < parts; part++, at += bytes, left -= bytes) {
+        __m512i w;
+        if (whole) {
+            w = _mm512_loadu_si512(at);
+        } else {
+            if (left <= 0) return;
+            w = _mm512_maskz_loadu_epi8(left >= bytes ? ~0ull >> (64 - bytes) : (1ull << left) - 1, at);
+        }
+        __m512 *sum = part & 1 ? &sums->odd : &sums->even;
+        *sum = vector_of(a, bits, super, part, w, factor, *sum);
+    }
+}
+
 static inline __attribute__((always_inline)) float packed_row(const Matrix *m, int64_t row,
                                                               const Activations *a,
                                                               const int bits) {
-    const int bytes = bits == 3 ? 24 : 64, parts = SUPER * bits / 8 / bytes;
-    const uint8_t *at = m->codes + row * m->row_bytes;
-    int64_t left = m->row_bytes;
-    int32_t groups = groups_of(m);
-    __m512 whole = _mm512_setzero_ps(), other = whole, middle = whole, scale, offset;
-    const __m512 half = _mm512_set1_ps((float)half_range(bits));
-    for (int32_t super = 0; left > 0; super++) {
-        scales_of(m, row, super, groups, &scale, &offset);
-        __m512 factor = _mm512_mul_ps(scale, _mm512_loadu_ps(a->scale + super * 16));
-        __m512 centre = _mm512_fnmadd_ps(half, scale, offset);
-        middle = _mm512_fmadd_ps(centre, _mm512_loadu_ps(a->sum + super * 16), middle);
-#pragma GCC unroll 8
-        for (int part = 0; part < parts; part++) {
-            if (left <= 0) break;
-            __mmask64 there = left >= bytes ? ~0ull >> (64 - bytes) : (1ull << left) - 1;
-            __m512i w = _mm512_maskz_loadu_epi8(there, at);
-            if (part & 1) other = vector_of(a, bits, super, part, w, factor, other);
-            else whole = vector_of(a, bits, super, part, w, factor, whole);
-            at += bytes, left -= bytes;
-        }
-    }
-    return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(whole, other), middle));
+    const int each = SUPER * bits / 8, beyond = bits == 3 ? 40 : 0; /* bytes that a load reads too far */
+    const uint8_t *codes = m->codes + row * m->row_bytes;
+    Sums sums = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    int32_t super = 0;
+    for (; (int64_t)(super + 1) * each + beyond <= m->row_bytes; super++)
+        add_super(&sums, m, row, super, a, bits, codes + (int64_t)super * each, 1);
+    for (; (int64_t)super * each < m->row_bytes; super++)
+        add_super(&sums, m, row, super, a, bits, codes + (int64_t)super * each, 0);
+    __m512 all = _mm512_add_ps(_mm512_add_ps(sums.even, sums.odd), sums.middle);
+    return _mm512_reduce_add_ps(all) * unit_of(m, row);
 }
 
-/* Unpack codes of 3 bits; begin is a multiple of 8. */
-static inline void unpacked_three(const uint8_t *codes, int32_t count, int8_t *to) {
-    for (int32_t k = 0; k < count; k += 64) {
-        int32_t left = ((count - k) * 3 + 7) / 8;
-        __mmask64 there = left >= 24 ? 0xffffff : (1ull << left) - 1;
-        __mmask64 kept = count - k >= 64 ? ~0ull : (1ull << (count - k)) - 1;
-        __m512i found = three(_mm512_maskz_loadu_epi8(there, codes + (int64_t)k * 3 / 8));
-        _mm512_mask_storeu_epi8(to + k, kept, _mm512_sub_epi8(found, _mm512_set1_epi8(4)));
+/* Set 64 codes with their signs at a time; all of ``to`` up to a multiple of 64 may be written. */
+static inline void unpacked(const uint8_t *w, int32_t count, const int bits, int8_t *to) {
+    const __m512i half = _mm512_set1_epi8((char)(bits == 8 ? 0 : half_range(bits)));
+    const int bytes = 8 * bits;
+    for (int32_t k = 0; k < count; k += 64, w += bytes) {
+        int64_t left = ((int64_t)(count - k) * bits + 7) / 8;
+        __mmask64 there = left >= bytes ? ~0ull >> (64 - bytes) : (1ull << left) - 1;
+        __m512i raw = _mm512_maskz_loadu_epi8(there, w), codes = raw;
+        if (bits == 4) {
+            __m512i wide = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(raw));
+            codes = CODES(_mm512_or_si512(wide, _mm512_slli_epi16(wide, 4)), 15, 8);
+        } else if (bits == 2) {
+            __m512i wide = _mm512_cvtepu8_epi32(_mm512_castsi512_si128(raw));
+            wide = _mm512_or_si512(wide, _mm512_slli_epi32(wide, 6));
+            codes = CODES(_mm512_or_si512(wide, _mm512_slli_epi32(wide, 12)), 3, 2);
+        } else if (bits == 3) {
+            codes = three(raw);
+        }
+        _mm512_storeu_si512(to + k, _mm512_sub_epi8(codes, half));
     }
 }

@@ -124,8 +124,8 @@ static inline __attribute__((always_inline)) float packed_row(const Matrix *m, i
     for (int32_t block = 0; left > 0; block++, left -= each) {
         if (!block || (m->group && block * BLOCK % m->group == 0)) {
             int32_t group = block ? block * BLOCK / m->group : 0;
-            scale = scale_at(m, row, group, groups);
-            centre = offset_at(m, row, group, groups, scale) - half * scale;
+            scale = code_scale(m, row, group, groups);
+            centre = scale * code_centre(m, row, group, groups, half);
         }
         uint8_t last[32] = {0};
         const uint8_t *w = codes + (int64_t)block * each;
@@ -133,10 +133,5 @@ static inline __attribute__((always_inline)) float packed_row(const Matrix *m, i
         sums = add_block(sums, w, x + block * BLOCK, scale * a->scale[block], bits);
         middle += centre * a->sum[block];
     }
-    return total(sums) + middle;
-}
-
-/* Unpack codes of 3 bits; they begin at a byte. */
-static inline void unpacked_three(const uint8_t *codes, int32_t count, int8_t *to) {
-    for (int32_t k = 0; k < count; k++) to[k] = (int8_t)(code_at(codes, 3, k) - 4);
+    return (total(sums) + middle) * unit_of(m, row);
 }

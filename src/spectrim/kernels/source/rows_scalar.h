@@ -10,17 +10,12 @@ static inline float packed_row(const Matrix *m, int64_t row, const Activations *
     float whole = 0;
     for (int32_t block = 0; block * BLOCK < m->columns; block++) {
         int32_t group = m->group ? block * BLOCK / m->group : 0, found = 0;
-        float scale = scale_at(m, row, group, groups);
+        float scale = code_scale(m, row, group, groups);
         int32_t end = m->columns - block * BLOCK < BLOCK ? m->columns : (block + 1) * BLOCK;
         for (int32_t k = block * BLOCK; k < end; k++) found += code_at(codes, bits, k) * a->codes[k];
         whole += scale * a->scale[block] * found;
-        float middle = offset_at(m, row, group, groups, scale) - half_range(bits) * scale;
-        whole += middle * a->sum[block];
+        float centre = code_centre(m, row, group, groups, (float)half_range(bits));
+        whole += scale * centre * a->sum[block];
     }
-    return whole;
-}
-
-/* Unpack codes of 3 bits; they begin at a byte. */
-static inline void unpacked_three(const uint8_t *codes, int32_t count, int8_t *to) {
-    for (int32_t k = 0; k < count; k++) to[k] = (int8_t)(code_at(codes, 3, k) - 4);
+    return whole * unit_of(m, row);
 }

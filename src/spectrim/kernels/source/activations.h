@@ -72,3 +72,15 @@ static inline void quantize(Activations *a, int32_t columns) {
     uncovered(a->codes, a->two, full, 4, UNIT_TWO);
     uncovered(a->codes, a->four, full, 2, UNIT_FOUR);
 }
+
+/* Return the product of bf16 numbers with floats, in 32 sums of their own, so in one order. */
+static inline float bf16_row(const uint16_t *w, const float *x, int32_t columns) {
+    float sums[32] = {0};
+    int32_t at = 0;
+    for (; at + 32 <= columns; at += 32)
+        for (int l = 0; l < 32; l++) sums[l] += from_bf16(w[at + l]) * x[at + l];
+    for (int l = 0; at + l < columns; l++) sums[l] += from_bf16(w[at + l]) * x[at + l];
+    for (int half = 16; half; half /= 2)
+        for (int l = 0; l < half; l++) sums[l] += sums[l + half];
+    return sums[0];
+}

@@ -118,23 +118,34 @@ typedef struct {
     uint16_t *out;
 } After;
 
+#define WIDEST 1024 /* head */
+#define STRIP 64
+
 static inline void attention_of(const After *call, int64_t head) {
     const Block *b = call->block;
     int64_t length = call->length, size = b->head, group = head / (b->heads / b->key_heads);
     const uint16_t *keys = call->keys + group * length * size;
     const uint16_t *values = call->values + group * length * size;
     float *scores = call->scores + head * length, *to = call->o.inputs->x + head * size;
-    float query[1024], sums[1024] = {0}, most = -INFINITY;
+    float query[WIDEST], most = -INFINITY;
     read_bf16(call->queries + head * size, query, size);
-    for (int64_t t = 0; t < length; t++) {
-        scores[t] = bf16_row(keys + t * size, query, (int32_t)size) * b->scaling;
-        most = scores[t] > most ? scores[t] : most;
-    }
+    for (int64_t k = 0; k < size; k++) query[k] *= b->scaling;
+    bf16_products(keys, (int32_t)size, length, query, scores);
+    for (int64_t t = 0; t < length; t++) most = scores[t] > most ? scores[t] : most;
     for (int64_t t = 0; t < length; t++) scores[t] = exponential(scores[t] - most);
-    for (int64_t t = 0; t < length; t++)
-        for (int64_t k = 0; k < size; k++) sums[k] += scores[t] * from_bf16(values[t * size + k]);
     float inverse = 1.0f / sum_of(scores, (int32_t)length);
-    for (int64_t k = 0; k < size; k++) to[k] = sums[k] * inverse;
+    for (int64_t begin = 0; begin < size; begin += STRIP) {
+        float sums[STRIP] = {0};
+        int64_t wide = size - begin < STRIP ? size - begin : STRIP;
+        const uint16_t *from = values + begin;
+        if (wide == STRIP) /* as many as a compiler can keep in registers */
+            for (int64_t t = 0; t < length; t++)
+                for (int k = 0; k < STRIP; k++) sums[k] += scores[t] * from_bf16(from[t * size + k]);
+        else
+            for (int64_t t = 0; t < length; t++)
+                for (int64_t k = 0; k < wide; k++) sums[k] += scores[t] * from_bf16(from[t * size + k]);
+        for (int64_t k = 0; k < wide; k++) to[begin + k] = sums[k] * inverse;
+    }
 }
 
 static void after_work(void *what) {

@@ -70,7 +70,7 @@ static inline float code_centre(const Matrix *m, int64_t row, int32_t group, int
 }
 
 static inline int32_t groups_of(const Matrix *m) {
-    return m->group ? (m->columns + m->group - 1) / m->group : 1;
+    return m->group ? (m->columns + m->group - 1) >> __builtin_ctz((unsigned)m->group) : 1;
 }
 
 /* Return a code of a row, from 0 up: code + half. */

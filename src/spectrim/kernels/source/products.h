@@ -51,31 +51,47 @@ static inline float with_bias(const Map *map, int32_t at, float value) {
     return map->bias ? value + from_bf16(map->bias[at]) : value;
 }
 
-/* One row of what reads the input: of ``direct`` or, behind its rows, of ``first``. */
-static inline void first_row(Products *p, int i, int32_t row) {
+#define RUN 64 /* rows at a time */
+
+/* Some rows of what reads the input: of ``direct`` or, behind its rows, of ``first``. */
+static inline void first_rows(Products *p, int i, int32_t row, int32_t count) {
     const Map *map = p->maps[i];
+    float found[RUN];
+    int direct = row < map->direct.rows;
+    int32_t own = direct ? row : row - map->direct.rows;
     for (int t = 0; t < p->tokens; t++) {
-        float *out = p->out[i] + (size_t)t * map->out;
-        if (row < map->direct.rows) {
-            float found = row_product(&map->direct, row, &p->inputs[t]);
-            out[row] = with_bias(map, row, found);
-            continue;
+        float *out = p->out[i] + (size_t)t * map->out, *middle = p->middle[i][t].x;
+        row_products(direct ? &map->direct : &map->first, own, count, &p->inputs[t], found);
+        for (int32_t k = 0; k < count; k++) {
+            int32_t at = direct || !map->places ? own + k : map->places[own + k];
+            if (direct || map->places) out[at] = with_bias(map, at, found[k]);
+            if (!direct) middle[own + k] = found[k];
         }
-        int32_t own = row - map->direct.rows;
-        float found = row_product(&map->first, own, &p->inputs[t]);
-        p->middle[i][t].x[own] = found;
-        if (map->places) out[map->places[own]] = with_bias(map, map->places[own], found);
     }
 }
 
-static inline void second_row(Products *p, int i, int32_t row) {
+static inline void second_rows(Products *p, int i, int32_t row, int32_t count) {
     const Map *map = p->maps[i];
+    float found[RUN];
     for (int t = 0; t < p->tokens; t++) {
         float *out = p->out[i] + (size_t)t * map->out;
-        float found = row_product(&map->second, row, &p->middle[i][t]);
-        int32_t at = map->places ? map->places[map->first.rows + row] : row;
-        if (map->direct.rows) out[at] += found;
-        else out[at] = with_bias(map, at, found);
+        row_products(&map->second, row, count, &p->middle[i][t], found);
+        for (int32_t k = 0; k < count; k++) {
+            int32_t at = map->places ? map->places[map->first.rows + row + k] : row + k;
+            if (map->direct.rows) out[at] += found[k];
+            else out[at] = with_bias(map, at, found[k]);
+        }
+    }
+}
+
+/* The rows of a map that belong to a stage, from begin to end, no run across two matrices. */
+static inline void some_rows(Products *p, int i, int second, int32_t begin, int32_t end) {
+    int32_t edge = second ? 0 : p->maps[i]->direct.rows;
+    while (begin < end) {
+        int32_t stop = begin < edge && edge < end ? edge : end;
+        stop = stop - begin > RUN ? begin + RUN : stop;
+        (second ? second_rows : first_rows)(p, i, begin, stop - begin);
+        begin = stop;
     }
 }
 
@@ -93,14 +109,14 @@ static inline void all_rows(Team *team, int stage, Products *p, int second) {
         bytes = own > bytes ? own : bytes;
     }
     int64_t size = PORTION / bytes > 4 ? PORTION / bytes : 4, most = whole / team->threads / 4 + 1;
-    size = size < most ? size : most;
+    size = ((size < most ? size : most) + 3) & ~3; /* rows go by fours */
     for (int64_t at; (at = portion(team, stage, size)) < whole;) {
         int64_t end = at + size < whole ? at + size : whole, begin = 0;
         for (int i = 0; i < p->count; i++) {
             int64_t own = rows_in(p->maps[i], second);
             int64_t stop = end < begin + own ? end : begin + own;
-            for (int64_t row = at > begin ? at : begin; row < stop; row++)
-                (second ? second_row : first_row)(p, i, (int32_t)(row - begin));
+            int64_t from = at > begin ? at : begin;
+            if (from < stop) some_rows(p, i, second, (int32_t)(from - begin), (int32_t)(stop - begin));
             begin += own;
         }
     }

@@ -10,25 +10,30 @@
 #include "unpacked.h"
 #endif
 
-/* Return the product of bf16 numbers with floats, in 32 sums of their own, so in one order. */
-static inline float bf16_row(const uint16_t *w, const float *x, int32_t columns) {
-    float sums[32] = {0};
-    int32_t at = 0;
-    for (; at + 32 <= columns; at += 32)
-        for (int l = 0; l < 32; l++) sums[l] += from_bf16(w[at + l]) * x[at + l];
-    for (int l = 0; at + l < columns; l++) sums[l] += from_bf16(w[at + l]) * x[at + l];
-    for (int half = 16; half; half /= 2)
-        for (int l = 0; l < half; l++) sums[l] += sums[l + half];
-    return sums[0];
+/* Set the products of some rows: ``packed_rows`` takes AT_ONCE of them, or one. */
+#define BY_BITS(bits)                                                                    \
+    for (; at + AT_ONCE <= count; at += AT_ONCE)                                         \
+        packed_rows(m, row + at, AT_ONCE, a, bits, to + at);                             \
+    for (; at < count; at++) packed_rows(m, row + at, 1, a, bits, to + at);              \
+    return
+
+/* Set the products of rows of bf16 numbers that lie one behind the other. */
+static inline void bf16_products(const uint16_t *w, int32_t columns, int64_t count, const float *x,
+                                 float *to) {
+    int64_t at = 0;
+    for (; at + AT_ONCE <= count; at += AT_ONCE) bf16_rows(w + at * columns, columns, x, to + at);
+    for (; at < count; at++) to[at] = bf16_row(w + at * columns, x, columns);
 }
 
-static inline float row_product(const Matrix *m, int64_t row, const Activations *a) {
+static void row_products(const Matrix *m, int64_t row, int32_t count, const Activations *a,
+                         float *to) {
+    int32_t at = 0;
     switch (m->bits) {
-    case 2: return packed_row(m, row, a, 2);
-    case 3: return packed_row(m, row, a, 3);
-    case 4: return packed_row(m, row, a, 4);
-    case 8: return packed_row(m, row, a, 8);
-    default: return bf16_row((const uint16_t *)(m->codes + row * m->row_bytes), a->x, m->columns);
+    case 2: BY_BITS(2);
+    case 3: BY_BITS(3);
+    case 4: BY_BITS(4);
+    case 8: BY_BITS(8);
+    default: bf16_products((const uint16_t *)m->codes + row * m->columns, m->columns, count, a->x, to);
     }
 }
 
@@ -41,18 +46,20 @@ static inline float rounded(float value) {
     return value;
 }
 
-/* Set the scales and offsets of the blocks of a SUPER, rounded to bf16. */
-static inline void scales_in(const Matrix *m, int64_t row, int32_t super, float *scale,
-                             float *offset) {
-    int32_t groups = groups_of(m);
+#define GROUPS_AT_ONCE 16
+
+/* Set the scales and offsets of some groups of a row, rounded to bf16. */
+static inline void scales_in(const Matrix *m, int64_t row, int32_t first, int32_t count,
+                             float *scale, float *offset) {
+    int64_t at = row * groups_of(m) + first;
     float unit = from_bf16(m->row_scale[row]), reach = (float)(1 << m->bits) / 128;
-    for (int block = 0; block < SUPER / BLOCK; block++) {
-        int32_t at = super * SUPER + block * BLOCK;
-        if (at >= m->columns) break;
-        int64_t group = row * groups + (m->group ? at / m->group : 0);
-        scale[block] = m->scale_code ? rounded(unit * (m->scale_code[group] / LARGEST)) : unit;
-        offset[block] = m->offset_code ? rounded(scale[block] * (m->offset_code[group] * reach)) : 0;
-    }
+    for (int32_t g = 0; g < count; g++) scale[g] = unit, offset[g] = 0;
+    if (m->scale_code)
+        for (int32_t g = 0; g < count; g++)
+            scale[g] = rounded(unit * (m->scale_code[at + g] / LARGEST));
+    if (m->offset_code)
+        for (int32_t g = 0; g < count; g++)
+            offset[g] = rounded(scale[g] * (m->offset_code[at + g] * reach));
 }
 
 static inline void dense_block(const int8_t *codes, float scale, float offset, uint16_t *to) {
@@ -64,21 +71,25 @@ static inline void dense_block(const int8_t *codes, float scale, float offset, u
     }
 }
 
+#define GROUP ((begin + block * BLOCK) >> shift) - first
+
 /* Set a row as bf16 numbers, as PackedMatrix.dense makes them: in floats, rounded once. */
 static inline __attribute__((always_inline)) void dense_of(const Matrix *m, int64_t row,
                                                            uint16_t *to, const int bits) {
     int8_t codes[SUPER + 64];
     uint16_t last[BLOCK];
-    float scale[SUPER / BLOCK], offset[SUPER / BLOCK];
+    float scale[GROUPS_AT_ONCE], offset[GROUPS_AT_ONCE];
+    int shift = m->group ? __builtin_ctz((unsigned)m->group) : 30;
     for (int32_t super = 0; super * SUPER < m->columns; super++) {
         int32_t begin = super * SUPER, count = m->columns - begin < SUPER ? m->columns - begin : SUPER;
-        scales_in(m, row, super, scale, offset);
+        int32_t first = begin >> shift;
+        scales_in(m, row, first, ((begin + count - 1) >> shift) - first + 1, scale, offset);
         unpacked(m->codes + row * m->row_bytes + (int64_t)begin * bits / 8, count, bits, codes);
         int32_t block = 0;
         for (; (block + 1) * BLOCK <= count; block++)
-            dense_block(codes + block * BLOCK, scale[block], offset[block], to + begin + block * BLOCK);
+            dense_block(codes + block * BLOCK, scale[GROUP], offset[GROUP], to + begin + block * BLOCK);
         if (block * BLOCK < count) {
-            dense_block(codes + block * BLOCK, scale[block], offset[block], last);
+            dense_block(codes + block * BLOCK, scale[GROUP], offset[GROUP], last);
             memcpy(to + begin + block * BLOCK, last, 2 * (size_t)(count - block * BLOCK));
         }
     }

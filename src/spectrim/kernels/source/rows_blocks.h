@@ -1,5 +1,6 @@
 /* Rows block by block, 32 codes at a time: AVX2 on x86, NEON on Arm. */
 #pragma once
+#define AT_ONCE 1 /* rows */
 #define UNIT_TWO 32
 #define UNIT_FOUR 32
 #include "activations.h"
@@ -134,4 +135,13 @@ static inline __attribute__((always_inline)) float packed_row(const Matrix *m, i
         middle += centre * a->sum[block];
     }
     return (total(sums) + middle) * unit_of(m, row);
+}
+
+static inline void packed_rows(const Matrix *m, int64_t row, int count, const Activations *a,
+                               const int bits, float *to) {
+    for (int r = 0; r < count; r++) to[r] = packed_row(m, row + r, a, bits);
+}
+
+static inline void bf16_rows(const uint16_t *w, int32_t columns, const float *x, float *to) {
+    to[0] = bf16_row(w, x, columns);
 }

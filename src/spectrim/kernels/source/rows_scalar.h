@@ -1,5 +1,6 @@
 /* Rows in plain C: what every other instruction set is checked against. */
 #pragma once
+#define AT_ONCE 1 /* rows */
 #define UNIT_TWO 512 /* never read: codes are taken one by one */
 #define UNIT_FOUR 512
 #include "activations.h"
@@ -18,4 +19,13 @@ static inline float packed_row(const Matrix *m, int64_t row, const Activations *
         whole += scale * centre * a->sum[block];
     }
     return whole * unit_of(m, row);
+}
+
+static inline void packed_rows(const Matrix *m, int64_t row, int count, const Activations *a,
+                               const int bits, float *to) {
+    for (int r = 0; r < count; r++) to[r] = packed_row(m, row + r, a, bits);
+}
+
+static inline void bf16_rows(const uint16_t *w, int32_t columns, const float *x, float *to) {
+    to[0] = bf16_row(w, x, columns);
 }

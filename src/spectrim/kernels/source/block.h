@@ -78,6 +78,16 @@ typedef struct {
     uint16_t *queries, *keys, *values;
 } Before;
 
+static inline void turned_head(Before *call, int64_t at) {
+    const Block *b = call->block;
+    int key = at >= b->heads;
+    int64_t begin = (at - (key ? b->heads : 0)) * b->head;
+    float *x = call->products.out[key] + begin;
+    const uint16_t *norm = key ? b->key_norm : b->query_norm;
+    if (norm) root_mean_square(x, norm, b->eps, x, b->head);
+    rotate(x, call->cosine, call->sine, (key ? call->keys : call->queries) + begin, b->head);
+}
+
 static void before_work(void *what) {
     Before *call = what;
     const Block *b = call->block;
@@ -92,19 +102,11 @@ static void before_work(void *what) {
     }
     barrier(team);
     multiply(team, &stage, p);
-    int whole = b->heads + b->key_heads;
-    for (int64_t at; (at = portion(team, stage, 1)) <= whole;) {
-        if (at == whole) {
-            write_bf16(p->out[2], call->values, (int64_t)b->key_heads * b->head);
-            continue;
-        }
-        int key = at >= b->heads;
-        int64_t begin = (at - (key ? b->heads : 0)) * b->head;
-        float *x = p->out[key] + begin;
-        const uint16_t *norm = key ? b->key_norm : b->query_norm;
-        if (norm) root_mean_square(x, norm, b->eps, x, b->head);
-        rotate(x, call->cosine, call->sine, (key ? call->keys : call->queries) + begin, b->head);
-    }
+    int heads = b->heads + b->key_heads; /* and the values */
+    for (Portion at; portion(team, stage, heads + 1, 1, &at);)
+        for (int64_t k = at.begin; k < at.end; k++)
+            if (k < heads) turned_head(call, k);
+            else write_bf16(p->out[2], call->values, (int64_t)b->key_heads * b->head);
 }
 
 typedef struct {
@@ -153,7 +155,8 @@ static void after_work(void *what) {
     const Block *b = call->block;
     Team *team = &call->team;
     int stage = 0, alone = own_number() == 0;
-    for (int64_t at; (at = portion(team, stage, 1)) < b->heads;) attention_of(call, at);
+    for (Portion at; portion(team, stage, b->heads, 1, &at);)
+        for (int64_t k = at.begin; k < at.end; k++) attention_of(call, k);
     stage++;
     barrier(team);
     if (alone && any_packed(&call->o)) quantize(call->o.inputs, b->o.in);
@@ -170,8 +173,8 @@ static void after_work(void *what) {
     multiply(team, &stage, &call->gate_up);
     const float *gate = call->gate_up.out[0], *up = call->gate_up.out[1];
     float *x = call->down.inputs->x;
-    for (int64_t at, width = b->down.in; (at = portion(team, stage, 256)) < width;)
-        for (int64_t k = at; k < (at + 256 < width ? at + 256 : width); k++)
+    for (Portion at; portion(team, stage, b->down.in, 256, &at);)
+        for (int64_t k = at.begin; k < at.end; k++)
             x[k] = gate[k] / (1.0f + exponential(-gate[k])) * up[k];
     stage++;
     barrier(team);

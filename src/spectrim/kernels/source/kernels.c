@@ -31,16 +31,17 @@ static void product_work(void *what) {
     Products *p = &call->products;
     const Map *map = p->maps[0];
     int stage = 0;
-    for (int64_t t; (t = portion(&call->team, stage, 1)) < p->tokens;) {
-        read_bf16(call->x + t * map->in, p->inputs[t].x, map->in);
-        if (any_packed(p)) quantize(&p->inputs[t], map->in);
-    }
+    for (Portion at; portion(&call->team, stage, p->tokens, 1, &at);)
+        for (int64_t t = at.begin; t < at.end; t++) {
+            read_bf16(call->x + t * map->in, p->inputs[t].x, map->in);
+            if (any_packed(p)) quantize(&p->inputs[t], map->in);
+        }
     stage++;
     barrier(&call->team);
     multiply(&call->team, &stage, p);
     int64_t whole = (int64_t)p->tokens * map->out;
-    for (int64_t at; (at = portion(&call->team, stage, 4096)) < whole;)
-        write_bf16(p->out[0] + at, call->y + at, at + 4096 < whole ? 4096 : whole - at);
+    for (Portion at; portion(&call->team, stage, whole, 4096, &at);)
+        write_bf16(p->out[0] + at.begin, call->y + at.begin, at.end - at.begin);
 }
 
 static int product(const Map *map, const uint16_t *x, uint16_t *y, int tokens, int threads) {
@@ -106,8 +107,8 @@ typedef struct {
 
 static void rows_work(void *what) {
     Rows *call = what;
-    for (int64_t at; (at = portion(&call->team, 0, 8)) < call->count;)
-        for (int64_t k = at; k < (at + 8 < call->count ? at + 8 : call->count); k++) {
+    for (Portion at; portion(&call->team, 0, call->count, LEAST_ROWS, &at);)
+        for (int64_t k = at.begin; k < at.end; k++) {
             int64_t row = call->index ? call->index[k] : call->begin + k;
             dense_row(call->matrix, row, call->to + k * call->matrix->columns);
         }

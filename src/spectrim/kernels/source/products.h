@@ -4,7 +4,7 @@
 #include "team.h"
 
 #define TOGETHER 3       /* maps of one input, at most */
-#define PORTION 16384    /* bytes of a matrix that a thread takes at a time */
+#define LEAST_ROWS 16    /* that a thread takes at a time */
 
 /* A few maps at work: their inputs, their outputs, and what lies between two factors. */
 typedef struct {
@@ -100,22 +100,14 @@ static inline int32_t rows_in(const Map *map, int second) {
 }
 
 static inline void all_rows(Team *team, int stage, Products *p, int second) {
-    int64_t whole = 0, bytes = 1;
-    for (int i = 0; i < p->count; i++) {
-        const Map *map = p->maps[i];
-        whole += rows_in(map, second);
-        int64_t own = second ? map->second.row_bytes
-                             : map->direct.rows ? map->direct.row_bytes : map->first.row_bytes;
-        bytes = own > bytes ? own : bytes;
-    }
-    int64_t size = PORTION / bytes > 4 ? PORTION / bytes : 4, most = whole / team->threads / 4 + 1;
-    size = ((size < most ? size : most) + 3) & ~3; /* rows go by fours */
-    for (int64_t at; (at = portion(team, stage, size)) < whole;) {
-        int64_t end = at + size < whole ? at + size : whole, begin = 0;
+    int64_t whole = 0;
+    for (int i = 0; i < p->count; i++) whole += rows_in(p->maps[i], second);
+    for (Portion at; portion(team, stage, whole, LEAST_ROWS, &at);) {
+        int64_t begin = 0;
         for (int i = 0; i < p->count; i++) {
             int64_t own = rows_in(p->maps[i], second);
-            int64_t stop = end < begin + own ? end : begin + own;
-            int64_t from = at > begin ? at : begin;
+            int64_t from = at.begin > begin ? at.begin : begin;
+            int64_t stop = at.end < begin + own ? at.end : begin + own;
             if (from < stop) some_rows(p, i, second, (int32_t)(from - begin), (int32_t)(stop - begin));
             begin += own;
         }
@@ -130,11 +122,12 @@ static inline void multiply(Team *team, int *stage, Products *p) {
     for (int i = 0; i < p->count; i++) chained |= p->maps[i]->second.rows;
     if (!chained) return;
     int whole = p->count * p->tokens;
-    for (int64_t at; (at = portion(team, *stage, 1)) < whole;) {
-        int i = (int)at / p->tokens;
-        const Map *map = p->maps[i];
-        if (is_packed(&map->second)) quantize(&p->middle[i][at % p->tokens], map->second.columns);
-    }
+    for (Portion at; portion(team, *stage, whole, 1, &at);)
+        for (int64_t k = at.begin; k < at.end; k++) {
+            const Map *map = p->maps[k / p->tokens];
+            Activations *middle = &p->middle[k / p->tokens][k % p->tokens];
+            if (is_packed(&map->second)) quantize(middle, map->second.columns);
+        }
     (*stage)++;
     barrier(team);
     all_rows(team, (*stage)++, p, 1);

@@ -12,12 +12,15 @@
 #endif
 
 #define STAGES 24      /* parts of a call between two barriers, at most */
+#define LINE 64        /* bytes of a cache line */
 #define SPINS 4000     /* before a waiting thread lets others run */
 
+/* Numbers that threads change stand on lines of their own, or each change would cost the others. */
 typedef struct {
-    atomic_int threads;
-    atomic_int arrived, passed;
-    atomic_llong taken[STAGES];
+    _Alignas(LINE) atomic_int threads;
+    _Alignas(LINE) atomic_int arrived;
+    _Alignas(LINE) atomic_int passed;
+    struct { _Alignas(LINE) atomic_llong begin; } taken[STAGES];
 } Team;
 
 static inline void barrier(Team *team) {
@@ -39,9 +42,23 @@ static inline void barrier(Team *team) {
     }
 }
 
-/* Return where the next portion of a stage begins; from ``end`` on there is none. */
-static inline int64_t portion(Team *team, int stage, int64_t size) {
-    return atomic_fetch_add_explicit(&team->taken[stage], size, memory_order_relaxed);
+typedef struct { int64_t begin, end; } Portion;
+
+/* Set what a thread does next of a stage, large portions first; return whether there is any.
+ * least: of what a portion has, except the last one. */
+static inline int portion(Team *team, int stage, int64_t whole, int64_t least, Portion *next) {
+    atomic_llong *taken = &team->taken[stage].begin;
+    int64_t threads = atomic_load_explicit(&team->threads, memory_order_relaxed);
+    long long begin = atomic_load_explicit(taken, memory_order_relaxed), end;
+    do {
+        if (begin >= whole) return 0;
+        int64_t size = (whole - begin) / (threads == 1 ? 1 : 2 * threads) / least * least;
+        size = size < least ? least : size;
+        end = whole - begin < size + least ? whole : begin + size;
+    } while (!atomic_compare_exchange_weak_explicit(taken, &begin, end, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    *next = (Portion){begin, end};
+    return 1;
 }
 
 typedef void (*Work)(void *);

@@ -10,9 +10,8 @@ import platform
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
@@ -29,8 +28,7 @@ X86 = {
 ARM = {"neon": "-mcpu=generic", "dotprod": "-mcpu=generic+dotprod"}
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """What is compiled for: zig's name of the platform, that of wheels, file, instruction sets."""
 
     zig: str

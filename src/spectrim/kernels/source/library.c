@@ -9,16 +9,21 @@
 #endif
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 extern const Kernels kernels_plain, kernels_avx2, kernels_avx512;
 static const Kernels *offered[] = {&kernels_plain, &kernels_avx2, &kernels_avx512};
 static const char *names[] = {"plain", "avx2", "avx512"};
+
+/* Return the last that both the processor has and the system saves the registers of. */
 static int best(void) {
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq"))
-        return 2;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1 : 0;
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return 0; /* OSXSAVE */
+    int fma = c >> 12 & 1;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+    if ((low & 6) != 6 || !fma || !(b >> 5 & 1)) return 0; /* AVX2 */
+    int foundation = b >> 16 & b >> 17 & b >> 30 & b >> 31 & 1; /* F, DQ, BW, VL */
+    return (low & 0xe6) == 0xe6 && foundation && (c >> 1 & c >> 11 & 1) ? 2 : 1; /* VBMI, VNNI */
 }
 #elif defined(__aarch64__)
 extern const Kernels kernels_neon, kernels_dotprod;

@@ -64,9 +64,7 @@ class Pivoted(TwoFactors):
 
     def parts(self) -> Parts:
         """Return what the kernels compute W x with."""
-        return Parts(
-            first=Numbers(self.rows), second=Numbers(self.coefficients), order=self.order
-        )
+        return Parts(first=Numbers(self.rows), second=Numbers(self.coefficients), order=self.order)
 
     def left(self) -> Float[Tensor, "out rank"]:
         """Return identity rows for the pivots and ``coefficients`` for the others, in order."""

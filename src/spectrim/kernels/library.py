@@ -37,7 +37,7 @@ class Library:
     after: Any
     rows: Any
 
-    def __init__(self, file: Path = FILE, isa: int = -1) -> None:
+    def __init__(self, file: Path, isa: int = -1) -> None:
         self._library = ctypes.CDLL(str(file))
         self._library.spectrim_open.restype = ctypes.c_char_p
         name = self._library.spectrim_open(isa)
@@ -76,7 +76,7 @@ def checked(code: int) -> None:
 def library() -> Library | None:
     """Return the library, None where it was not built or cannot be loaded."""
     try:
-        found = Library()
+        found = Library(FILE)
     except (OSError, AttributeError):
         return None
     return found

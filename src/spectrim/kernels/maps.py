@@ -1,4 +1,4 @@
-"""Maps as the library sees them, made of a format's parts, and made again when tensors have moved."""
+"""Maps as the library sees them: made of a format's parts, and anew when its tensors moved."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from spectrim.formats import FactoredLinear
 from spectrim.formats.packed.matrix import PackedMatrix
@@ -26,8 +25,8 @@ WIDEST_HEAD = 1024
 PLAIN_ATTENTION = ("sdpa", "eager")
 
 
-def use_kernels(model: PreTrainedModel) -> None:
-    """Let a model compute with the compiled library, where there is one, whenever it does not learn.
+def use_kernels(model: nn.Module) -> None:
+    """Let a model compute with the compiled library, where there is one, unless it learns.
 
     Inputs of products are rounded to eight bits in groups of 32 while a few tokens are computed.
     """
@@ -35,7 +34,7 @@ def use_kernels(model: PreTrainedModel) -> None:
         return
     for module in list(model.modules()):
         if isinstance(module, PackedMatrix):
-            module.native = True
+            module.native.allowed = True
         if type(module).__name__ in FAMILIES and type(module).__module__.startswith("transformers"):
             target: Any = module
             target.forward = Decoding(module)
@@ -75,9 +74,7 @@ class Decoding:
             and attention.config._attn_implementation in PLAIN_ATTENTION
         )
 
-    def _decoded(
-        self, library_: Library, pointer: Any, x: Tensor, named: dict[str, Any]
-    ) -> Tensor:
+    def _decoded(self, library_: Library, pointer: Any, x: Tensor, named: dict[str, Any]) -> Tensor:
         structure = self.kept.structure
         heads, key_heads, size = structure.heads, structure.key_heads, structure.head
         cosine, sine = named["position_embeddings"]

@@ -5,21 +5,18 @@ Layout of ``packed`` [out, ⌈in bits / 8⌉]: a row is a run of bits, that of c
 j bits; bit k is bit k mod 8 of byte ⌊k / 8⌋, so that the lowest bit comes first. A code is a two's
 complement of its bits. A row's last byte is filled up with zeros.
 
-A model that was opened to be used computes with the kernels of kernels/ (``native``), which read
-``packed`` as it is: for a few tokens with inputs in eight bits, for more by torch's dense product of
-rows that they make dense, some at a time.
-
+A model that was opened to be used computes with kernels that read ``packed`` as it is (native.py).
 Otherwise, and without the compiled library, products are computed by torch's own fused kernels for
-processors, those that torchao calls: int4 for codes in groups (twice for eight bits), int8 for eight
-bits in symmetric rows. They want a layout of their own, made at the first product and kept beside
-``packed`` in memory: four bits a code more, eight for eight, for int8 none. Everything else, and
-whatever needs a gradient, is multiplied some rows at a time, so that no dense copy is ever held.
+processors, those that torchao calls: int4 for codes in groups (twice for eight bits), int8 for
+eight bits in symmetric rows. They want a layout of their own, made at the first product and kept
+beside ``packed`` in memory: four bits a code more, eight for eight, for int8 none. Everything else,
+and whatever needs a gradient, is multiplied some rows at a time, so that no dense copy is held.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,10 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from spectrim.formats.packed.native import Native
 from spectrim.formats.packed.scales import Grid, dequantize, offsets, scales
-from spectrim.kernels.library import checked, library
-from spectrim.kernels.maps import GROUPS, Kept, Parts, made
-from spectrim.kernels.structures import Codes, readable
+from spectrim.kernels.structures import Codes
 
 WORDS = {2: 1, 3: 3, 4: 1, 8: 1}  # bits → bytes after which codes begin at a byte again
 KERNEL_GROUPS = (32, 64, 128, 256)
@@ -39,8 +35,6 @@ KERNEL_ROWS = 16  # outputs come in multiples of this
 KERNEL_DTYPES = (torch.bfloat16, torch.float32)
 ALIGNED = 64  # bytes
 AT_ONCE = 1 << 20  # weights that are dequantised at a time
-FEW = 12  # tokens up to which products with codes are faster than with what they stand for
-NATIVE_AT_ONCE = 1 << 21  # weights that the library dequantises at a time
 ALL = slice(None)
 
 
@@ -108,8 +102,7 @@ class PackedMatrix(nn.Module):
         codes = torch.empty(rows, groups, dtype=torch.uint8)
         self.register_buffer("scale_code", None if groups == 1 else codes)
         self.register_buffer("offset_code", None if grid.symmetric else codes.to(torch.int8))
-        self.native = False  # whether the library may multiply, as in a model that is used
-        self._kept = Kept()
+        self.native = Native()
         self.register_buffer("_layout", None, persistent=False)
         self.register_buffer("_scales_and_offsets", None, persistent=False)
 
@@ -154,8 +147,9 @@ class PackedMatrix(nn.Module):
     def rows_at(self, index: Tensor) -> Float[Tensor, "*index columns"]:
         """Return the rows that an index names, nothing else being unpacked."""
         flat = index.reshape(-1)
-        if len(flat) and self._is_native(self.dtype) and flat.dtype == torch.int64:
-            return self._native_rows(flat.contiguous()).reshape(*index.shape, self.columns)
+        native = self.native.allowed and len(flat) > 0 and not torch.is_grad_enabled()
+        if native and self.native.takes(self.part(), self.dtype) and flat.dtype == torch.int64:
+            return self.native.rows(self.part(), flat).reshape(*index.shape, self.columns)
         rows = self._dequantized(unpack(self.packed[flat], self.columns, self.grid.bits), flat)
         return rows.reshape(*index.shape, self.columns)
 
@@ -219,8 +213,8 @@ class PackedMatrix(nn.Module):
         """Return the fused kernel that fits these inputs, None where none does."""
         if not self.rows or x.device.type != "cpu":
             return None
-        if self._is_native(x.dtype):
-            return self._native_product if len(x) <= FEW else self._native_dense
+        if self.native.allowed and self.native.takes(self.part(), x.dtype):
+            return partial(self.native.product, self.part())
         if x.dtype != self.dtype or x.dtype not in KERNEL_DTYPES:
             return None
         if self.grid.group in KERNEL_GROUPS:
@@ -234,52 +228,6 @@ class PackedMatrix(nn.Module):
         """Return what the library is given of this matrix."""
         codes = (self.packed, self.unit.detach(), self.scale_code, self.offset_code)
         return Codes(*codes, self.columns, self.grid.bits, self.grid.group)
-
-    def _is_native(self, dtype: torch.dtype) -> bool:
-        """Return whether the library multiplies inputs of this dtype."""
-        if not self.native or dtype != torch.bfloat16 or torch.compiler.is_compiling():
-            return False
-        fits = self.grid.group in GROUPS and self.rows and self.columns
-        return bool(fits) and readable(self.part().tensors()) and library() is not None
-
-    def _native_map(self) -> Any:
-        """Return a pointer to this matrix as a map of the library."""
-        part = self.part()
-        shape = (self.rows, self.columns)
-        return self._kept.pointer(part.tensors(), lambda: made(Parts(part), None, shape))
-
-    @torch.no_grad()
-    def _native_product(self, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        y = x.new_empty(len(x), self.rows)
-        call: Any = library()
-        threads = torch.get_num_threads()
-        checked(call.product(self._native_map(), x.data_ptr(), y.data_ptr(), len(x), threads))
-        return y
-
-    @torch.no_grad()
-    def _native_dense(self, x: Tensor) -> Tensor:
-        call: Any = library()
-        self._native_map()
-        matrix = self._kept.structure.direct
-        step = max(16, NATIVE_AT_ONCE // self.columns)
-        parts = [
-            functional.linear(x, call.dense(matrix, begin, min(step, self.rows - begin)))
-            for begin in range(0, self.rows, step)
-        ]
-        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
-
-    @torch.no_grad()
-    def _native_rows(self, index: Tensor) -> Tensor:
-        if int(index.min()) < 0 or int(index.max()) >= self.rows:
-            raise IndexError(f"a row outside 0 to {self.rows - 1} was asked for")
-        call: Any = library()
-        self._native_map()
-        matrix = self._kept.structure.direct
-        found = self.unit.new_empty(len(index), self.columns)
-        at, to, threads = index.data_ptr(), found.data_ptr(), torch.get_num_threads()
-        checked(call.rows(ctypes.byref(matrix), at, 0, len(index), to, threads))
-        return found
 
     def _int8(self, x: Tensor) -> Tensor:
         self.packed = _aligned(self.packed)

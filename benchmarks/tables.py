@@ -207,6 +207,23 @@ def _decode(rows: list[Row]) -> Lines:
     return lines
 
 
+def _kernels(rows: list[Row]) -> Lines:
+    lines = [["model", "prefill of 256, tokens/s", "x dense (rounds)", "decode, tokens/s",
+              "x dense (rounds)"]]  # fmt: skip
+    for row in rows:
+        cells = [
+            one
+            for part in ("prefill", "decode")
+            for one in (f"{row[part]:.1f}", between(row[f"{part}_ratio"]))
+        ]
+        lines.append([row["model"], *cells])
+    return lines
+
+
+def _kernels_loss(rows: list[Row]) -> Lines:
+    return [["products by", "loss"], *([row["model"], f"{row['loss']:.4f}"] for row in rows)]
+
+
 def _heal(rows: list[Row]) -> Lines:
     names = list(rows[0]["excess"])
     by = ", " + " / ".join(names)
@@ -277,6 +294,9 @@ TABLES = {
     "decode": Table("decode", _decode),
     "exports": Table("exports", _exports),
     "decode_large": Table("decode", _decode),
+    "kernels": Table("kernels", _kernels),
+    "kernels_large": Table("kernels_large", _kernels, rows="kernels"),
+    "kernels_loss": Table("kernels", _kernels_loss),
     "heal": Table("heal", _heal, told=True),
     "memory": Table("memory", _memory),
     "ranks": Table("ranks", _ranks),

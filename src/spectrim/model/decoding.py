@@ -138,7 +138,7 @@ def structure_of(block: Any) -> MadeBlock | None:
     if len(found) < len(maps) or type(mlp.act_fn).__name__ not in ("SiLUActivation", "SiLU"):
         return None
     size = attention.head_dim
-    (q, k, v, o, gate, up, down), hidden = [one.structure for one in found], len(weights[0])
+    (q, k, v, o, gate, up, down), hidden = [one.structure for one in found], len(norms[0].weight)
     heads, key_heads = q.outputs // size, k.outputs // size
     fits = (
         readable(one for one in weights if one is not None)

@@ -62,14 +62,14 @@ def main() -> None:
         source = sources.resolve(asked.against, asked.cache)
         dense = sources.model(source, dtype=torch.bfloat16)
         rows = speeds(dense, "the model", torch_too=True)
-        windows = texts_of(
-            source, asked.data / "lm/wikitext2/test.txt", asked.data, WINDOWS, LENGTH
-        )
-        rows += losses(dense, next(iter(windows.values())).ids[:WINDOWS])
+        novel = str(asked.data / OUTSIDE["novel"])
+        windows = documents.read(novel, sources.tokenizer(source), LENGTH).ids
+        rows += losses(dense, windows[2 : 2 + WINDOWS])
     if asked.output:
         asked.output.mkdir(parents=True, exist_ok=True)
         publish(
-            asked.output, "kernels_large" if asked.large else "kernels", rows, model="a Llama of 1.1 B random weights" if asked.large else asked.against,
+            asked.output, "kernels_large" if asked.large else "kernels", rows,
+            model="a Llama of 1.1 B random weights" if asked.large else asked.against,
             text=f"{PROMPT} tokens in, {NEW_TOKENS} out, one sequence, {ROUNDS} rounds",
         )  # fmt: skip
 

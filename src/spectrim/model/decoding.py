@@ -17,6 +17,7 @@ from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.kernels.library import Library, checked, library
 from spectrim.kernels.maps import Kept, Made, Parts, made
 from spectrim.kernels.structures import Block, Numbers, address, readable
+from spectrim.model.elementwise import SILU, use_elementwise
 
 FAMILIES = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -35,6 +36,7 @@ def use_kernels(model: nn.Module) -> None:
     for module in list(model.modules()):
         if isinstance(module, PackedMatrix):
             module.native.allowed = True
+        use_elementwise(module)
         if type(module).__name__ in FAMILIES and type(module).__module__.startswith("transformers"):
             target: Any = module
             target.forward = Decoding(module)
@@ -135,7 +137,7 @@ def structure_of(block: Any) -> MadeBlock | None:
     norms = [block.input_layernorm, block.post_attention_layernorm,
              getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)]  # fmt: skip
     weights = [None if norm is None else norm.weight for norm in norms]
-    if len(found) < len(maps) or type(mlp.act_fn).__name__ not in ("SiLUActivation", "SiLU"):
+    if len(found) < len(maps) or type(mlp.act_fn).__name__ not in SILU:
         return None
     size = attention.head_dim
     (q, k, v, o, gate, up, down), hidden = [one.structure for one in found], len(norms[0].weight)

@@ -70,6 +70,15 @@ static inline void rotate(const float *x, const uint16_t *cosine, const uint16_t
     }
 }
 
+/* Rows of a norm, and what stands between gate, up and down, for many tokens. */
+typedef struct {
+    Team team;
+    const uint16_t *x, *other;
+    float eps;
+    int64_t rows, columns;
+    uint16_t *to;
+} Elements;
+
 typedef struct {
     const Block *block;
     Team team;

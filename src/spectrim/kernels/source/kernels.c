@@ -121,4 +121,38 @@ static int rows(const Matrix *matrix, const int64_t *index, int64_t begin, int64
     return 0;
 }
 
-const Kernels NAMED(kernels, ISA) = {product, before, after, rows};
+static void norm_work(void *what) {
+    Elements *call = what;
+    float *x = (float *)scratch(4 * (size_t)call->columns);
+    for (Portion at; x && portion(&call->team, 0, call->rows, 8, &at);)
+        for (int64_t row = at.begin; row < at.end; row++) {
+            read_bf16(call->x + row * call->columns, x, call->columns);
+            root_mean_square(x, call->other, call->eps, x, (int32_t)call->columns);
+            write_bf16(x, call->to + row * call->columns, call->columns);
+        }
+}
+
+static int norm(const uint16_t *x, const uint16_t *weight, float eps, uint16_t *to, int64_t rows_,
+                int64_t columns, int threads) {
+    if (!scratch(4 * (size_t)columns)) return 1;
+    Elements call = {.x = x, .other = weight, .eps = eps, .rows = rows_, .columns = columns, .to = to};
+    run(&call.team, norm_work, &call, rows_ < 16 ? 1 : threads);
+    return 0;
+}
+
+static void gated_work(void *what) {
+    Elements *call = what;
+    for (Portion at; portion(&call->team, 0, call->columns, 1024, &at);)
+        for (int64_t k = at.begin; k < at.end; k++) {
+            float gate = from_bf16(call->x[k]);
+            call->to[k] = to_bf16(gate / (1.0f + exponential(-gate)) * from_bf16(call->other[k]));
+        }
+}
+
+static int gated(const uint16_t *gate, const uint16_t *up, uint16_t *to, int64_t count, int threads) {
+    Elements call = {.x = gate, .other = up, .columns = count, .to = to};
+    run(&call.team, gated_work, &call, count < 16384 ? 1 : threads);
+    return 0;
+}
+
+const Kernels NAMED(kernels, ISA) = {product, before, after, rows, norm, gated};

@@ -11,4 +11,8 @@ typedef struct {
                  int threads);
     int (*rows)(const Matrix *, const int64_t *index, int64_t begin, int64_t count, uint16_t *to,
                 int threads);
+    int (*norm)(const uint16_t *x, const uint16_t *weight, float eps, uint16_t *to, int64_t rows,
+                int64_t columns, int threads);
+    int (*gated)(const uint16_t *gate, const uint16_t *up, uint16_t *to, int64_t count,
+                 int threads);
 } Kernels;

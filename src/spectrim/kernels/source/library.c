@@ -112,3 +112,13 @@ EXPORT int spectrim_rows(const Matrix *matrix, const int64_t *index, int64_t beg
                          uint16_t *to, int threads) {
     return chosen->rows(matrix, index, begin, count, to, threads);
 }
+
+EXPORT int spectrim_norm(const uint16_t *x, const uint16_t *weight, float eps, uint16_t *to,
+                         int64_t rows, int64_t columns, int threads) {
+    return chosen->norm(x, weight, eps, to, rows, columns, threads);
+}
+
+EXPORT int spectrim_gated(const uint16_t *gate, const uint16_t *up, uint16_t *to, int64_t count,
+                          int threads) {
+    return chosen->gated(gate, up, to, count, threads);
+}

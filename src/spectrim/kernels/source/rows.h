@@ -5,9 +5,11 @@
 #elif defined(__AVX2__) || defined(__ARM_NEON)
 #include "rows_blocks.h"
 #include "unpacked.h"
+#include "values.h"
 #else
 #include "rows_scalar.h"
 #include "unpacked.h"
+#include "values.h"
 #endif
 
 /* Set the products of some rows: ``packed_rows`` takes AT_ONCE of them, or one. */
@@ -71,8 +73,6 @@ static inline void dense_block(const int8_t *codes, float scale, float offset, u
     }
 }
 
-#define GROUP ((begin + block * BLOCK) >> shift) - first
-
 /* Set a row as bf16 numbers, as PackedMatrix.dense makes them: in floats, rounded once. */
 static inline __attribute__((always_inline)) void dense_of(const Matrix *m, int64_t row,
                                                            uint16_t *to, const int bits) {
@@ -82,15 +82,21 @@ static inline __attribute__((always_inline)) void dense_of(const Matrix *m, int6
     int shift = m->group ? __builtin_ctz((unsigned)m->group) : 30;
     for (int32_t super = 0; super * SUPER < m->columns; super++) {
         int32_t begin = super * SUPER, count = m->columns - begin < SUPER ? m->columns - begin : SUPER;
-        int32_t first = begin >> shift;
+        int32_t first = begin >> shift, known = -1;
+        VALUES values;
         scales_in(m, row, first, ((begin + count - 1) >> shift) - first + 1, scale, offset);
         unpacked(m->codes + row * m->row_bytes + (int64_t)begin * bits / 8, count, bits, codes);
-        int32_t block = 0;
-        for (; (block + 1) * BLOCK <= count; block++)
-            dense_block(codes + block * BLOCK, scale[GROUP], offset[GROUP], to + begin + block * BLOCK);
-        if (block * BLOCK < count) {
-            dense_block(codes + block * BLOCK, scale[GROUP], offset[GROUP], last);
-            memcpy(to + begin + block * BLOCK, last, 2 * (size_t)(count - block * BLOCK));
+        for (int32_t at = 0; at < count; at += BLOCK) {
+            int32_t group = ((begin + at) >> shift) - first;
+            uint16_t *place = at + BLOCK <= count ? to + begin + at : last;
+            if (bits == 8) {
+                dense_block(codes + at, scale[group], offset[group], place);
+            } else {
+                if (group != known) values = values_of(scale[group], offset[group], half_range(bits));
+                known = group;
+                look_up(codes + at, &values, half_range(bits), place);
+            }
+            if (place == last) memcpy(to + begin + at, last, 2 * (size_t)(count - at));
         }
     }
 }

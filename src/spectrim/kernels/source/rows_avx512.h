@@ -171,3 +171,22 @@ INLINE void bf16_rows(const uint16_t *w, int32_t columns, const float *x, float 
     }
     for (int r = 0; r < AT_ONCE; r++) to[r] = _mm512_reduce_add_ps(sums[r]);
 }
+
+/* What the few codes of a group stand for, in bf16, in the order of codes from 0 up. */
+typedef struct { __m512i of; } VALUES;
+
+static inline VALUES values_of(float scale, float offset, int32_t half) {
+    __m512 codes = _mm512_cvtepi32_ps(_mm512_sub_epi32(LANES, _mm512_set1_epi32(half)));
+    __m512 all = _mm512_add_ps(_mm512_mul_ps(codes, _mm512_set1_ps(scale)), _mm512_set1_ps(offset));
+    __m512i bits = _mm512_castps_si512(all);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    bits = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    __m256i words = _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
+    return (VALUES){_mm512_castsi256_si512(words)};
+}
+
+static inline void look_up(const int8_t *codes, const VALUES *values, int32_t half, uint16_t *to) {
+    __m256i own = _mm256_add_epi8(_mm256_loadu_si256((const __m256i *)codes),
+                                  _mm256_set1_epi8((char)half));
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_cvtepi8_epi16(own), values->of));
+}

@@ -1,6 +1,6 @@
 """How fast models run through from_pretrained, and what inputs in eight bits cost the loss.
 
-    python benchmarks/kernels.py [--large] [--against rotated/] [-o run/]
+    python benchmarks/kernel_speed.py [--large] [--against rotated/] [-o run/]
 
 One process, all models in turn: the dense model in bf16, its maps in few bits by torch's kernels
 and by ours, and factored to 80 % in bf16. Prefill of 256 tokens, then 24 decoded ones. With

@@ -18,7 +18,7 @@ from spectrim.kernels.maps import GROUPS, Kept, Parts, made
 from spectrim.kernels.structures import Codes, readable
 
 FEW = 12  # tokens up to which products with codes are faster than with what they stand for
-AT_ONCE = 1 << 21  # weights that are made dense at a time
+AT_ONCE = 1 << 23  # weights that are made dense at a time; smaller products are slower each
 
 
 class Native:

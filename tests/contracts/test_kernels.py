@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,13 @@ def pieces(grid: Grid, rows: int, columns: int) -> dict[str, Tensor]:
     }
 
 
-def instruction_sets() -> list[Library]:
+@pytest.fixture(scope="module")
+def instruction_sets(tmp_path_factory: pytest.TempPathFactory) -> list[Library]:
+    """Return the library in each set that this processor has: a loaded file knows one set."""
     found = []
     for isa in range(3):
         try:
-            found.append(Library(FILE, isa))
+            found.append(Library(Path(shutil.copy(FILE, tmp_path_factory.mktemp(str(isa)))), isa))
         except OSError:
             break
     return found
@@ -80,8 +83,10 @@ def test_the_library_was_built_with_the_package() -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_products_are_those_of_the_dequantised_matrix(grid: Grid) -> None:
-    sets = instruction_sets()
+def test_products_are_those_of_the_dequantised_matrix(
+    grid: Grid, instruction_sets: list[Library]
+) -> None:
+    sets = instruction_sets
     assert len({one.isa for one in sets}) == len(sets) > 0
     for rows, columns in SHAPES:
         held, x = packed(grid, rows, columns), drawn(3, columns, seed=1)
@@ -96,6 +101,18 @@ def test_products_are_those_of_the_dequantised_matrix(grid: Grid) -> None:
                 assert one.product(pointer, x.data_ptr(), y.data_ptr(), 3, threads) == 0
             assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
             assert off(found[0], x.float() @ dense.float().T) < 0.02, (one.isa, rows, columns)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_stays_none(broken: float, instruction_sets: list[Library]) -> None:
+    held, x = packed(Grid(4, 64, True), 48, 96), drawn(96)
+    x[70] = broken
+    whole = made(native.Parts(held.part()), None, (48, 96))
+    assert whole is not None
+    for one in instruction_sets:
+        y = torch.zeros(48, dtype=torch.bfloat16)
+        assert one.product(ctypes.byref(whole.structure), x.data_ptr(), y.data_ptr(), 1, 1) == 0
+        assert y.isnan().all(), one.isa
 
 
 def test_many_tokens_are_multiplied_with_dense_rows_some_at_a_time(

@@ -65,14 +65,14 @@ class Kept:
     def __init__(self) -> None:
         self._found: Any = None
         self._pointer: Any = None
-        self._places: list[int] = []
+        self._places: list[tuple[int, torch.Size]] = []
 
     def pointer(self, tensors: list[Tensor], make: Callable[[], Any]) -> Any:
         """Return a pointer to the structure that ``make`` returned, None where it returned none.
 
         tensors: all that it may depend on. make: returns what has a ``structure``, or None.
         """
-        places = [one.data_ptr() for one in tensors]
+        places = [(one.data_ptr(), one.shape) for one in tensors]
         if places != self._places:
             self._found = make()
             self._pointer = None

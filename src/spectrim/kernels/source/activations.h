@@ -50,14 +50,21 @@ static inline void quantize(Activations *a, int32_t columns) {
     for (int32_t block = 0; block < full / BLOCK; block++) {
         const float *x = a->x + block * BLOCK;
         int8_t *codes = a->codes + block * BLOCK;
-        float largest[8] = {0};
+        float largest[8] = {0}, nothing[8] = {0}; /* x 0 is no number where x is none, or infinite */
         for (int k = 0; k < BLOCK; k += 8)
             for (int l = 0; l < 8; l++) {
                 float size = fabsf(x[k + l]);
                 largest[l] = size > largest[l] ? size : largest[l];
+                nothing[l] += x[k + l] * 0;
             }
-        float most = 0;
+        float most = 0, broken = 0;
         for (int l = 0; l < 8; l++) most = largest[l] > most ? largest[l] : most;
+        for (int l = 0; l < 8; l++) broken += nothing[l];
+        if (broken != 0) { /* shows in the product, as it does in a product of floats */
+            for (int k = 0; k < BLOCK; k++) codes[k] = 1;
+            a->scale[block] = a->sum[block] = broken;
+            continue;
+        }
         float scale = most / 127, inverse = most > 0 ? 127 / most : 0;
         int32_t sum = 0;
         for (int k = 0; k < BLOCK; k++) {

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectrim.formats import FactoredLinear
-from spectrim.kernels.maps import Parts
-from spectrim.kernels.structures import Numbers
 
 STAGE = "compensate"
 
@@ -55,10 +53,6 @@ class CorrectedDense(FactoredLinear):
         return functional.linear(x, self.matrix) + functional.linear(
             functional.linear(x, self.first), self.second
         )
-
-    def parts(self) -> Parts:
-        """Return what the kernels compute W x with."""
-        return Parts(Numbers(self.matrix), Numbers(self.first), Numbers(self.second))
 
     def dense(self) -> Float[Tensor, "out in"]:
         """Return matrix + second @ first."""

@@ -1,0 +1,219 @@
+"""Does the server hold: many streams at once, clients that leave, and a thousand requests.
+
+    python benchmarks/serving.py demo -o run/ [--clients 64] [--seconds 120] [--threads 2]
+
+`spectrim serve` runs in a process of its own; OpenAI's client asks it. Every stream is one greedy
+answer to a prompt that no other has. That none was mixed up is proven afterwards: the model itself
+reads each prompt with its answer, and each token has to be (nearly) the likeliest one there, which
+those of another answer are not. Then clients leave in the midst, and a thousand short
+requests show whether memory grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import torch
+from measuring import publish
+
+from spectrim.model import sources
+
+TOKENS = 48  # of each answer
+REQUESTS, AT_ONCE = 1000, 16
+LEAVERS = 10
+NEAR = 0.5  # nats that a greedy token may stay below the likeliest on average
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    process: psutil.Process
+    url: str
+    plain: httpx.Client
+
+    def client(self) -> openai.AsyncOpenAI:
+        """Return OpenAI's client, which does not try again by itself."""
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
+
+    def metric(self, name: str) -> float:
+        """Return a number of /metrics that has no labels."""
+        lines = self.plain.get("/metrics").text.splitlines()
+        return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
+
+    def memory(self) -> int:
+        """Return the bytes that the server has in memory."""
+        return int(self.process.memory_info().rss)
+
+
+@dataclass
+class Stream:
+    """One streamed answer: when its first token came, and the seconds from request to end."""
+
+    prompt: str
+    text: str
+    first: float
+    seconds: float
+    tokens: int
+
+
+def main() -> None:
+    """Measure, print and write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    asked.output.mkdir(parents=True, exist_ok=True)
+    with serving(asked.model, asked.clients, asked.threads) as server:
+        name = server.plain.get("/v1/models").json()["data"][0]["id"]
+        streams, dropped = asyncio.run(crowd(server, name, asked.clients, asked.seconds))
+        print(f"{len(streams)} answers, {dropped} dropped", flush=True)
+        freed = asyncio.run(leave(server, name))
+        print(f"slots freed within {' '.join(f'{one:.2f}' for one in freed)} s", flush=True)
+        memory = asyncio.run(many(server, name))
+    mixed = sum(far > NEAR for far in distances(asked.model, streams))
+    rows = [
+        {
+            "table": "serving", "clients": asked.clients, "seconds": asked.seconds,
+            "answers": len(streams), "dropped": dropped, "mixed_up": mixed,
+            "tokens_per_second": sum(one.tokens for one in streams) / asked.seconds,
+            "first_token": median(one.first for one in streams),
+            "slot_freed": max(freed), "requests": REQUESTS, "memory_mb": memory,
+        }
+    ]  # fmt: skip
+    print(publish(asked.output, "serving", rows, model=f"{asked.model}, bf16",
+                  text=f"{TOKENS} greedy tokens to prompts of about 20"))  # fmt: skip
+
+
+@contextmanager
+def serving(model: str, clients: int, threads: int) -> Iterator[Server]:
+    """Run a server with a slot for every client."""
+    command = [sys.executable, "-m", "spectrim", "serve", model, "--port", "0"]
+    options = ["--slots", str(clients), "--threads", str(threads), "--context", "1024"]
+    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        found = re.search(r"http://\S+(?=/v1)", said)
+        if not found:
+            raise SystemExit(f"the server did not start: {said}")
+        with httpx.Client(base_url=found[0], timeout=60) as plain:
+            yield Server(psutil.Process(process.pid), found[0], plain)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def crowd(
+    server: Server, model: str, clients: int, seconds: float
+) -> tuple[list[Stream], int]:
+    """Have clients stream one answer after the other; return the answers and how many failed."""
+    until = time.perf_counter() + seconds
+    streams: list[Stream] = []
+    dropped = 0
+
+    async def one(number: int) -> None:
+        nonlocal dropped
+        async with server.client() as client:
+            turn = 0
+            while time.perf_counter() < until:
+                prompt = f"Client {number} asks for the {turn}th time. A short story about number"
+                try:
+                    streams.append(await stream(client, model, f"{prompt} {number * 1000 + turn}:"))
+                except openai.APIError as error:
+                    print(f"dropped: {error}")
+                    dropped += 1
+                turn += 1
+
+    await asyncio.gather(*(one(number) for number in range(clients)))
+    return streams, dropped
+
+
+async def stream(client: openai.AsyncOpenAI, model: str, prompt: str) -> Stream:
+    """Stream one greedy answer."""
+    start, first, text, tokens = time.perf_counter(), 0.0, "", 0
+    async for chunk in await client.completions.create(
+        model=model, prompt=prompt, max_tokens=TOKENS, temperature=0, stream=True,
+        stream_options={"include_usage": True},
+    ):  # fmt: skip
+        first = first or time.perf_counter() - start
+        if chunk.choices:
+            text += chunk.choices[0].text
+        elif chunk.usage:
+            tokens = chunk.usage.completion_tokens
+    if not tokens:
+        raise openai.APIError(
+            "a stream ended without its usage", httpx.Request("POST", "/"), body=None
+        )
+    return Stream(prompt, text, first, time.perf_counter() - start, tokens)
+
+
+async def leave(server: Server, model: str) -> list[float]:
+    """Have clients leave in the midst of an answer; return the seconds until no slot is taken."""
+    found = []
+    async with server.client() as client:
+        for _ in range(LEAVERS):
+            answer = await client.completions.create(
+                model=model, prompt="Once upon a time", max_tokens=900, temperature=0, stream=True
+            )
+            await anext(aiter(answer))
+            server.metric("spectrim_active")  # so that its connection is there
+            await answer.close()
+            start = time.perf_counter()
+            while server.metric("spectrim_active"):
+                await asyncio.sleep(0.01)
+            found.append(time.perf_counter() - start)
+    return found
+
+
+async def many(server: Server, model: str) -> list[float]:
+    """Ask a thousand times; return the server's memory in MB at the start and at each quarter."""
+    slots = asyncio.Semaphore(AT_ONCE)
+    found = [server.memory() / 1e6]
+    async with server.client() as client:
+
+        async def one(number: int) -> None:
+            async with slots:
+                await client.completions.create(
+                    model=model, prompt=f"The number {number} is", max_tokens=2, seed=number
+                )
+
+        for quarter in range(4):
+            numbers = range(quarter * REQUESTS // 4, (quarter + 1) * REQUESTS // 4)
+            await asyncio.gather(*(one(number) for number in numbers))
+            found.append(server.memory() / 1e6)
+    return found
+
+
+@torch.inference_mode()
+def distances(name: str, streams: list[Stream]) -> Iterator[float]:
+    """Yield for each answer how far its tokens stay below the likeliest on average, in nats."""
+    model, tokenizer = sources.load(name)
+    for one in streams:
+        prompt = tokenizer(one.prompt).input_ids
+        answer: Any = tokenizer.encode(one.text, add_special_tokens=False)
+        logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1].float()
+        chosen = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
+        yield float((logits.amax(-1) - chosen).mean()) if answer else 0.0
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -92,22 +92,33 @@ def is_there(folder: Path, seed: int) -> bool:
     return False
 
 
-def write(source: Source, folder: Path, ids: Int[Tensor, "windows length"], seed: int) -> None:
+def write(
+    source: Source,
+    folder: Path,
+    ids: Int[Tensor, "windows length"],
+    seed: int,
+    change: Callable[[PreTrainedModel, int], PreTrainedModel] | None = None,
+) -> None:
     """Write a Llama model, turned, in bf16, and print what was checked.
 
-    ids: tokens that logits and perplexity are compared on.
+    ids: tokens that logits and perplexity are compared on. change: instead of turning it.
 
     Raises:
         SpectrimError: it is no Llama model, or a check fails; nothing is written then.
     """
     dense = sources.model(source, dtype=torch.float32)
-    turned = rotate(dense, seed)
+    turned = (change or rotate)(dense, seed)
     found = {"seed": seed, **check(dense, turned, ids)}
     with output_folder(folder, "rotated") as partial:
-        tensors = {name: one.bfloat16().contiguous() for name, one in turned.state_dict().items()}
+        tied = turned.config.tie_word_embeddings
+        tensors = {
+            name: one.bfloat16().contiguous()
+            for name, one in turned.state_dict().items()
+            if not (tied and name == "lm_head.weight")
+        }
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-        config |= {"tie_word_embeddings": False, "dtype": "bfloat16"}
+        config |= {"tie_word_embeddings": tied, "dtype": "bfloat16"}
         config.pop("torch_dtype", None)  # the older name of the same
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         copy_companions(source.folder, partial)

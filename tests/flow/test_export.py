@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,15 @@ def test_blocks_that_are_stored_once_are_written_out(tmp_path: Path) -> None:
     assert torch.equal(logits(load(small), tokens()), logits(model, tokens()))
 
 
+def test_parts_lie_in_the_output_which_a_killed_run_leaves_to_the_next(tmp_path: Path) -> None:
+    folder = exportable(tmp_path / "model")
+    (tmp_path / "plain").mkdir()
+    during: list[set[str]] = []
+    dense(folder, tmp_path / "plain", lambda *_: during.append(set(os.listdir(tmp_path))))
+    assert during and all(names == {"model", "plain"} for names in during)
+    assert not [path for path in (tmp_path / "plain").iterdir() if path.is_dir()]
+
+
 def test_an_autoencoder_is_refused(tmp_path: Path) -> None:
     model = build("llama")
     module = Autoencoder(48, 80, 4, False)
@@ -93,6 +103,10 @@ def test_outputs_of_others_are_refused_before_any_work(tmp_path: Path) -> None:
     folder = exportable(tmp_path / "model")
     theirs = tmp_path / "x.gguf"
     theirs.write_bytes(b"GGUF of somebody else")
+    notes = tmp_path / "notes.txt"
+    notes.write_text("how I made it: spectrim export small/ --to gguf")
+    with pytest.raises(SpectrimError, match="was not written by spectrim"):
+        export(str(folder), "gguf", notes, cache=tmp_path / "cache")
     with pytest.raises(SpectrimError, match="was not written by spectrim"):
         export(str(folder), "gguf", theirs, cache=tmp_path / "cache")
     ours = tmp_path / "y.gguf"

@@ -18,6 +18,7 @@ from spectrim.formats.packed.scales import Grid
 from spectrim.formats.quantized_dense import QuantizedDense
 from spectrim.model import sources
 from spectrim.rounding.nearest import nearest
+from spectrim.serve.language import of_path
 from tiny_exports import TEXT, apart, byte_pairs, exportable, in_formats, narrower, pieces, saved
 from tiny_folders import tiny_folder
 from tiny_models import build
@@ -198,6 +199,14 @@ def test_added_tokens_without_a_row_are_left_out(tmp_path: Path) -> None:
     assert len(field(file, "tokenizer.ggml.tokens")) == rows
     with pytest.raises(SpectrimError, match=f"only {rows - 1} rows"):
         exported(exportable(tmp_path / "less", words=words, vocab_size=rows - 1))
+
+
+def test_all_tokens_that_end_an_answer_are_told(tmp_path: Path) -> None:
+    folder = exportable(tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 7, 5, 9]}')
+    file, told = exported(folder)
+    assert of_path(file).ends == {2, 7, 5}
+    assert "token 9 ends an answer here, but not in the file" in told
 
 
 def test_what_llama_cpp_cannot_run_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import report_folder
 from spectrim.cli import main
 from spectrim.errors import SpectrimError
+from spectrim.outputs.folder import output_file
 from spectrim.outputs.manifest import (
     LARGEST,
     MANIFEST,
@@ -189,6 +192,20 @@ def test_a_front_is_refused_before_its_first_size(place: Place) -> None:
 
 
 # single files
+
+
+def test_a_file_of_a_killed_run_is_removed_and_one_in_the_making_is_left(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = {kind: f".m.gguf.partial-{process}" for kind, process in
+             {"killed": ended.pid, "running": os.getppid(), "other": "notes"}.items()}  # fmt: skip
+    for name in names.values():
+        (tmp_path / name).write_text("half")
+    with output_file(tmp_path / "m.gguf") as partial:
+        assert partial.name not in names.values()
+        partial.write_text("whole")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"m.gguf", names["running"], names["other"]}
 
 
 def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:

@@ -306,7 +306,8 @@ def test_the_folder_that_one_is_in_is_refused(
 
 def test_scores_are_not_written_through_a_hidden_link(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text(THESIS)
-    (tmp_path / ".s.json.partial").symlink_to(tmp_path / "thesis.tex")
+    hidden = tmp_path / f".s.json.partial-{os.getpid()}"
+    hidden.symlink_to(tmp_path / "thesis.tex")
     with output_file(tmp_path / "s.json") as partial:
         partial.write_text("{}")
     assert (tmp_path / "thesis.tex").read_text() == THESIS

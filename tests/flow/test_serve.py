@@ -179,6 +179,24 @@ def test_a_client_that_leaves_frees_its_slot(client, place):
     assert place.metric("spectrim_cancelled_total") == before + 2
 
 
+def test_texts_of_a_client_that_has_left_are_not_embedded(place, monkeypatch):
+    made = []
+
+    def slow(tokens):
+        made.append(tokens)
+        time.sleep(0.02)
+        return np.ones(4, dtype=np.float32)
+
+    monkeypatch.setattr(place.served.batch, "embed", slow)
+    body = {"model": "tiny", "input": ["w5"] * 100}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{place.url}/v1/embeddings", json=body, timeout=0.3)
+    time.sleep(0.2)
+    so_far = len(made)
+    time.sleep(0.2)
+    assert 0 < len(made) == so_far < 100
+
+
 def test_those_beyond_the_queue_are_told_to_come_again(folder):
     with serving(folder, Limits(slots=1, queue=1), key="secret") as place:
         with pytest.raises(openai.AuthenticationError, match="Incorrect API key"):

@@ -57,7 +57,8 @@ ONLY = {
         "response_format": [{"type": "json_object"}],
     },
     "/v1/embeddings": {
-        "input": [None, "", [], [[]], 5, ["w5", 3], [112], ["w5"] * 257, [""], "w5 " * 70],
+        "input": [None, "", [], [[]], 5, ["w5", 3], [112], ["w5"] * 257, [[5]] * 257, [""],
+                  "w5 " * 70],
         "encoding_format": ["int8", 5], "dimensions": [8],
     },
 }  # fmt: skip
@@ -110,6 +111,18 @@ def test_every_malformed_request_is_refused_in_openais_shape(place):
         for path, body in BODIES.items():
             assert client.post(path, json=body).status_code == 200
     assert place.metric("spectrim_active") == place.metric("spectrim_waiting") == 0
+
+
+def test_an_unknown_key_is_named_whatever_it_holds(place):
+    for key, named in (("foo-bar", "foo-bar"), ("x y" * 100, "x y" * 33 + "x")):
+        raw = json.dumps(TEXT | {key: 1})
+        found = httpx.post(f"{place.url}/v1/completions", headers=JSON, content=raw)
+        error = found.json()["error"]
+        assert (found.status_code, error["code"], error["param"]) == (
+            400,
+            "unknown_argument",
+            named,
+        )
 
 
 def test_a_body_of_unknown_length_is_limited_too(place):

@@ -30,6 +30,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 version, environment = sys.argv[1:]
 assert spectrim.__version__ == version, f"the wheel says {spectrim.__version__}"
 assert pathlib.Path(spectrim.__file__).is_relative_to(environment), spectrim.__file__
+from spectrim.kernels.library import library
+assert library() is not None, "the wheel brings no compiled kernels"
 decisions = json.loads(pathlib.Path("small/plan.json").read_text())["decisions"]
 assert any(one["format"] != "dense" for one in decisions), "no map was made smaller"
 assert pathlib.Path("small/report.html").read_text().startswith("<!"), "the report is no page"
@@ -45,13 +47,16 @@ assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in whole
 
 
 def built(folder: Path, version: str) -> Path:
-    """Return the wheel in a folder that holds a wheel and an sdist of this version, no more."""
-    wheel = folder / f"spectrim-{version}-py3-none-any.whl"
-    expected = [wheel.name, f"spectrim-{version}.tar.gz"]
+    """Return the wheel in a folder that holds a wheel and an sdist of this version, no more.
+
+    The wheel is for one platform, as it holds the compiled kernels.
+    """
+    wheels = list(folder.glob(f"spectrim-{version}-py3-none-*.whl"))
+    expected = [*(one.name for one in wheels), f"spectrim-{version}.tar.gz"]
     found = sorted(file.name for file in folder.iterdir())
-    if found != expected:
-        sys.exit(f"{folder} holds {found}; expected {expected}")
-    return wheel.resolve()
+    if found != expected or len(wheels) != 1 or wheels[0].stem.endswith("-any"):
+        sys.exit(f"{folder} holds {found}; expected an sdist and a wheel for one platform")
+    return wheels[0].resolve()
 
 
 def run(*command: str | Path, folder: Path) -> None:

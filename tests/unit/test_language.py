@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from gguf import GGUFWriter
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from spectrim.errors import SpectrimError
 from spectrim.serve.language import of_path
 from tiny_exports import byte_pairs
 
@@ -30,3 +32,13 @@ def test_the_beginning_of_a_text_is_the_tokenizers(tmp_path, begin, end, templat
     told = of_path(tmp_path)
     assert told.begin == found
     assert told.ends == {2}
+
+
+def test_a_gguf_without_a_vocabulary_is_refused(tmp_path):
+    writer = GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(SpectrimError, match="no vocabulary that can be read"):
+        of_path(tmp_path / "a.gguf")

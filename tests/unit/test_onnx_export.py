@@ -233,6 +233,10 @@ def test_what_cannot_run_is_refused(tmp_path: Path) -> None:
     running.feed([5] * 30)
     with pytest.raises(SpectrimError, match=r"33 tokens do not fit into a context of 32"):
         running.feed([5, 6, 7])
+    assert onnxruntime(tmp_path / "onnx", 1, 65).context == 64  # the model's positions
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"nonsense")
+    with pytest.raises(SpectrimError, match=r"cannot load .*; export it again"):
+        onnxruntime(tmp_path / "onnx", 1, 8)
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ GPTQ = {"quant_method": "gptq", "bits": 4}
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json; expected a model"),
         (spoil("config.json", "{"), "config.json is not JSON; fetch it again"),
+        (spoil("config.json", "[" * 100_000), "config.json is not JSON; fetch it again"),
         (spoil("config.json", "[]"), "model type 'None' is not supported; supported are bart, "),
         (lambda f: change_config(f, model_type=["llama"]), r"model type '\['llama'\]' is not sup"),
         (lambda f: change_config(f, model_type="mamba"), "model type 'mamba' is not supported"),

@@ -57,6 +57,7 @@ def test_tensors_own_their_memory(tmp_path: Path) -> None:
     ("header", "data", "line"),
     [
         (b"{", b"", "has a header that is not JSON"),
+        (b"[" * 100_000, b"", "has a header that is not JSON"),
         (b'{"\xff"}', b"", "has a header that is not JSON"),
         ([], b"", "has a header that names no tensors"),
         ({"a": 3}, EIGHT, "describes tensor 'a' wrongly"),

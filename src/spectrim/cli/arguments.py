@@ -61,11 +61,11 @@ def refuse_beside_plan(plan: Path, said: Mapping[str, object]) -> None:
             raise SpectrimError(f"--plan already says the {name}; leave out --{name}")
 
 
-def refuse_beside_size(said: Mapping[str, object]) -> None:
-    """Raise SpectrimError where an option is given that --size decides."""
+def refuse_beside_size(said: Mapping[str, object], by: str = "size") -> None:
+    """Raise SpectrimError where an option is given that --size, --fits or --for decides."""
     for name, value in said.items():
         if value is not None:
-            raise SpectrimError(f"--size chooses the {name} itself; leave out --{name}, or --size")
+            raise SpectrimError(f"--{by} chooses the {name} itself; leave out --{name}, or --{by}")
 
 
 def prove_writable(target: Path) -> None:

@@ -9,11 +9,18 @@ import typer
 HELP = {
     "model": "Hub name, model folder, GGUF file, or 'demo'. May be left out where --recipe names "
     "one.",
-    "output": "Folder to write: the smaller model, its recipe, plan and scores.",
+    "output": "Folder to write: the smaller model, its recipe, plan and scores; with --for, a "
+    "file.",
     "keep": "The part that stays: '80% of linear' (numbers of the linear maps inside the blocks) "
     "or '60%' (bytes of the whole model), or '25% of linear bytes' (bytes of those maps).",
-    "size": "A size to reach, and nothing else to ask: '25%' (bytes of the whole model) or '25% of "
-    "linear bytes'. Ranks, bits and healing are chosen by what they cost.",
+    "size": "A size to reach, and nothing else to ask: '25%' (bytes of the whole model), '25% of "
+    "linear bytes', or bytes: '600MB', '1.5GiB'. Ranks, bits and healing are chosen by what they "
+    "cost.",
+    "fits": "As --size, by the memory that it is to run in, such as '4GB': weights, the keys and "
+    "values of --context tokens, and the runtime.",
+    "room": "How many tokens of keys and values --fits makes room for.",
+    "for": "Write one file for another engine instead of a folder: llama.cpp, a GGUF file in the "
+    "best mix of its own types.",
     "searched": "Hub name, model folder, GGUF file, or 'demo'.",
     "front": "Folder to write: one smaller model for each size, and a page about all of them.",
     "front-sizes": "Sizes as for 'shrink --size', separated by commas.",

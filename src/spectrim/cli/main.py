@@ -35,6 +35,7 @@ Kind = Literal[
     "methods", "formats", "allocators", "metrics", "tasks", "stages", "families", "exporters"
 ]
 Refine = Literal["auto", "on", "off"]
+Target = Literal["llama.cpp"]
 
 
 def _tell_version(asked: bool) -> bool:
@@ -59,6 +60,9 @@ def shrink(  # Typer reads a command's options from its parameters, so they stan
     model: Annotated[str | None, argument("model")] = None,
     keep: Annotated[str | None, option("keep", default="80% of linear")] = None,
     size: Annotated[str | None, option("size")] = None,
+    fits: Annotated[str | None, option("fits")] = None,
+    context: Annotated[int | None, option("room", default="4096")] = None,
+    target: Annotated[Target | None, option("for", "--for")] = None,
     calibration: Annotated[str | None, option("calibration", default="default")] = None,
     tokens: Annotated[str | None, option("tokens", default="48x1024")] = None,
     method: Annotated[str | None, option("method", default="loss_aware_svd")] = None,
@@ -88,6 +92,8 @@ def shrink(  # Typer reads a command's options from its parameters, so they stan
     spectrim shrink demo --recipe recipes/compact.yaml --keep "25% of linear bytes" -o small/
 
     spectrim shrink demo --plan small/plan.json -o again/
+
+    spectrim shrink demo --for llama.cpp --size 90MB -o small.gguf
     """
     shrinking.run(shrinking.ShrinkOptions(**locals()))  # the parameters, by their names
 

@@ -11,8 +11,10 @@ import typer
 
 from spectrim.cli import arguments as given
 from spectrim.errors import SpectrimError
+from spectrim.recipe.sizes import in_bytes, parse_bytes
 
 if TYPE_CHECKING:
+    from spectrim.model.runtime import Size
     from spectrim.recipe.recipe import Keep, Recipe
 
 
@@ -24,6 +26,9 @@ class ShrinkOptions:
     model: str | None
     keep: str | None
     size: str | None
+    fits: str | None
+    context: int | None
+    target: str | None
     calibration: str | None
     tokens: str | None
     method: str | None
@@ -58,9 +63,24 @@ class ShrinkOptions:
             text = {"calibration": self.calibration, "tokens": self.tokens}
             others = {"seed": self.seed, "no-heal": self.no_heal or None}
             given.refuse_beside_plan(self.plan, {**factorize, **text, **others})
-        if self.size is not None:
+        if self.size is not None or self.fits is not None or self.target is not None:
             files = {"recipe": self.recipe, "plan": self.plan}
-            given.refuse_beside_size({**files, **factorize})
+            name = "size" if self.size is not None else "fits" if self.fits is not None else "for"
+            given.refuse_beside_size({**files, **factorize}, name)
+        self._refuse_sizes()
+
+    def _refuse_sizes(self) -> None:
+        """Raise SpectrimError where sizes contradict each other, or one is missing."""
+        if self.size is not None and self.fits is not None:
+            raise SpectrimError("--size and --fits both say how large it may be; leave out one")
+        if self.context is not None and self.fits is None:
+            raise SpectrimError("--context is for --fits, whose memory it is a part of; give both")
+        if self.target is not None and self.size is None and self.fits is None:
+            raise SpectrimError(
+                f"--for {self.target} needs a size; add --size 600MB, --size 40% or --fits 4GB"
+            )
+        if self.target is not None and self.no_heal:
+            raise SpectrimError(f"--for {self.target} never trains; leave out --no-heal")
 
     def build(self) -> Recipe:
         """Return the recipe: that of the file, or the default one, changed by the options.
@@ -90,11 +110,36 @@ class ShrinkOptions:
             )
         return recipe.unhealed() if self.no_heal else recipe
 
-    def budget(self) -> Keep | None:
+    def budget(self) -> Keep | Size | None:
         """Return the size to reach, None where a recipe says what is done."""
+        from spectrim.model.runtime import Size
         from spectrim.recipe.recipe import Keep
 
-        return None if self.size is None else Keep.parse(self.size, "size")
+        if self.fits is not None:
+            return Size(memory=parse_bytes(self.fits, "fits"), context=self.context)
+        if self.size is None:
+            return None
+        if in_bytes(self.size):
+            return Size(bytes=parse_bytes(self.size))
+        return Keep.parse(self.size, "size")
+
+    def file_size(self) -> Size:
+        """Return how large a single file may be.
+
+        Raises:
+            SpectrimError: the size is one of linear maps.
+        """
+        from spectrim.model.runtime import Size
+
+        budget = self.budget()
+        if isinstance(budget, Size):
+            return budget
+        if budget is None or budget.of != "bytes":
+            raise SpectrimError(
+                f"--for {self.target} makes one file; give the size of all of it, such as '600MB' "
+                "or '40%'"
+            )
+        return Size(part=budget.fraction)
 
 
 def run(options: ShrinkOptions) -> None:
@@ -104,6 +149,9 @@ def run(options: ShrinkOptions) -> None:
         SpectrimError: anything that the user can put right.
     """
     options.refuse()
+    if options.target is not None:
+        _one_file(options)
+        return
     recipe, budget, why = options.build(), options.budget(), None
     given.prove_writable(options.output)
     from spectrim.model import sources
@@ -124,6 +172,20 @@ def run(options: ShrinkOptions) -> None:
         )  # fmt: skip
     if not process():  # the first one of several tells
         _tell(options, why)
+
+
+def _one_file(options: ShrinkOptions) -> None:
+    """Make a single file for another engine, and tell what was made."""
+    recipe, size = options.build(), options.file_size()
+    given.prove_writable(options.output)
+    from spectrim.model import sources
+    from spectrim.report.progress import shown
+    from spectrim.verbs.for_llama_cpp import for_llama_cpp
+
+    cache = options.cache or sources.default_cache()
+    with shown() as progress:
+        made = for_llama_cpp(recipe, size, options.output, cache=cache, progress=progress)
+    typer.echo(f"{made}\nwrote {options.output}")
 
 
 def _tell(options: ShrinkOptions, why: str | None) -> None:

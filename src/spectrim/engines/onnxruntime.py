@@ -6,6 +6,7 @@ writes to, so that none are copied from token to token.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ from numpy import ndarray
 from spectrim.errors import SpectrimError
 
 READS = ("*.onnx",)
-MODEL, TOKENIZER = "model.onnx", "tokenizer.json"
+MODEL, TOKENIZER, SETTINGS = "model.onnx", "tokenizer.json", "genai_config.json"
 QUIET = 3  # errors only
 
 
@@ -33,9 +34,12 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         options.log_severity_level = QUIET
         self.context = context
-        self._session = onnxruntime.InferenceSession(
-            str(folder / MODEL), options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(folder / MODEL), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # each fault is a class of its own there
+            raise SpectrimError(f"ONNX Runtime cannot load {folder}; export it again") from error
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self._binding = self._session.io_binding()
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
@@ -105,15 +109,18 @@ class OnnxRuntime:
 def onnxruntime(path: Path, threads: int, context: int) -> OnnxRuntime:
     """Return the model of a folder, running.
 
-    context: how many tokens its buffers hold.
+    context: how many tokens its buffers hold, at most the model's positions.
 
     Raises:
-        SpectrimError: ONNX Runtime is not installed, or the folder holds no model for it.
+        SpectrimError: ONNX Runtime is not installed, or the folder holds no model for it, or one
+            that it cannot load.
     """
     if find_spec("onnxruntime") is None:
         raise SpectrimError("ONNX models need onnxruntime; run `pip install 'spectrim[export]'`")
-    if missing := [name for name in (MODEL, TOKENIZER) if not (path / name).is_file()]:
+    if missing := [name for name in (MODEL, TOKENIZER, SETTINGS) if not (path / name).is_file()]:
         raise SpectrimError(
             f"{path} has no {missing[0]}; expected a folder that `spectrim export --to onnx` wrote"
         )
-    return OnnxRuntime(path, threads, context)
+    said = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
+    # Its tables of rotary positions end there.
+    return OnnxRuntime(path, threads, min(context, said["model"]["context_length"]))

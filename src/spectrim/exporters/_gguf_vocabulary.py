@@ -68,9 +68,11 @@ def tell_vocabulary(
     special.add_special_token = {"bos": first, "eos": last}
     special.add_to_gguf(writer, quiet=True)
     more = [one for one in ends if one != special.special_token_ids.get("eos")]
-    if more and "eot" not in special.special_token_ids:
-        writer.add_eot_token_id(more[0])
-    return [*told, *lost]
+    # Ends of turn and of message: there are no other places for tokens that end an answer.
+    for tell, end in zip((writer.add_eot_token_id, writer.add_eom_token_id), more, strict=False):
+        tell(end)
+    untold = [f"token {end} ends an answer here, but not in the file" for end in more[2:]]
+    return [*told, *lost, *untold]
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def dense(source: Path, output: Path, progress: Progress | None) -> list[str]:
     """
     held = DenseTensors(source)
     groups, filled = _by_block(held.names()), 0
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".parts-") as folder:
+    with tempfile.TemporaryDirectory(dir=output, prefix=".parts-") as folder:
         parts: list[Path] = []
         for group in groups:
             tensors = {}

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from spectrim.kernels.maps import Parts
 from spectrim.registry import Registry
 
 formats = Registry(
@@ -89,6 +90,10 @@ class FactoredLinear(nn.Module, ABC):
     @abstractmethod
     def dense(self) -> Float[Tensor, "out in"]:
         """Return the matrix that the factors stand for."""
+
+    def parts(self) -> Parts | None:
+        """Return what the kernels compute W x with; None where they cannot."""
+        return None
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return W x + b."""

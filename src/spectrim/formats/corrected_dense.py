@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectrim.formats import FactoredLinear
+from spectrim.kernels.maps import Parts
+from spectrim.kernels.structures import Numbers
 
 STAGE = "compensate"
 
@@ -53,6 +55,10 @@ class CorrectedDense(FactoredLinear):
         return functional.linear(x, self.matrix) + functional.linear(
             functional.linear(x, self.first), self.second
         )
+
+    def parts(self) -> Parts:
+        """Return what the kernels compute W x with."""
+        return Parts(Numbers(self.matrix), Numbers(self.first), Numbers(self.second))
 
     def dense(self) -> Float[Tensor, "out in"]:
         """Return matrix + second @ first."""

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectrim.formats import FactoredLinear
+from spectrim.kernels.maps import Parts
+from spectrim.kernels.structures import Numbers
 
 
 class FewerInputs(FactoredLinear):
@@ -55,6 +57,10 @@ class FewerInputs(FactoredLinear):
     def apply_factors(self, x: Float[Tensor, "*batch rank"]) -> Float[Tensor, "*batch out"]:
         """Return columns x."""
         return functional.linear(x, self.columns)
+
+    def parts(self) -> Parts | None:
+        """Return what the kernels compute W x with."""
+        return Parts(Numbers(self.columns))
 
     def dense(self) -> Float[Tensor, "out rank"]:
         """Return ``columns``."""

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectrim.formats import FactoredLinear
+from spectrim.kernels.maps import Parts
+from spectrim.kernels.structures import Numbers
 
 
 class FewerOutputs(FactoredLinear):
@@ -47,6 +49,10 @@ class FewerOutputs(FactoredLinear):
     def apply_factors(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch rank"]:
         """Return rows x."""
         return functional.linear(x, self.rows)
+
+    def parts(self) -> Parts:
+        """Return what the kernels compute W x with."""
+        return Parts(Numbers(self.rows))
 
     def dense(self) -> Float[Tensor, "rank in"]:
         """Return ``rows``."""

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectrim.formats import TwoFactors
+from spectrim.kernels.maps import Parts
+from spectrim.kernels.structures import Numbers
 
 
 class LowRank(TwoFactors):
@@ -39,6 +41,10 @@ class LowRank(TwoFactors):
     def apply_factors(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return second (first x)."""
         return functional.linear(functional.linear(x, self.first), self.second)
+
+    def parts(self) -> Parts:
+        """Return what the kernels compute W x with."""
+        return Parts(first=Numbers(self.first), second=Numbers(self.second))
 
     def left(self) -> Float[Tensor, "out rank"]:
         """Return ``second``."""

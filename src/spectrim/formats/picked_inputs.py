@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spectrim.formats.fewer_inputs import FewerInputs
+from spectrim.kernels.maps import Parts
 
 
 class PickedInputs(FewerInputs):
@@ -19,6 +20,10 @@ class PickedInputs(FewerInputs):
         """Return columns x, x at the places."""
         places = self.places.long().expand(*x.shape[:-1], self.rank)
         return functional.linear(x.gather(-1, places), self.columns)
+
+    def parts(self) -> Parts | None:
+        """Return None, as the inputs are picked first."""
+        return None
 
     def dense(self) -> Float[Tensor, "out in"]:
         """Return ``columns`` at their places, zeros elsewhere."""

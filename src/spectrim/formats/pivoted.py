@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectrim.formats import TwoFactors
+from spectrim.kernels.maps import Parts
+from spectrim.kernels.structures import Numbers
 
 
 class Pivoted(TwoFactors):
@@ -59,6 +61,10 @@ class Pivoted(TwoFactors):
         both = torch.cat((pivot, functional.linear(pivot, self.coefficients)), dim=-1)
         # On a processor index_select takes more than twice as long as gather.
         return both.gather(-1, self.order.long().expand(both.shape))
+
+    def parts(self) -> Parts:
+        """Return what the kernels compute W x with."""
+        return Parts(first=Numbers(self.rows), second=Numbers(self.coefficients), order=self.order)
 
     def left(self) -> Float[Tensor, "out rank"]:
         """Return identity rows for the pivots and ``coefficients`` for the others, in order."""

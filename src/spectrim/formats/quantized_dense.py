@@ -12,6 +12,8 @@ from torch.nn import functional
 from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.formats.packed.quantized import Quantized
 from spectrim.formats.packed.scales import Grid
+from spectrim.kernels.maps import Parts
+from spectrim.kernels.structures import Numbers
 
 STAGE = "quantize"
 
@@ -54,6 +56,12 @@ class QuantizedDense(Quantized):
         if self.first is None or self.second is None:
             return y
         return y + functional.linear(functional.linear(x, self.first), self.second)
+
+    def parts(self) -> Parts:
+        """Return what the kernels compute W x with."""
+        if self.first is None or self.second is None:
+            return Parts(self.quantized.part())
+        return Parts(self.quantized.part(), Numbers(self.first), Numbers(self.second))
 
     def dense(self) -> Float[Tensor, "out in"]:
         """Return Q + second @ first."""

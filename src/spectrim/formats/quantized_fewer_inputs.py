@@ -7,6 +7,7 @@ from torch import Tensor
 
 from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.formats.packed.quantized import Quantized
+from spectrim.kernels.maps import Parts
 
 STAGE = "quantize"
 
@@ -29,6 +30,10 @@ class QuantizedFewerInputs(Quantized):
     def apply_factors(self, x: Float[Tensor, "*batch rank"]) -> Float[Tensor, "*batch out"]:
         """Return columns x."""
         return self.columns.product(x)
+
+    def parts(self) -> Parts:
+        """Return what the kernels compute W x with."""
+        return Parts(self.columns.part())
 
     def dense(self) -> Float[Tensor, "out rank"]:
         """Return the columns."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.formats.packed.quantized import Quantized
+from spectrim.kernels.maps import Parts
 
 STAGE = "quantize"
 
@@ -33,6 +34,10 @@ class QuantizedFewerOutputs(Quantized):
     def apply_factors(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch rank"]:
         """Return rows x."""
         return self.rows.product(x)
+
+    def parts(self) -> Parts:
+        """Return what the kernels compute W x with."""
+        return Parts(self.rows.part())
 
     def dense(self) -> Float[Tensor, "rank in"]:
         """Return the rows."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.formats.packed.quantized import Quantized
+from spectrim.kernels.maps import Parts
 
 STAGE = "quantize"
 
@@ -25,6 +26,10 @@ class QuantizedLowRank(Quantized):
     def apply_factors(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return second (first x)."""
         return self.second.product(self.first.product(x))
+
+    def parts(self) -> Parts:
+        """Return what the kernels compute W x with."""
+        return Parts(first=self.first.part(), second=self.second.part())
 
     def dense(self) -> Float[Tensor, "out in"]:
         """Return the product of the factors."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.formats.packed.quantized import Quantized
 from spectrim.formats.packed.scales import Grid
+from spectrim.kernels.maps import Parts
 
 STAGE = "quantize"
 
@@ -47,6 +48,10 @@ class QuantizedPivoted(Quantized):
         pivot = self.rows.product(x)  # [*batch, rank]
         both = torch.cat((pivot, self.coefficients.product(pivot)), dim=-1)
         return both.gather(-1, self.order.long().expand(both.shape))
+
+    def parts(self) -> Parts:
+        """Return what the kernels compute W x with."""
+        return Parts(first=self.rows.part(), second=self.coefficients.part(), order=self.order)
 
     def dense(self) -> Float[Tensor, "out in"]:
         """Return the pivot rows and the others made from them, in order."""

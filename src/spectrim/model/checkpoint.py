@@ -21,6 +21,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from spectrim.errors import SpectrimError
 from spectrim.formats import formats, link
 from spectrim.model.architectures import Place, architecture_of
+from spectrim.model.decoding import use_kernels
 from spectrim.model.experts import unpack_experts
 from spectrim.model.fused import split_fused
 from spectrim.model.sites import replace
@@ -79,6 +80,12 @@ class SpectrimQuantizer(HfQuantizer):
             )
         install(model, config.sites)
         share(model, config.shared_blocks)
+        return model
+
+    def _process_model_after_weight_loading(
+        self, model: PreTrainedModel, **kwargs: Any
+    ) -> PreTrainedModel:
+        use_kernels(model)
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:

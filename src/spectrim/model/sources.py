@@ -233,7 +233,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SpectrimError(f"{folder} has no config.json; expected a model folder") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SpectrimError(f"{folder / 'config.json'} is not JSON; fetch it again") from error
     return settings if isinstance(settings, dict) else {}
 

@@ -140,7 +140,7 @@ def _places(index: Path) -> dict[str, str]:
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return {str(name): str(shard) for name, shard in places.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SpectrimError(
             f"{index} is damaged; expected JSON with a 'weight_map', fetch it again"
         ) from error
@@ -149,7 +149,7 @@ def _places(index: Path) -> dict[str, str]:
 def _header(file: Path, raw: bytes) -> dict[str, Any]:
     try:
         header = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SpectrimError(f"{file} has a header that is not JSON; fetch it again") from error
     if not isinstance(header, dict):
         raise SpectrimError(f"{file} has a header that names no tensors; fetch it again")

@@ -58,7 +58,7 @@ def output_file(path: Path) -> Iterator[Path]:
     """
     target = path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = next(name for name in _beside(target, "partial") if not os.path.lexists(name))
+    partial = _unfinished_file(target)
     try:
         yield partial
         os.replace(partial, target)
@@ -131,7 +131,11 @@ def _free(path: Path) -> Path:
 
 def _beside(target: Path, kind: str) -> Iterator[Path]:
     """Yield hidden names beside an output, one after the other."""
-    name = own(f".{target.name}.{kind}")
+    return _numbered(target, own(f".{target.name}.{kind}"))
+
+
+def _numbered(target: Path, name: str) -> Iterator[Path]:
+    """Yield a name beside an output, then that name with numbers."""
     yield target.with_name(name)
     yield from (target.with_name(f"{name}.{number}") for number in count(1))
 
@@ -151,6 +155,21 @@ def _unfinished(target: Path, verb: str) -> Path:
     said = {"spectrim": __version__, "verb": verb, "files": {}, "process": os.getpid()}
     (partial / MANIFEST).write_text(json.dumps(said), encoding="utf-8")
     return partial
+
+
+def _unfinished_file(target: Path) -> Path:
+    """Return the path that an output is written to, which no other process takes.
+
+    What a killed run of ours left is removed: the name says which process wrote it.
+    """
+    mark = f".{target.name}.partial-"
+    for path in target.parent.iterdir():
+        process = path.name.removeprefix(mark)
+        written = path.name.startswith(mark) and process.isdecimal()
+        if written and path.is_file() and not path.is_symlink() and not _runs(int(process)):
+            path.unlink()
+    own_names = _numbered(target, f"{mark}{os.getpid()}")
+    return next(path for path in own_names if not os.path.lexists(path))
 
 
 def _runs(process: object) -> bool:

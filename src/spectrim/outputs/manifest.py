@@ -42,11 +42,15 @@ def is_page(file: Path) -> bool:
 
 
 def is_export(file: Path) -> bool:
-    """Return whether a single file is a model that we wrote: its beginning names its maker."""
+    """Return whether a single file is a model that we wrote: its beginning names its maker.
+
+    It is to be a GGUF besides, as a text about us has our name, too.
+    """
     if not file.is_file():
         return False
     with file.open("rb") as stream:
-        return MAKER.encode() in stream.read(HEAD)
+        head = stream.read(HEAD)
+    return head.startswith(b"GGUF") and MAKER.encode() in head
 
 
 def record(folder: Path, verb: str) -> None:

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import Response
 
 from spectrim.serve.batch import Vector
 from spectrim.serve.failures import ApiError, of_fault
 from spectrim.serve.fields import EmbeddingRequest
+from spectrim.serve.following import ClientLeftError, while_client_waits
 from spectrim.serve.scheduler import FullError
 from spectrim.serve.served import Served
 
 
-async def embed(body: EmbeddingRequest, request: Request) -> dict[str, Any]:
+async def embed(body: EmbeddingRequest, request: Request) -> dict[str, Any] | Response:
     """Return the mean of the last hidden states of each text, scaled to length 1."""
     served: Served = request.app.state.served
     served.check_model(body.model)
@@ -25,7 +27,10 @@ async def embed(body: EmbeddingRequest, request: Request) -> dict[str, Any]:
     if isinstance(given, str) or isinstance(given[0], int):
         given = [given]
     texts = [await run_in_threadpool(served.tokens, one, "input") for one in given]
-    vectors = [await _vector(served, tokens) for tokens in texts]
+    try:
+        vectors = await while_client_waits(request, _vectors(served, texts))
+    except ClientLeftError:
+        return Response(status_code=499)  # which nobody reads; nginx's number for this
     count = sum(len(tokens) for tokens in texts)
     served.meters.tokens.labels("embedding").inc(count)
     return {
@@ -37,6 +42,10 @@ async def embed(body: EmbeddingRequest, request: Request) -> dict[str, Any]:
         ],
         "usage": {"prompt_tokens": count, "total_tokens": count},
     }
+
+
+async def _vectors(served: Served, texts: list[tuple[int, ...]]) -> list[Vector]:
+    return [await _vector(served, tokens) for tokens in texts]
 
 
 async def _vector(served: Served, tokens: tuple[int, ...]) -> Vector:

@@ -97,6 +97,7 @@ def _of_fields(found: Sequence[Mapping[str, Any]]) -> ApiError:
     if kind == "json_invalid":
         return ApiError("the body is not JSON", code="invalid_json")
     if kind == "extra_forbidden":
+        param = ".".join([*where, *_last(first["loc"][-1])])
         return ApiError(
             f"Unrecognized request argument supplied: {param}", param=param, code="unknown_argument"
         )
@@ -109,6 +110,14 @@ def _of_fields(found: Sequence[Mapping[str, Any]]) -> ApiError:
 def _names_a_kind(part: object) -> bool:
     """Return whether a part of a place names a kind of value, as for unions, and no field."""
     return isinstance(part, str) and (part in ("str", "Part") or not part.isidentifier())
+
+
+def _last(part: object) -> tuple[str, ...]:
+    """Return the end of a place that `_names_a_kind` has left out: a client's key may be anything.
+
+    Where it is long, its beginning; halves of letters are replaced, as no JSON holds them.
+    """
+    return (str(part)[:100].encode(errors="replace").decode(),) if _names_a_kind(part) else ()
 
 
 def _code(kind: str) -> str:

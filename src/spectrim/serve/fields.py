@@ -35,7 +35,7 @@ def _encodable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_encodable)]
 Tokens = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Lists = Annotated[list[Tokens], Field(min_length=1)]
+Lists = Annotated[list[Tokens], Field(min_length=1, max_length=256)]
 Stop = Annotated[Text, Field(min_length=1, max_length=1000)]
 
 

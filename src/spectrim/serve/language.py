@@ -62,7 +62,7 @@ def of_path(path: Path) -> Language:
     """Return what a .gguf file, or a folder with a tokenizer, says of its text.
 
     Raises:
-        SpectrimError: the folder has no tokenizer that can be read.
+        SpectrimError: there is no tokenizer that can be read.
     """
     return _of_gguf(path) if path.suffix == ".gguf" else _of_folder(path)
 
@@ -92,6 +92,13 @@ def _of_folder(folder: Path) -> Language:
 
 def _of_gguf(file: Path) -> Language:
     said = metadata(file)
+    try:
+        return _of_metadata(file, said)
+    except (KeyError, ValueError, IndexError, TypeError) as error:  # it lacks one, or is cut off
+        raise SpectrimError(f"{file} has no vocabulary that can be read; fetch it again") from error
+
+
+def _of_metadata(file: Path, said: Mapping[str, Any]) -> Language:
     ids = {end: said.get(f"tokenizer.ggml.{end}") for end in ("bos_token_id", *_ENDS)}
     texts = GGUFReader(file).fields["tokenizer.ggml.tokens"]
     names = {

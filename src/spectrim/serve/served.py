@@ -82,7 +82,7 @@ def opened(path: Path, limits: Limits, threads: int, name: str | None = None) ->
     engine = engine_of(path)
     language = of_path(path)
     batch = _batch(engine, path, limits, threads)
-    first = batch.read(0, [*language.begin, *batch.encode("a")][:1], last=True)
+    first = batch.read(0, [*language.begin, *batch.encode("a"), 0][:1], last=True)
     batch.free(0)
     if first is None:
         raise SpectrimError(f"{path} gives no logits; export it anew")

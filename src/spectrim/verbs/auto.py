@@ -22,6 +22,7 @@ from spectrim.job.job import Budget, Job
 from spectrim.job.loss import search_loss
 from spectrim.job.opening import open_job
 from spectrim.model import sources
+from spectrim.model.runtime import Size
 from spectrim.model.sites import Site, find
 from spectrim.model.weights import Weights
 from spectrim.outputs.refusals import refuse_output
@@ -54,14 +55,20 @@ class Choice(NamedTuple):
 
 
 def choose(
-    asked: Recipe, size: Keep, output: Path, *, cache: Path, progress: Progress, heal: bool = True
+    asked: Recipe,
+    size: Keep | Size,
+    output: Path,
+    *,
+    cache: Path,
+    progress: Progress,
+    heal: bool = True,
 ) -> Choice:
     """Return the recipe for a model at a size; what was tried is kept, so that it is tried once.
 
     asked: says model, calibration, seed and whether remote code is trusted; its stages do not
-    count. size: part of the bytes of the whole model, or of its linear maps. output: where that
-    model will be written, which is looked at before the trials. heal: train afterwards. The same
-    seed gives the same recipe.
+    count. size: part of the bytes of the whole model, or of its linear maps, or bytes. output:
+    where that model will be written, which is looked at before the trials. heal: train afterwards.
+    The same seed gives the same recipe.
 
     Raises:
         SpectrimError: the size is one of numbers, leaves too little for the linear maps, is to be
@@ -75,7 +82,8 @@ def choose(
     source = sources.resolve(asked.model, cache, trust_remote_code=asked.trust_remote_code)
     refuse_smaller(source, "shrink")
     skeleton = sources.skeleton(source)
-    part = linear_part(Weights(source.folder, skeleton), find(skeleton), size)
+    weights = Weights(source.folder, skeleton)
+    part = linear_part(weights, find(skeleton), part_of(size, weights.bytes(), skeleton.config))
     common: dict[str, Any] = {
         "model": asked.model,
         "calibration": asked.calibration.model_dump(),
@@ -181,6 +189,13 @@ class _Trials:
                 return
             record.add(str(way), {"loss": loss})
         self.losses[way] = record.values[str(way)]["loss"]
+
+
+def part_of(size: Keep | Size, whole: int, config: Any) -> Keep:
+    """Return the part of a model's bytes that a size is, all of them where it is larger."""
+    if isinstance(size, Keep):
+        return size
+    return Keep(fraction=min(size.of(whole, config) / whole, 1.0), of="bytes")
 
 
 def linear_part(weights: Weights, sites: list[Site], size: Keep) -> float:

@@ -5,16 +5,18 @@ Layout of ``packed`` [out, ⌈in bits / 8⌉]: a row is a run of bits, that of c
 j bits; bit k is bit k mod 8 of byte ⌊k / 8⌋, so that the lowest bit comes first. A code is a two's
 complement of its bits. A row's last byte is filled up with zeros.
 
-Products are computed by torch's own fused kernels for processors, those that torchao calls: int4
-for codes in groups (twice for eight bits), int8 for eight bits in symmetric rows. They want a
-layout of their own, made at the first product and kept beside ``packed`` in memory: four bits a
-code more, eight for eight, for int8 none. Everything else, and whatever needs a gradient, is
-multiplied some rows at a time, so that no dense copy is ever held.
+A model that was opened to be used computes with kernels that read ``packed`` as it is (native.py).
+Otherwise, and without the compiled library, products are computed by torch's own fused kernels for
+processors, those that torchao calls: int4 for codes in groups (twice for eight bits), int8 for
+eight bits in symmetric rows. They want a layout of their own, made at the first product and kept
+beside ``packed`` in memory: four bits a code more, eight for eight, for int8 none. Everything else,
+and whatever needs a gradient, is multiplied some rows at a time, so that no dense copy is held.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from spectrim.formats.packed.native import Native
 from spectrim.formats.packed.scales import Grid, dequantize, offsets, scales
+from spectrim.kernels.structures import Codes
 
 WORDS = {2: 1, 3: 3, 4: 1, 8: 1}  # bits → bytes after which codes begin at a byte again
 KERNEL_GROUPS = (32, 64, 128, 256)
@@ -98,6 +102,7 @@ class PackedMatrix(nn.Module):
         codes = torch.empty(rows, groups, dtype=torch.uint8)
         self.register_buffer("scale_code", None if groups == 1 else codes)
         self.register_buffer("offset_code", None if grid.symmetric else codes.to(torch.int8))
+        self.native = Native()
         self.register_buffer("_layout", None, persistent=False)
         self.register_buffer("_scales_and_offsets", None, persistent=False)
 
@@ -142,6 +147,9 @@ class PackedMatrix(nn.Module):
     def rows_at(self, index: Tensor) -> Float[Tensor, "*index columns"]:
         """Return the rows that an index names, nothing else being unpacked."""
         flat = index.reshape(-1)
+        native = self.native.allowed and len(flat) > 0 and not torch.is_grad_enabled()
+        if native and self.native.takes(self.part(), self.dtype) and flat.dtype == torch.int64:
+            return self.native.rows(self.part(), flat).reshape(*index.shape, self.columns)
         rows = self._dequantized(unpack(self.packed[flat], self.columns, self.grid.bits), flat)
         return rows.reshape(*index.shape, self.columns)
 
@@ -205,6 +213,8 @@ class PackedMatrix(nn.Module):
         """Return the fused kernel that fits these inputs, None where none does."""
         if not self.rows or x.device.type != "cpu":
             return None
+        if self.native.allowed and self.native.takes(self.part(), x.dtype):
+            return partial(self.native.product, self.part())
         if x.dtype != self.dtype or x.dtype not in KERNEL_DTYPES:
             return None
         if self.grid.group in KERNEL_GROUPS:
@@ -213,6 +223,11 @@ class PackedMatrix(nn.Module):
         if self.grid.bits == 8 and self.scale_code is None and self.offset_code is None:
             return None if rows or columns else self._int8
         return None
+
+    def part(self) -> Codes:
+        """Return what the library is given of this matrix."""
+        codes = (self.packed, self.unit.detach(), self.scale_code, self.offset_code)
+        return Codes(*codes, self.columns, self.grid.bits, self.grid.group)
 
     def _int8(self, x: Tensor) -> Tensor:
         self.packed = _aligned(self.packed)

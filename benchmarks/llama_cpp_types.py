@@ -1,0 +1,212 @@
+"""llama.cpp's types, chosen by one allocation, against its own mixes at the same bytes.
+
+    python benchmarks/llama_cpp_types.py -o run/ [--model FOLDER] [--mixes Q3_K_M,IQ4_XS,Q4_K_M]
+
+Without --model: the demo off its grid, not turned (rescaled.py). Both sides have ggml's code and
+the same second moments: llama.cpp's mixes their diagonal, as importance matrix, ours all of them.
+A row of ours has the bytes of all matrices, embedding and head among them, that the mix has.
+Losses are of the unpacked weights in transformers, which llama.cpp's own agree with.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from front_bench import losses_on
+from llama_cpp_mixes import MIXES, type_of
+from measuring import (
+    arguments,
+    excess_of,
+    keep_row,
+    known_rows,
+    publish,
+    read_arguments,
+    texts_of,
+    two_halves,
+)
+from mixed_text import mixed
+from rescaled import write_rescaled
+from transformers import PreTrainedModel
+
+from spectrim.cutting.table_losses import Tables, table_offers
+from spectrim.cutting.type_choice import choose
+from spectrim.cutting.type_losses import Offer, map_offers
+from spectrim.cutting.types_made import Chosen, carried_out
+from spectrim.errors import SpectrimError
+from spectrim.job.job import Job
+from spectrim.job.opening import open_job
+from spectrim.model import sources
+from spectrim.model.sites import Site
+from spectrim.recipe.recipe import Recipe
+from spectrim.report.progress import shown
+from spectrim.rounding.ggml import dequantize, quantize, row_bytes
+from spectrim.text.tokens import Tokens
+from spectrim.walk.statistics import block_statistics
+
+HOW = {"llama.cpp": "ggml's own codes", "ours": "chosen types, ggml's blocks, our codes",
+       "allocation alone": "chosen types, ggml's own codes",
+       "codes alone": "llama.cpp's types, our codes"}  # fmt: skip
+
+
+def main() -> None:
+    """Make and measure all rows, resuming, and write llama_cpp_types.json and results.md."""
+    parser = arguments(__doc__)
+    parser.add_argument("--model", type=Path, help="the dense model; by default the demo rescaled")
+    parser.add_argument("--mixes", default=",".join(MIXES))
+    parser.add_argument("--ways", default=",".join(HOW))
+    parser.add_argument("--tokens", default="48x1024", help="of the calibration text")
+    parser.add_argument("--windows", type=int, default=10, help="of a text at most, 2 or more")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a window")
+    asked = read_arguments(parser)
+    bench = Bench(asked)
+    bench.keep("dense", "", {})
+    for mix in asked.mixes.split(","):
+        for way in asked.ways.split(","):
+            bench.row(mix, way)
+    print(bench.results())
+
+
+class Bench:
+    """One model, the texts, and the rows that are known."""
+
+    def __init__(self, asked: argparse.Namespace) -> None:
+        folder = asked.model
+        if folder is None:
+            folder = asked.output / "rescaled"
+            write_rescaled(folder, asked.cache, asked.data)
+        first, second = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
+        text, _ = mixed(asked.data, first, asked.output)
+        self.output, self.name = asked.output, Path(folder).name
+        self.source = sources.resolve(str(folder), asked.cache)
+        changes = {"model": str(folder), "calibration.text": str(text)}
+        recipe = Recipe.build(None, {**changes, "calibration.tokens": asked.tokens})
+        with shown() as progress:
+            self.job = open_job(recipe, self.source, asked.cache, progress)
+            self.job.statistics()
+        self.job.progress = lambda done, total, what: None
+        self.texts: dict[str, Tokens] = texts_of(
+            self.source, second, asked.data, asked.windows, asked.length
+        )
+        self.model: PreTrainedModel = sources.model(self.source)
+        self.dense = {name: one.clone() for name, one in self.model.state_dict().items()}
+        self.diagonals = _diagonals(self.job)
+        self.tables = Tables(self.job)
+
+    def row(self, mix: str, way: str) -> None:
+        """Make and measure a row unless an earlier run already has."""
+        named = self.mix(mix)
+        if way in ("ours", "allocation alone"):
+            room = sum(self.bytes(name, kind) for name, kind in named.items())
+            chosen = choose(self.offers(room), room)
+        else:
+            chosen = named
+        self.keep(way, mix, chosen, ours=way in ("ours", "codes alone"))
+
+    def keep(self, way: str, mix: str, chosen: Chosen, *, ours: bool = False) -> None:
+        """Measure a row unless it is known."""
+
+        def make() -> dict[str, Any]:
+            self.model.load_state_dict(self.dense)
+            values = self._ours(chosen) if ours else self._theirs(chosen)
+            state = self.model.state_dict()
+            for name, tensor in values.items():
+                state[name].copy_(tensor)
+            losses = {name: losses_on(self.model, windows) for name, windows in self.texts.items()}
+            kinds: dict[str, int] = {}
+            for kind in chosen.values():
+                kinds[kind.name] = kinds.get(kind.name, 0) + 1
+            size = sum(self.bytes(name, kind) for name, kind in chosen.items())
+            return {
+                **losses,
+                "bytes": size,
+                "kinds": kinds,
+                "chosen": {n: k.name for n, k in chosen.items()},
+            }
+
+        keep_row(self.output, self.name, f"{way} {mix}".strip(), 1.0, make)
+
+    def mix(self, mix: str) -> Chosen:
+        """Return the type that llama.cpp gives each matrix."""
+        config = self.job.model.config
+        queries = config.num_attention_heads // config.num_key_value_heads
+        blocks = config.num_hidden_layers
+
+        def of(site: Site) -> Any:
+            role = "head" if site.role == "embed" and self.tables.tied else site.role
+            return type_of(mix, role, site.block, blocks, site.in_features, queries)
+
+        return {f"{site.name}.weight": of(site) for site in self.job.sites}
+
+    def offers(self, room: int) -> list[Offer]:
+        """Return what every matrix may be stored as."""
+        mean = 8 * room / sum(site.out_features * site.in_features for site in self.job.sites)
+        return [*map_offers(self.job, mean), *table_offers(self.job, mean)]
+
+    def bytes(self, name: str, kind: Any) -> int:
+        """Return how many bytes a matrix takes in a type."""
+        rows, columns = self.dense[name].shape
+        return int(rows * row_bytes(kind, columns))
+
+    def _ours(self, chosen: Chosen) -> dict[str, torch.Tensor]:
+        made = carried_out(self.job, chosen, self.output / "made")
+        print(f"divergence {made.divergence:.4f}, loss {made.loss:.4f} of {made.dense_loss:.4f}")
+        return {name: dequantize(one, chosen[name]) for name, one in made.packed.items()}
+
+    def _theirs(self, chosen: Chosen) -> dict[str, torch.Tensor]:
+        found = {}
+        for name, kind in chosen.items():
+            packed = quantize(self.dense[name].float(), kind, self.diagonals.get(name))
+            found[name] = dequantize(packed, kind)
+        return found
+
+    def results(self) -> str:
+        """Write the run and its tables, and return these."""
+        known = known_rows(self.output)
+        rows = {key.split(" | ")[1]: row for key, row in known.items() if key.startswith(self.name)}
+        dense = rows["dense"]
+        lines = []
+        for label, row in rows.items():
+            excess = {text: excess_of(row[text], dense[text]) for text in self.texts}
+            mean = sum(one[0] for one in excess.values()) / len(excess)
+            way, _, mix = label.rpartition(" ")
+            base = rows.get(f"llama.cpp {mix}")
+            theirs = base and sum(
+                excess_of(base[text], dense[text])[0] for text in self.texts
+            ) / len(excess)
+            lines.append({
+                "table": "llama_cpp_types", "model": self.name, "mix": mix, "way": way,
+                "bytes": row["bytes"], "excess": excess, "mean": mean,
+                "part": mean / theirs if theirs else None, "kinds": row["kinds"],
+                "commit": row["commit"],
+            })  # fmt: skip
+        lines = [one for one in lines if one["mix"]]
+        return publish(
+            self.output, "llama_cpp_types", lines, model=self.name,
+            text="calibrated on the mixed text of benchmarks/mixed_text.py",
+            windows=", ".join(
+                f"{len(windows)} of {windows.ids.shape[1]} tokens of {name}"
+                for name, windows in self.texts.items()
+            ),
+        )  # fmt: skip
+
+
+def _diagonals(job: Job) -> dict[str, torch.Tensor]:
+    """Return the importance matrix: the mean square of the inputs of every map and of the head."""
+    found = {}
+    for place in job.each_block():
+        for name, known in block_statistics(job.statistics(), place).items():
+            if known.input_moment is not None:
+                found[f"{name}.weight"] = known.input_moment.diagonal()
+    tables = Tables(job)
+    found[tables.names[-1]] = tables.moment().diagonal()
+    return found
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except SpectrimError as error:
+        raise SystemExit(str(error)) from error

@@ -1,0 +1,169 @@
+"""What llama.cpp's types cost embedding and head: one type measured, the others by their errors."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from spectrim.cutting.type_losses import Offer, offered
+from spectrim.files import atomic_file, key_of, locked
+from spectrim.job.job import Job
+from spectrim.model import sites
+from spectrim.rounding.few_bits import DAMPING
+from spectrim.rounding.ggml import bits, dequantize, quantize
+from spectrim.rounding.ggml_feedback import quantize_with_feedback
+from spectrim.text.tokens import Tokens
+from spectrim.walk.moments import SecondMoment, damped, inverse_root
+from spectrim.walk.stream import Stream
+from spectrim.walk.walk import HEAD_CHUNK, BlockWalk
+
+MEASURED = 4.5  # bits of the type whose divergence is measured
+SEQUENCES = 8  # of the calibration text: what the head reads is of few dimensions
+DESCENT = 1 << 26  # numbers: of larger tables the codes are chosen once
+
+
+class Tables:
+    """Embedding and head of a model, or the one table that serves as both."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        architecture, model = job.architecture, job.model
+        self.embed, self.head = f"{architecture.embed}.weight", f"{architecture.head}.weight"
+        self.tied = sites.tied(model)
+        self.names = [self.embed] if self.tied else [self.embed, self.head]
+        self.walk = job.walk(job.splits.search)
+        self.width: int = model.get_parameter(self.embed).shape[1]
+
+    def values(self, name: str) -> Float[Tensor, "vocabulary hidden"]:
+        """Return the numbers of a table, float32."""
+        return self.job.model.get_parameter(name).detach().float()
+
+    def packed(
+        self, name: str, kind: GGMLQuantizationType, *, best: bool = False, plain: bool = False
+    ) -> np.ndarray:
+        """Return a table in a type's blocks, uint8 [vocabulary, row_bytes].
+
+        The head's errors make up for each other by what it reads; an embedding reads nothing.
+        best: take time for it. plain: as ggml quantises it.
+        """
+        values = self.values(name)
+        if name == self.embed and not self.tied:
+            return quantize(values, kind)
+        inputs = damped(self.moment(), DAMPING)
+        if plain:
+            return quantize(values, kind, inputs.diagonal())
+        descended = inputs.float() if best and values.numel() <= DESCENT else None
+        return quantize_with_feedback(values, inverse_root(inputs).float(), kind, descended)
+
+    def moment(self) -> Float[Tensor, "hidden hidden"]:
+        """Return the second moment of what the head reads; kept in the cache."""
+        file = (
+            self.job.cache / "types" / f"{key_of('head', 1, self.job.statistics_key)}.safetensors"
+        )
+        with locked(file):
+            if not file.exists():
+                with atomic_file(file) as partial:
+                    save_file({"moment": self._moment()}, partial)
+        return load_file(file)["moment"]
+
+    def _moment(self) -> Tensor:
+        text = self.job.splits.calibration
+        walk = self.job.walk(Tokens(text.ids[:SEQUENCES], text.mask[:SEQUENCES]))
+        stream = Stream(walk).through(walk.block)
+        head: Any = walk.model.get_submodule(self.job.architecture.head)
+        sums = SecondMoment.zeros(head.weight.shape[1])
+        hook = head.register_forward_pre_hook(lambda _, args: sums.add(args[0].flatten(0, -2)))
+        try:
+            for at, hidden in stream.hidden.items():
+                for rows in hidden[walk.mask(at)].split(HEAD_CHUNK):
+                    walk.logits(rows)
+        finally:
+            hook.remove()
+        return sums.moment() / sums.tokens
+
+    def divergence(self, name: str, packed: np.ndarray, kind: GGMLQuantizationType) -> float:
+        """Return the mean KL divergence on the search split that a table in a type leads to."""
+        changed = copy.deepcopy(self.job.model)
+        with torch.no_grad():
+            changed.get_parameter(name).copy_(dequantize(packed, kind))
+        tokens = self.walk.tokens
+        other = BlockWalk(changed, self.job.architecture, self.job.weights, tokens, self.walk.batch)
+        dense = Stream(self.walk).through(self.walk.block)
+        small = dense if name == self.head else Stream(other).through(other.block)
+        return divergence(self.walk, dense, other, small)
+
+    def error(self, name: str, packed: np.ndarray, kind: GGMLQuantizationType) -> float:
+        """Return what a table's errors amount to, words weighed by how often they come."""
+        ids = self.job.splits.calibration.ids.flatten()
+        values = self.values(name)
+        weights = torch.bincount(ids, minlength=len(values)).float() + 0.5
+        weights = (weights / weights.sum())[:, None]
+        total = 0.0
+        reads = name == self.head or self.tied
+        inputs = damped(self.moment(), DAMPING).float() if reads else None
+        step = 8192
+        for at in range(0, len(values), step):
+            rows = slice(at, at + step)
+            errors = values[rows] - dequantize(packed[rows], kind)
+            measured = errors if inputs is None else errors @ inputs
+            total += float((weights[rows] * measured * errors).sum())
+        return total
+
+
+def table_offers(job: Job, mean: float) -> list[Offer]:
+    """Return what embedding and head may be stored as; kept in the cache.
+
+    mean: bits that a number gets on average.
+    """
+    tables = Tables(job)
+    kinds = [one.name for one in offered(tables.width, mean)]
+    key = key_of("tables", 1, job.statistics_key, job.splits.search.digest(), kinds)
+    file = job.cache / "types" / f"{key}.json"
+    with locked(file):
+        if not file.exists():
+            found = {name: _losses(tables, name, mean) for name in tables.names}
+            with atomic_file(file) as partial:
+                partial.write_text(json.dumps(found), encoding="utf-8")
+    known = json.loads(file.read_text(encoding="utf-8"))
+    return [_offer(tables, name, known[name]) for name in tables.names]
+
+
+def _offer(tables: Tables, name: str, losses: dict[str, float]) -> Offer:
+    rows, columns = tables.job.model.get_parameter(name).shape
+    kinds = tuple(GGMLQuantizationType[one] for one in losses)
+    return Offer(name, (rows, columns), kinds, tuple(losses.values()))
+
+
+def _losses(tables: Tables, name: str, mean: float) -> dict[str, float]:
+    kinds = offered(tables.width, mean)
+    errors = {one: tables.error(name, tables.packed(name, one, plain=True), one) for one in kinds}
+    measured = min(kinds, key=lambda one: abs(bits(one) - MEASURED))
+    loss = tables.divergence(name, tables.packed(name, measured), measured)
+    return {one.name: loss * errors[one] / errors[measured] for one in kinds}
+
+
+@torch.no_grad()
+def divergence(walk: BlockWalk, dense: Stream, other: BlockWalk, small: Stream) -> float:
+    """Return the mean KL divergence of what follows every token, nats; both read one text."""
+    total, tokens = 0.0, 0
+    for at in walk.starts:
+        mask = walk.mask(at)
+        pairs = zip(
+            dense.hidden[at][mask].split(HEAD_CHUNK),
+            small.hidden[at][mask].split(HEAD_CHUNK),
+            strict=True,
+        )
+        for one, two in pairs:
+            right = torch.log_softmax(walk.logits(one).float(), -1)
+            wrong = torch.log_softmax(other.logits(two).float(), -1)
+            total += float((right.exp() * (right - wrong)).sum().double())
+            tokens += len(one)
+    return total / tokens

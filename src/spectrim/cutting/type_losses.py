@@ -1,0 +1,169 @@
+"""What llama.cpp's types cost, in nats: every map quantised once in each, block by block."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from torch import Tensor, nn
+
+from spectrim.files import atomic_file, key_of, locked
+from spectrim.job.job import Job
+from spectrim.model.architectures import Place
+from spectrim.model.sites import Site, weight
+from spectrim.rounding.few_bits import DAMPING, InverseRoots
+from spectrim.rounding.ggml import TYPES, bits, dequantize, fits, quantize, row_bytes
+from spectrim.rounding.ggml_codes import LAYOUTS
+from spectrim.rounding.ggml_feedback import quantize_with_feedback
+from spectrim.walk.moments import Damping, damped
+from spectrim.walk.statistics import block_statistics
+
+Kind = GGMLQuantizationType
+LEAST = 5.0  # bits: types from here on are always offered
+BELOW = 2.2  # bits that a map may get less than the mean: types of very few are slow to make
+SMALL_BLOCKS = (Kind.MXFP4, Kind.IQ4_NL, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1)
+"""Of 32 numbers: for rows that are no multiple of 256; elsewhere others are better."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a matrix may be stored as: types, smallest first, and what each of them costs."""
+
+    name: str
+    """Of the parameter."""
+    shape: tuple[int, int]
+    kinds: tuple[GGMLQuantizationType, ...]
+    losses: tuple[float, ...]
+    """Predicted increase of the model's loss, nats per token."""
+
+    def bytes(self, kind: GGMLQuantizationType) -> int:
+        """Return how many bytes the matrix takes in a type."""
+        return self.shape[0] * row_bytes(kind, self.shape[1])
+
+
+def offered(columns: int, mean: float) -> list[GGMLQuantizationType]:
+    """Return the types that rows of so many columns may get, smallest first.
+
+    mean: bits that a number gets on average; types far below are left out.
+    """
+    least = min(mean - BELOW, LEAST)
+    fitting = [kind for kind in TYPES if fits(kind, columns) and bits(kind) >= least]
+    whole = columns % 256 == 0
+    found = [kind for kind in fitting if not (whole and kind in SMALL_BLOCKS)]
+    return sorted(found, key=bits)
+
+
+def map_offers(job: Job, mean: float) -> list[Offer]:
+    """Return what the maps inside the blocks may be stored as; kept in the cache, block by block.
+
+    mean: bits that a number gets on average.
+    """
+    folder = job.cache / "types" / key_of("types", 2, job.statistics_key)
+    offers, places = [], job.each_block()
+    for done, place in enumerate(places, start=1):
+        file = job.block_file(folder, place).with_suffix(".json")
+        with locked(file):
+            known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            if added := _block_losses(job, place, mean, known):
+                known = {name: known.get(name, {}) | added.get(name, {}) for name in added}
+                with atomic_file(file) as partial:
+                    partial.write_text(json.dumps(known), encoding="utf-8")
+        for site in job.block_sites(place):
+            losses = known.get(site.name, {})
+            kinds = [one for one in offered(site.in_features, mean) if one.name in losses]
+            offers.append(_offer(site, kinds, [losses[one.name] for one in kinds]))
+        job.progress(done, len(places), "trying types")
+    return offers
+
+
+def _offer(site: Site, kinds: Sequence[GGMLQuantizationType], losses: Sequence[float]) -> Offer:
+    shape = (site.out_features, site.in_features)
+    return Offer(f"{site.name}.weight", shape, tuple(kinds), tuple(losses))
+
+
+def _block_losses(
+    job: Job, place: Place, mean: float, known: dict[str, dict[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Return the losses of all sites of a block that are not known yet; empty where all are."""
+    sites = job.block_sites(place)
+    wanted = {
+        site.name: [
+            kind
+            for kind in offered(site.in_features, mean)
+            if kind.name not in known.get(site.name, {})
+        ]
+        for site in sites
+    }
+    if not any(wanted.values()):
+        return {}
+    maker = BlockMaker(job, place)
+    return {name: maker.losses(name, kinds) for name, kinds in wanted.items()}
+
+
+class BlockMaker:
+    """A dense block whose maps are quantised one by one."""
+
+    def __init__(self, job: Job, place: Place) -> None:
+        self.statistics = block_statistics(job.statistics(), place)
+        self.block, self.place = job.dense_block(place).float(), place
+        self.roots = InverseRoots()
+
+    def matrix(self, site: str) -> Tensor:
+        """Return the weights of a site, float32 [out, in]."""
+        return weight(self.block.get_submodule(site.removeprefix(self.place.prefix))).detach()
+
+    def losses(self, site: str, kinds: Sequence[GGMLQuantizationType]) -> dict[str, float]:
+        """Return ½ tr(Δᵀ G Δ A) of a map in some types, nats per token, by the types' names.
+
+        How much less is lost where errors make up for each other is found for one type of either
+        sort, with codes of single numbers and with codebooks, and is much the same for its others.
+        """
+        diagonal, price = self._moment(site).diagonal(), self._price(site)
+        found: dict[str, float] = {}
+        for sort in (True, False):
+            alike = [kind for kind in kinds if (kind in LAYOUTS) == sort]
+            plain = {
+                kind: price(quantize(self.matrix(site), kind, diagonal), kind) for kind in alike
+            }
+            if alike:
+                tried = alike[len(alike) // 2]
+                fed = price(self.packed(site, tried), tried)
+                part = fed / plain[tried] if plain[tried] else 1.0
+                found |= {kind.name: loss * part for kind, loss in plain.items()}
+        return found
+
+    def _price(self, site: str) -> Callable[[np.ndarray, GGMLQuantizationType], float]:
+        """Return what gives ½ tr(Δᵀ G Δ A) of the map in blocks, in float32 as there are many."""
+        known, matrix = self.statistics[site], self.matrix(site)
+        if known.gradient_moment is None or not known.gradient_moment.any():
+            return lambda packed, kind: 0.0  # nothing reaches the loss
+        inputs = damped(self._moment(site), Damping().input).float()
+        gradients = damped(known.gradient_moment, Damping().gradient).float()
+
+        def price(packed: np.ndarray, kind: GGMLQuantizationType) -> float:
+            error = dequantize(packed, kind) - matrix
+            return float(0.5 * ((gradients @ error) * (error @ inputs)).sum())
+
+        return price
+
+    def packed(self, site: str, kind: GGMLQuantizationType, *, best: bool = False) -> np.ndarray:
+        """Return a map in a type's blocks, uint8 [out, row_bytes]; best: take time for it."""
+        moment = self._moment(site)
+        root = self.roots.of(moment, DAMPING)
+        inputs = damped(moment, DAMPING).float() if best else None
+        return quantize_with_feedback(self.matrix(site), root, kind, inputs)
+
+    def _moment(self, site: str) -> Tensor:
+        found = self.statistics[site].input_moment
+        assert found is not None
+        return found
+
+
+def replaced(block: nn.Module, site: str, values: Tensor) -> None:
+    """Give a map of a block other weights."""
+    with torch.no_grad():
+        weight(block.get_submodule(site)).copy_(values)

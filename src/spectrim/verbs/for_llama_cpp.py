@@ -1,0 +1,142 @@
+"""A model as one GGUF file within a number of bytes: the best mix of llama.cpp's own types."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from transformers.pytorch_utils import Conv1D
+
+from spectrim.cutting.table_losses import Tables, table_offers
+from spectrim.cutting.type_choice import DENSE, choose, predicted, refuse_smallest
+from spectrim.cutting.type_losses import Offer, map_offers
+from spectrim.cutting.types_made import Chosen, Made, carried_out
+from spectrim.errors import SpectrimError
+from spectrim.exporters import exporters
+from spectrim.exporters._spliced import Packed, Splice
+from spectrim.files import key_of
+from spectrim.job.job import Job, inner_sites
+from spectrim.job.opening import open_job
+from spectrim.model import sources
+from spectrim.model.runtime import Size
+from spectrim.outputs.folder import output_file
+from spectrim.outputs.manifest import is_export
+from spectrim.outputs.refusals import refuse_file
+from spectrim.processes import own
+from spectrim.progress import Progress
+from spectrim.recipe.recipe import Recipe
+from spectrim.recipe.sizes import shown
+from spectrim.rounding.ggml import loaded
+from spectrim.verbs.refusals import refuse_smaller
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was made: the file's bytes, how many matrices have each type, and what is lost."""
+
+    bytes: int
+    kinds: dict[str, int]
+    predicted: float
+    divergence: float
+    loss: float
+    dense_loss: float
+
+    def __str__(self) -> str:
+        """Return two lines for the terminal."""
+        kinds = ", ".join(f"{count} {name}" for name, count in self.kinds.items())
+        return (
+            f"{shown(self.bytes)}: {kinds}\n"
+            f"loss on the search split {self.loss:.4f}, dense {self.dense_loss:.4f}; divergence "
+            f"{self.divergence:.4f} nats per token (predicted {self.predicted:.4f})"
+        )
+
+
+def for_llama_cpp(
+    asked: Recipe, size: Size, output: Path, *, cache: Path, progress: Progress
+) -> Report:
+    """Write a GGUF file that is no larger than asked for, and return what was made.
+
+    asked: says model, calibration, seed and whether remote code is trusted; its stages do not
+    count. The same seed gives the same file.
+
+    Raises:
+        SpectrimError: the output is not ours to write, the model has no form in llama.cpp or is of
+            a kind that is not covered, the size is too small, or llama.cpp's quantiser is not
+            installed.
+    """
+    loaded()
+    refuse_file(output, is_export)
+    source = sources.resolve(asked.model, cache, trust_remote_code=asked.trust_remote_code)
+    refuse_smaller(source, "shrink")
+    job = open_job(asked, source, cache, progress)
+    job.work = cache / "types" / own(key_of("work", 1, job.statistics_key))
+    _refuse(job)
+    budget = size.of(job.weights.bytes(), job.model.config)
+    with tempfile.TemporaryDirectory(prefix="spectrim-", dir=_beside(output)) as folder:
+        dense = Path(folder) / "dense.gguf"
+        exporters.get("gguf")(source.folder, dense, progress)
+        splice = Splice(dense, _parameters(job))
+        offers, chosen, made = _chosen(job, budget - splice.fixed())
+        with output_file(output) as partial:
+            splice.write(
+                partial,
+                lambda name: _packed(made, chosen, name),
+                lambda name: _values(job, name),
+            )
+    shutil.rmtree(job.work, ignore_errors=True)
+    kinds = Counter(chosen[offer.name].name for offer in offers)
+    return Report(
+        output.stat().st_size, dict(kinds.most_common()), predicted(offers, chosen),
+        made.divergence, made.loss, made.dense_loss,
+    )  # fmt: skip
+
+
+def _chosen(job: Job, room: int) -> tuple[list[Offer], Chosen, Made]:
+    numbers = sum(site.out_features * site.in_features for site in job.sites)
+    mean = 8 * room / numbers
+    refuse_smallest([(site.out_features, site.in_features) for site in job.sites], room)
+    offers = [*map_offers(job, mean), *table_offers(job, mean)]
+    chosen = choose(offers, room)
+    return offers, chosen, carried_out(job, chosen, job.work)
+
+
+def _parameters(job: Job) -> list[str]:
+    return [*(f"{site.name}.weight" for site in inner_sites(job)), *Tables(job).names]
+
+
+def _packed(made: Made, chosen: Chosen, name: str) -> Packed | None:
+    return None if chosen[name] == DENSE else (made.packed[name], chosen[name])
+
+
+def _values(job: Job, name: str) -> np.ndarray:
+    """Return the numbers of a parameter, [out, in] float32, as the checkpoint holds them."""
+    path = name.removesuffix(".weight")
+    if name in Tables(job).names:
+        return job.model.get_parameter(name).detach().float().numpy()
+    tensor = job.weights.read([name])[name].float()
+    turned = isinstance(job.model.get_submodule(path), Conv1D)
+    return (tensor.T.contiguous() if turned else tensor).numpy()
+
+
+def _refuse(job: Job) -> None:
+    if len(job.architecture.stacks) > 1:
+        raise SpectrimError(
+            f"{job.source.name} is an encoder-decoder, for which no types are chosen; shrink it "
+            "without --for"
+        )
+    if any("expert" in site.role for site in job.sites):
+        raise SpectrimError(
+            f"{job.source.name} is a mixture of experts, which GGUF files hold in one tensor each "
+            "kind; no types are chosen for that yet, so shrink it without --for"
+        )
+
+
+def _beside(output: Path) -> Path:
+    """Return the folder that the output goes to, made where it is not there: it has the room."""
+    folder = output.resolve().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,202 @@
+"""`shrink --for llama.cpp`: a GGUF file of the types that were planned, within its bytes."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFReader
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from spectrim.cutting.type_choice import choose, predicted
+from spectrim.cutting.type_losses import Offer, offered
+from spectrim.errors import SpectrimError
+from spectrim.exporters._spliced import row_order
+from spectrim.model.weights import quiet
+from spectrim.rounding.ggml import dequantize
+from tiny_folders import tiny_folder
+from tiny_places import Place, assert_told
+from tiny_runs import write_text
+
+Kind = GGMLQuantizationType
+MOST = 800_000  # bytes; in bf16 the model takes 2.6 million
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a tiny Llama with rows of 256 numbers, its text, and a file made."""
+    folder = tmp_path_factory.mktemp("llama")
+    text = _write_text(folder / "text.txt")
+    _write_model(folder / "source", text)
+    return folder
+
+
+@pytest.fixture
+def place(made: Path, capsys: pytest.CaptureFixture[str]) -> Place:
+    return Place(made, capsys)
+
+
+def _write_text(file: Path) -> Path:
+    drawn = random.Random(0)
+    words = ["".join(drawn.choices("abcdefghij", k=4)) for _ in range(40)]
+    file.write_text(" ".join(drawn.choices(words, k=3000)), encoding="utf-8")
+    return file
+
+
+def _write_model(folder: Path, text: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=384, hidden_size=256, intermediate_size=512, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with quiet():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model.save_pretrained(folder)
+    plain = Tokenizer(models.BPE())
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    plain.train([str(text)], trainer)
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=plain, **special).save_pretrained(folder)
+
+
+def _asked(place: Place, *options: str | Path) -> tuple[int, str]:
+    """Ask for a file as the options say, the last of options said twice."""
+    given = {
+        "--for": "llama.cpp",
+        "--calibration": place.text,
+        "--tokens": "12x64",
+        "--cache": place.folder / "cache",
+        "-o": place.folder / "small.gguf",
+        **dict(zip(options[::2], options[1::2], strict=True)),
+    }
+    return place.run("shrink", place.source, *(word for pair in given.items() for word in pair))
+
+
+def test_the_file_holds_what_was_planned_within_its_bytes(place: Place) -> None:
+    code, err = _asked(place, "--size", f"{MOST}B")
+    assert code == 0, err
+    file = place.folder / "small.gguf"
+    assert 0.93 * MOST < file.stat().st_size <= MOST
+    tensors = {one.name: one for one in GGUFReader(str(file)).tensors}
+    kinds = {one.tensor_type for name, one in tensors.items() if "norm" not in name}
+    assert Kind.F32 not in kinds and len(kinds) > 1  # bits go where they pay
+    assert all(one.tensor_type == Kind.F32 for name, one in tensors.items() if "norm" in name)
+    assert "output.weight" not in tensors  # one table serves as both
+
+
+def test_the_blocks_stand_for_the_models_own_numbers(place: Place) -> None:
+    weights = AutoModelForCausalLM.from_pretrained(place.source).state_dict()
+    tensors = {one.name: one for one in GGUFReader(str(place.folder / "small.gguf")).tensors}
+    down = tensors["blk.1.ffn_down.weight"]
+    theirs = dequantize(down.data, down.tensor_type)
+    ours = weights["model.layers.1.mlp.down_proj.weight"].float()
+    assert float((theirs - ours).square().sum() / ours.square().sum()) < 0.08
+    # queries lie in another order of rows there; in ours they would be other numbers altogether
+    query = tensors["blk.0.attn_q.weight"]
+    theirs = dequantize(query.data, query.tensor_type)
+    ours = weights["model.layers.0.self_attn.q_proj.weight"].float()
+    halves = ours.view(4, 2, 32, 256).transpose(1, 2).reshape(256, 256)
+    assert float((theirs - halves).square().sum() / ours.square().sum()) < 0.08
+    assert float((theirs - ours).square().sum() / ours.square().sum()) > 0.5
+
+
+def test_it_runs_in_llama_cpp_as_it_was_measured(place: Place) -> None:
+    from spectrim.engines import engines
+
+    running = engines.get("llama_cpp")(place.folder / "small.gguf", 1, 64)
+    try:
+        ids = running.encode(place.text.read_text()[:200])[:32]
+        theirs = np.asarray(running.feed(ids))
+    finally:
+        running.close()
+    model = AutoModelForCausalLM.from_pretrained(place.source, dtype=torch.float32)
+    with torch.no_grad():
+        dense = model(torch.tensor([ids])).logits[0, -1].numpy()
+    assert np.corrcoef(theirs, dense)[0, 1] > 0.9
+
+
+def test_half_of_the_bytes_is_a_size_too_and_the_file_is_replaced(place: Place) -> None:
+    whole = sum(file.stat().st_size for file in place.source.glob("*.safetensors"))
+    code, err = _asked(place, "--size", "50%")
+    assert code == 0, err
+    assert 0.45 * whole < (place.folder / "small.gguf").stat().st_size <= 0.5 * whole
+
+
+REFUSED = [
+    ({"--size": "20KB"}, "llama.cpp's smallest types for this model take "),
+    ({}, "--for llama.cpp needs a size; add --size 600MB, --size 40% or --fits 4GB"),
+    ({"--size": "600XB"}, "cannot read size '600XB'; write the part that stays with its unit"),
+    ({"--size": "40% of linear bytes"}, "--for llama.cpp makes one file; give the size of all of"),
+    ({"--size": "1MB", "--fits": "4GB"}, "--size and --fits both say how large it may be; leave"),
+    ({"--size": "1MB", "--context": "64"}, "--context is for --fits, whose memory it is a part of"),
+    ({"--fits": "64MB"}, "64.0 MB leave nothing for weights: keys and values of 256 tokens and"),
+    ({"--fits": "4GB", "--context": "300"}, "--context 300 is out of range; the model reads 1 to"),
+    ({"--size": "1MB", "--method": "whitened_svd"}, "--size chooses the method itself; leave out"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "told"), REFUSED, ids=lambda one: str(one)[:40])
+def test_bad_input_is_one_line(place: Place, options: dict[str, str], told: str) -> None:
+    options = {"-o": str(place.folder / "refused.gguf"), **options}
+    code, err = _asked(place, *(word for pair in options.items() for word in pair))
+    assert_told(code, err, told)
+    assert not (place.folder / "refused.gguf").exists()
+    assert not list(place.folder.glob("spectrim-*"))
+
+
+def test_a_file_of_others_is_kept(place: Place) -> None:
+    other = place.folder / "theirs.gguf"
+    other.write_bytes(b"GGUF of somebody else")
+    code, err = _asked(place, "--size", "3MB", "-o", other)
+    assert_told(code, err, f"{other} is there already and was not written by spectrim")
+    assert other.read_bytes() == b"GGUF of somebody else"
+
+
+def test_a_mixture_of_experts_is_refused(place: Place, tmp_path: Path) -> None:
+    source = tiny_folder(tmp_path / "mixtral", "mixtral")
+    code, err = place.run(
+        "shrink", source, "--for", "llama.cpp", "--size", "3MB", "--tokens", "12x32",
+        "--calibration", write_text(tmp_path / "text.txt"), "--cache", tmp_path / "cache",
+        "-o", tmp_path / "out.gguf",
+    )  # fmt: skip
+    assert_told(code, err, "is a mixture of experts, which GGUF files hold in one tensor each kind")
+
+
+def test_the_choice_spends_the_bytes_where_they_pay() -> None:
+    kinds = (Kind.Q2_K, Kind.Q4_K, Kind.Q8_0)
+    dear = Offer("dear", (64, 256), kinds, (4.0, 1.0, 0.01))
+    cheap = Offer("cheap", (64, 256), kinds, (0.04, 0.01, 0.0001))
+    room = dear.bytes(Kind.Q8_0) + cheap.bytes(Kind.Q2_K)
+    chosen = choose([dear, cheap], room)
+    assert chosen == {"dear": Kind.Q8_0, "cheap": Kind.Q2_K}
+    assert predicted([dear, cheap], chosen) == pytest.approx(0.05)
+    assert choose([dear, cheap], 10**6) == {"dear": Kind.BF16, "cheap": Kind.BF16}
+    with pytest.raises(SpectrimError, match="smallest types"):
+        choose([dear, cheap], room // 4)
+
+
+def test_types_are_offered_by_the_width_of_rows() -> None:
+    assert {kind.name for kind in offered(576, 4.5)} == {
+        "MXFP4", "IQ4_NL", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"
+    }  # fmt: skip
+    assert Kind.IQ4_XS in offered(1536, 4.5) and Kind.IQ4_NL not in offered(1536, 4.5)
+    assert Kind.IQ2_XS in offered(1536, 3.0) and Kind.IQ2_XS not in offered(1536, 4.6)
+    assert offered(100, 4.5) == []
+
+
+def test_other_numbers_are_no_other_order() -> None:
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    assert row_order(rows, rows, "x") is None
+    assert row_order(rows, rows[[2, 0, 3, 1]], "x").tolist() == [2, 0, 3, 1]
+    with pytest.raises(SpectrimError, match="x holds other numbers"):
+        row_order(rows, rows + 1, "x")

@@ -194,7 +194,8 @@ def _exports(rows: list[Row]) -> Lines:
     each = ["not measured" if one is None else f"{one:.4f}" for one in wide]
     return [head, *(
         [row["model"], "equal" if row["tokens_equal"] else "others",
-         f"{row['greedy'][0]} of {row['greedy'][1]}", f"{row['logits']:.3f}", exact, *(f"{row[one]:.4f}" for one in LOSSES),
+         f"{row['greedy'][0]} of {row['greedy'][1]}", f"{row['logits']:.3f}", exact,
+         *(f"{row[one]:.4f}" for one in LOSSES),
          f"{row['megabytes_folder']:.1f}", f"{row['megabytes']:.1f}"]
         for row, exact in zip(rows, each, strict=True)
     )]  # fmt: skip

@@ -128,9 +128,25 @@ def skeleton_of(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedM
         del model.all_tied_weights_keys[name]  # stored apart, with another content
     model.tie_weights(recompute_mapping=False)  # moving parameters to the meta device untied them
     if (folder / "generation_config.json").is_file() and model.can_generate():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.generation_config = _generation(folder)
     model.eval()
     return model
+
+
+def _generation(folder: Path) -> GenerationConfig:
+    """Return what generation_config.json says; SpectrimError where it cannot be read."""
+    file = folder / "generation_config.json"
+    try:
+        found = GenerationConfig.from_pretrained(folder)
+        ends = found.eos_token_id
+        for end in ends if isinstance(ends, list) else [ends]:
+            if end is not None and not (type(end) is int and end >= 0):
+                raise ValueError(f"no token has the number {end!r}")
+    except Exception as error:  # transformers checks its values in many ways
+        raise SpectrimError(
+            f"{file} is damaged ({str(error).partition(chr(10))[0]}); put it right"
+        ) from error
+    return found
 
 
 def auto_class(config: PretrainedConfig) -> Any:

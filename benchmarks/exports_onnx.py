@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from measuring import Row, arguments, publish
+from measuring import ROTATED, Row, arguments, publish
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -54,7 +54,10 @@ def main() -> None:
     if asked.speed:
         rows = speeds(asked.folders, asked.output, known)
         said = f"{READ} tokens read, or {DECODED} decoded behind {BEFORE}, one sequence"
-        print(publish(asked.output, "exports_onnx", rows, text=said, seed=None))
+        timed = {row["model"] for row in rows}
+        rows += [{"table": "exports_onnx", "model": name, **row}
+                 for name, row in known.items() if name not in timed]  # fmt: skip
+        print(publish(asked.output, "exports_onnx", rows, model=ROTATED, text=said, seed=None))
         return
     for folder in asked.folders:
         if folder.name not in known:

@@ -201,6 +201,24 @@ def _exports(rows: list[Row]) -> Lines:
     )]  # fmt: skip
 
 
+def _exports_onnx(rows: list[Row]) -> Lines:
+    head = ["folder", "greedy texts equal", "logits apart at most", "loss here", "in ONNX Runtime",
+            "MB, folder", "MB, ONNX"]  # fmt: skip
+    lines = [[*head, "decode, tokens/s", "x dense", "prefill, tokens/s", "x dense"]]
+    for row in rows:
+        greedy = row.get("greedy_alike")
+        cells = [row["model"], "" if greedy is None else f"{greedy} of 10"]
+        for key, how in (("largest_difference", ".4f"), ("loss", ".4f"), ("onnx_loss", ".4f"),
+                         ("megabytes", ".1f"), ("onnx_megabytes", ".1f")):  # fmt: skip
+            cells.append(format(row[key], how) if key in row else "")
+        for what in ("decoded", "read"):
+            timed = f"{what}_per_second" in row
+            cells.append(f"{row[f'{what}_per_second']:.0f}" if timed else "")
+            cells.append(between(row[f"{what}_ratio"]) if timed else "")
+        lines.append(cells)
+    return lines
+
+
 def _decode(rows: list[Row]) -> Lines:
     lines = [["model", "tokens/s", "x dense (rounds)", "MB a token", "part of the limit"]]
     for row in rows:
@@ -295,6 +313,7 @@ TABLES = {
     "readme": Table("front", _readme, rows="front"),
     "decode": Table("decode", _decode),
     "exports": Table("exports", _exports),
+    "exports_onnx": Table("exports_onnx", _exports_onnx),
     "decode_large": Table("decode", _decode),
     "kernels": Table("kernels", _kernels),
     "kernels_large": Table("kernels_large", _kernels, rows="kernels"),

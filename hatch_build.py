@@ -84,7 +84,7 @@ def run(command: list[str]) -> None:
 
 
 class Kernels(BuildHookInterface):
-    """Puts the compiled library where kernels/library.py looks for it, and names the platform of the wheel."""
+    """Puts the library where kernels/library.py looks for it; names the wheel's platform."""
 
     PLUGIN_NAME = "custom"
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 KERNELS = Path("src/spectrim/kernels")
+BUILT = KERNELS / "built"
 FLAGS = (
     "-O3", "-std=gnu11", "-ffp-contract=off", "-fvisibility=hidden", "-fno-sanitize=all",
     "-Wall", "-Wextra", "-Wno-unused-function",
@@ -83,7 +84,7 @@ def run(command: list[str]) -> None:
 
 
 class Kernels(BuildHookInterface):
-    """Puts the compiled library beside kernels/library.py, and names the platform of the wheel."""
+    """Puts the library where kernels/library.py looks for it; names the wheel's platform."""
 
     PLUGIN_NAME = "custom"
 
@@ -94,13 +95,14 @@ class Kernels(BuildHookInterface):
         if self.target_name != "wheel" or target is None or musl:
             return
         root = Path(self.root)
-        file = root / KERNELS / target.file
+        file = root / BUILT / target.file
+        file.parent.mkdir(exist_ok=True)
         try:
             build(root, target, file)
         except (OSError, RuntimeError) as error:
             self.app.display_warning(f"built without kernels, products are torch's: {error}")
             file.unlink(missing_ok=True)
             return
-        build_data["artifacts"].append(str(KERNELS / target.file))
+        build_data["artifacts"].append(str(BUILT / target.file))
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{target.tag}"

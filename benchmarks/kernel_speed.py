@@ -177,7 +177,7 @@ def _loss(name: str, model: PreTrainedModel, ids: torch.Tensor) -> dict[str, Any
     with torch.inference_mode():
         each = [float(model(one[None], labels=one[None]).loss) for one in ids]
     print(f"loss, {name}: {sum(each) / len(each):.5f}", flush=True)
-    return {"table": "kernels_loss", "model": name, "loss": sum(each) / len(each), "windows": each}
+    return {"table": "kernels_loss", "model": name, "loss": sum(each) / len(each)}
 
 
 if __name__ == "__main__":

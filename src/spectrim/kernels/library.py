@@ -1,4 +1,4 @@
-"""The compiled library: found beside this file, or nowhere, and then torch does all of it."""
+"""The compiled library: found below this folder, or nowhere, and then torch does all of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch import Tensor
 from spectrim.kernels.structures import Matrix
 
 ENDINGS = {"win32": ".dll", "darwin": ".dylib"}
-FILE = Path(__file__).with_name(f"libspectrim{ENDINGS.get(sys.platform, '.so')}")
+# Not beside this file, where Python would take it for a module.
+FILE = Path(__file__).with_name("built") / f"libspectrim{ENDINGS.get(sys.platform, '.so')}"
 P, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
 ARGUMENTS = {
     "product": (P, P, P, INT, INT),

@@ -179,7 +179,7 @@ class Bench:
             lines.append({
                 "table": "llama_cpp_types", "model": self.name, "mix": mix, "way": way,
                 "bytes": row["bytes"], "excess": excess, "mean": mean,
-                "part": mean / theirs if theirs else None, "kinds": row["kinds"],
+                "part": mean / theirs if theirs else 1.0, "kinds": row["kinds"],
                 "commit": row["commit"],
             })  # fmt: skip
         lines = [one for one in lines if one["mix"]]

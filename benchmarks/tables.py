@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import run_files
 from suite_tables import measures, tasks, texts
+from type_tables import types
 
 Row = dict[str, Any]
 Lines = list[list[str]]
@@ -283,20 +284,6 @@ def _ranks(rows: list[Row]) -> Lines:
     return lines
 
 
-def _types(rows: list[Row]) -> Lines:
-    names = list(rows[0]["excess"])
-    lines = [["model", "mix", "types, codes", "MB", *names, "mean", "of llama.cpp's", "types"]]
-    for row in rows:
-        kinds = ", ".join(f"{count} {name}" for name, count in row["kinds"].items())
-        cells = [around(row["excess"][one]) for one in names]
-        part = f"{row['part']:.2f}" if row["part"] is not None else ""
-        lines.append(
-            [row["model"], row["mix"], row["way"], f"{row['bytes'] / 1e6:.1f}", *cells,
-             f"{row['mean']:.3f}", part, kinds]
-        )  # fmt: skip
-    return lines
-
-
 TABLES = {
     "parts": Table("parts", _parts, told=True),
     "methods": Table("methods", _methods),
@@ -321,7 +308,7 @@ TABLES = {
     "heal": Table("heal", _heal, told=True),
     "memory": Table("memory", _memory),
     "ranks": Table("ranks", _ranks),
-    "llama_cpp_types": Table("llama_cpp_types", _types, told=True),
+    "llama_cpp_types": Table("llama_cpp_types", types, told=True),
 }
 
 

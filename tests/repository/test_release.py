@@ -21,9 +21,10 @@ def test_the_changelog_begins_with_this_version_and_every_version_has_a_date(roo
     text = (root / "CHANGELOG.md").read_text(encoding="utf-8")
     versions = HEADING.findall(text)
     assert versions[0][0] == spectrim.__version__
-    assert len(versions) == len(re.findall(r"^## ", text, re.M)), (
-        "a heading without version and date"
-    )
+    headings = re.findall(r"^## (.*)$", text, re.M)
+    released = [heading for heading in headings if heading != "Unreleased"]
+    assert headings[1:] == released[-len(headings) + 1 :], "what is not released yet is on top"
+    assert len(versions) == len(released), "a heading without version and date"
     days = [date.fromisoformat(day) for _, day in versions]
     assert days == sorted(days, reverse=True), "the newest is on top"
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import run_files
 from suite_tables import measures, tasks, texts
-from type_tables import types
 
 Row = dict[str, Any]
 Lines = list[list[str]]
@@ -308,7 +307,6 @@ TABLES = {
     "heal": Table("heal", _heal, told=True),
     "memory": Table("memory", _memory),
     "ranks": Table("ranks", _ranks),
-    "llama_cpp_types": Table("llama_cpp_types", types, told=True),
 }
 
 

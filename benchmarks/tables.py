@@ -8,10 +8,12 @@ the choice of README.md's three rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import run_files
+from cells import around, between, together
+from export_tables import exports, exports_onnx, kernels, kernels_loss
 from suite_tables import measures, tasks, texts
 
 Row = dict[str, Any]
@@ -29,24 +31,6 @@ class Table(NamedTuple):
     lines: Callable[[list[Row]], Lines]
     rows: str = ""
     told: bool = False
-
-
-def around(pair: Sequence[float], digits: int = 3) -> str:
-    """Return a value and half its interval."""
-    return f"{pair[0]:.{digits}f} ± {pair[1]:.{digits}f}"
-
-
-def between(three: Sequence[float | None], digits: int = 2) -> str:
-    """Return a value with both ends, its lower end alone, or neither."""
-    value, *ends = (None if one is None else f"{one:.{digits}f}" for one in three)
-    if not ends:
-        return str(value)
-    return f"{value} ({ends[0]} and more)" if ends[1] is None else f"{value} ({' to '.join(ends)})"  # type: ignore[arg-type]
-
-
-def together(values: Sequence[float] | None, how: str) -> str:
-    """Return one number for each text, all in one format; nothing where there are none."""
-    return " / ".join(format(value, how) for value in values or ())
 
 
 def _parts(rows: list[Row]) -> Lines:
@@ -183,65 +167,12 @@ def _mean(row: Row) -> float:
     return float(sum(value for value, _ in row["excess"].values()) / len(row["excess"]))
 
 
-LOSSES = ("loss", "loss_gguf", "loss_dense")  # here, in llama.cpp, of the dense folder
-
-
-def _exports(rows: list[Row]) -> Lines:
-    head = ["model", "tokens of texts", "greedy tokens equal", "logits apart at most",
-            "all in float32", "loss here", "loss in llama.cpp", "as a dense folder",
-            "MB, folder", "MB, GGUF"]  # fmt: skip
-    wide = [row["logits_float32"] for row in rows]
-    each = ["not measured" if one is None else f"{one:.4f}" for one in wide]
-    return [head, *(
-        [row["model"], "equal" if row["tokens_equal"] else "others",
-         f"{row['greedy'][0]} of {row['greedy'][1]}", f"{row['logits']:.3f}", exact,
-         *(f"{row[one]:.4f}" for one in LOSSES),
-         f"{row['megabytes_folder']:.1f}", f"{row['megabytes']:.1f}"]
-        for row, exact in zip(rows, each, strict=True)
-    )]  # fmt: skip
-
-
-def _exports_onnx(rows: list[Row]) -> Lines:
-    head = ["folder", "greedy texts equal", "logits apart at most", "loss here", "in ONNX Runtime",
-            "MB, folder", "MB, ONNX"]  # fmt: skip
-    lines = [[*head, "decode, tokens/s", "x dense", "prefill, tokens/s", "x dense"]]
-    for row in rows:
-        greedy = row.get("greedy_alike")
-        cells = [row["model"], "" if greedy is None else f"{greedy} of 10"]
-        for key, how in (("largest_difference", ".4f"), ("loss", ".4f"), ("onnx_loss", ".4f"),
-                         ("megabytes", ".1f"), ("onnx_megabytes", ".1f")):  # fmt: skip
-            cells.append(format(row[key], how) if key in row else "")
-        for what in ("decoded", "read"):
-            timed = f"{what}_per_second" in row
-            cells.append(f"{row[f'{what}_per_second']:.0f}" if timed else "")
-            cells.append(between(row[f"{what}_ratio"]) if timed else "")
-        lines.append(cells)
-    return lines
-
-
 def _decode(rows: list[Row]) -> Lines:
     lines = [["model", "tokens/s", "x dense (rounds)", "MB a token", "part of the limit"]]
     for row in rows:
         cells = [row["model"], f"{row['tokens_per_second']:.1f}", between(row["ratio"])]
         lines.append([*cells, f"{row['mb_per_token']:.1f}", f"{row['of_limit']:.0%}"])
     return lines
-
-
-def _kernels(rows: list[Row]) -> Lines:
-    lines = [["model", "prefill of 256, tokens/s", "x dense (rounds)", "decode, tokens/s",
-              "x dense (rounds)"]]  # fmt: skip
-    for row in rows:
-        cells = [
-            one
-            for part in ("prefill", "decode")
-            for one in (f"{row[part]:.1f}", between(row[f"{part}_ratio"]))
-        ]
-        lines.append([row["model"], *cells])
-    return lines
-
-
-def _kernels_loss(rows: list[Row]) -> Lines:
-    return [["products by", "loss"], *([row["model"], f"{row['loss']:.4f}"] for row in rows)]
 
 
 def _heal(rows: list[Row]) -> Lines:
@@ -298,12 +229,12 @@ TABLES = {
     "front": Table("front", _front, told=True),
     "readme": Table("front", _readme, rows="front"),
     "decode": Table("decode", _decode),
-    "exports": Table("exports", _exports),
-    "exports_onnx": Table("exports_onnx", _exports_onnx),
+    "exports": Table("exports", exports),
+    "exports_onnx": Table("exports_onnx", exports_onnx),
     "decode_large": Table("decode", _decode),
-    "kernels": Table("kernels", _kernels),
-    "kernels_large": Table("kernels_large", _kernels, rows="kernels"),
-    "kernels_loss": Table("kernels", _kernels_loss),
+    "kernels": Table("kernels", kernels),
+    "kernels_large": Table("kernels_large", kernels, rows="kernels"),
+    "kernels_loss": Table("kernels", kernels_loss),
     "heal": Table("heal", _heal, told=True),
     "memory": Table("memory", _memory),
     "ranks": Table("ranks", _ranks),

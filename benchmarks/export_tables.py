@@ -1,0 +1,65 @@
+"""Tables of what exported models and kernels say and how fast they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cells import between
+
+Row = dict[str, Any]
+Lines = list[list[str]]
+LOSSES = ("loss", "loss_gguf", "loss_dense")  # here, in llama.cpp, of the dense folder
+
+
+def exports(rows: list[Row]) -> Lines:
+    """Return the lines on what a GGUF file and a dense folder say against their model."""
+    head = ["model", "tokens of texts", "greedy tokens equal", "logits apart at most",
+            "all in float32", "loss here", "loss in llama.cpp", "as a dense folder",
+            "MB, folder", "MB, GGUF"]  # fmt: skip
+    wide = [row["logits_float32"] for row in rows]
+    each = ["not measured" if one is None else f"{one:.4f}" for one in wide]
+    return [head, *(
+        [row["model"], "equal" if row["tokens_equal"] else "others",
+         f"{row['greedy'][0]} of {row['greedy'][1]}", f"{row['logits']:.3f}", exact,
+         *(f"{row[one]:.4f}" for one in LOSSES),
+         f"{row['megabytes_folder']:.1f}", f"{row['megabytes']:.1f}"]
+        for row, exact in zip(rows, each, strict=True)
+    )]  # fmt: skip
+
+
+def exports_onnx(rows: list[Row]) -> Lines:
+    """Return the lines on what ONNX Runtime says and how fast it is, against the folder."""
+    head = ["folder", "greedy texts equal", "logits apart at most", "loss here", "in ONNX Runtime",
+            "MB, folder", "MB, ONNX"]  # fmt: skip
+    lines = [[*head, "decode, tokens/s", "x dense", "prefill, tokens/s", "x dense"]]
+    for row in rows:
+        greedy = row.get("greedy_alike")
+        cells = [row["model"], "" if greedy is None else f"{greedy} of 10"]
+        for key, how in (("largest_difference", ".4f"), ("loss", ".4f"), ("onnx_loss", ".4f"),
+                         ("megabytes", ".1f"), ("onnx_megabytes", ".1f")):  # fmt: skip
+            cells.append(format(row[key], how) if key in row else "")
+        for what in ("decoded", "read"):
+            timed = f"{what}_per_second" in row
+            cells.append(f"{row[f'{what}_per_second']:.0f}" if timed else "")
+            cells.append(between(row[f"{what}_ratio"]) if timed else "")
+        lines.append(cells)
+    return lines
+
+
+def kernels(rows: list[Row]) -> Lines:
+    """Return the lines on how fast products straight from packed bits are."""
+    lines = [["model", "prefill of 256, tokens/s", "x dense (rounds)", "decode, tokens/s",
+              "x dense (rounds)"]]  # fmt: skip
+    for row in rows:
+        cells = [
+            one
+            for part in ("prefill", "decode")
+            for one in (f"{row[part]:.1f}", between(row[f"{part}_ratio"]))
+        ]
+        lines.append([row["model"], *cells])
+    return lines
+
+
+def kernels_loss(rows: list[Row]) -> Lines:
+    """Return the lines on what products with int8 activations lose."""
+    return [["products by", "loss"], *([row["model"], f"{row['loss']:.4f}"] for row in rows)]

@@ -203,13 +203,13 @@ def _exports(rows: list[Row]) -> Lines:
 
 
 def _exports_onnx(rows: list[Row]) -> Lines:
-    head = ["folder", "greedy texts equal", "logits apart at most", "loss here", "in ONNX Runtime",
-            "MB, folder", "MB, ONNX"]  # fmt: skip
+    head = ["folder", "greedy texts equal", "first tokens equal", "logits apart at most",
+            "loss here", "in ONNX Runtime", "MB, folder", "MB, ONNX"]  # fmt: skip
     lines = [[*head, "decode, tokens/s", "x dense", "prefill, tokens/s", "x dense"]]
     for row in rows:
         greedy = row.get("greedy_alike")
         cells = [row["model"], "" if greedy is None else f"{greedy} of 10"]
-        for key, how in (("largest_difference", ".4f"), ("loss", ".4f"), ("onnx_loss", ".4f"),
+        for key, how in (("argmax_alike", ".1%"), ("largest_difference", ".4f"), ("loss", ".4f"), ("onnx_loss", ".4f"),
                          ("megabytes", ".1f"), ("onnx_megabytes", ".1f")):  # fmt: skip
             cells.append(format(row[key], how) if key in row else "")
         for what in ("decoded", "read"):

@@ -202,6 +202,10 @@ def _exports(rows: list[Row]) -> Lines:
     )]  # fmt: skip
 
 
+COMPARED = {"argmax_alike": ".1%", "largest_difference": ".4f", "loss": ".4f",
+            "onnx_loss": ".4f", "megabytes": ".1f", "onnx_megabytes": ".1f"}  # fmt: skip
+
+
 def _exports_onnx(rows: list[Row]) -> Lines:
     head = ["folder", "greedy texts equal", "first tokens equal", "logits apart at most",
             "loss here", "in ONNX Runtime", "MB, folder", "MB, ONNX"]  # fmt: skip
@@ -209,8 +213,7 @@ def _exports_onnx(rows: list[Row]) -> Lines:
     for row in rows:
         greedy = row.get("greedy_alike")
         cells = [row["model"], "" if greedy is None else f"{greedy} of 10"]
-        for key, how in (("argmax_alike", ".1%"), ("largest_difference", ".4f"), ("loss", ".4f"), ("onnx_loss", ".4f"),
-                         ("megabytes", ".1f"), ("onnx_megabytes", ".1f")):  # fmt: skip
+        for key, how in COMPARED.items():
             cells.append(format(row[key], how) if key in row else "")
         for what in ("decoded", "read"):
             timed = f"{what}_per_second" in row

@@ -9,6 +9,8 @@ from cells import between
 Row = dict[str, Any]
 Lines = list[list[str]]
 LOSSES = ("loss", "loss_gguf", "loss_dense")  # here, in llama.cpp, of the dense folder
+COMPARED = {"argmax_alike": ".1%", "largest_difference": ".4f", "loss": ".4f",
+            "onnx_loss": ".4f", "megabytes": ".1f", "onnx_megabytes": ".1f"}  # fmt: skip
 
 
 def exports(rows: list[Row]) -> Lines:
@@ -29,14 +31,13 @@ def exports(rows: list[Row]) -> Lines:
 
 def exports_onnx(rows: list[Row]) -> Lines:
     """Return the lines on what ONNX Runtime says and how fast it is, against the folder."""
-    head = ["folder", "greedy texts equal", "logits apart at most", "loss here", "in ONNX Runtime",
-            "MB, folder", "MB, ONNX"]  # fmt: skip
+    head = ["folder", "greedy texts equal", "first tokens equal", "logits apart at most",
+            "loss here", "in ONNX Runtime", "MB, folder", "MB, ONNX"]  # fmt: skip
     lines = [[*head, "decode, tokens/s", "x dense", "prefill, tokens/s", "x dense"]]
     for row in rows:
         greedy = row.get("greedy_alike")
         cells = [row["model"], "" if greedy is None else f"{greedy} of 10"]
-        for key, how in (("largest_difference", ".4f"), ("loss", ".4f"), ("onnx_loss", ".4f"),
-                         ("megabytes", ".1f"), ("onnx_megabytes", ".1f")):  # fmt: skip
+        for key, how in COMPARED.items():
             cells.append(format(row[key], how) if key in row else "")
         for what in ("decoded", "read"):
             timed = f"{what}_per_second" in row

@@ -78,7 +78,6 @@ def compared(folder: Path, output: Path, data: Path) -> Row:
     same = None if packed else sum(_greedy(model, running, row[:PROMPT]) for row in ids)
     running.close()
     return {
-        "packed": packed,
         "megabytes": _megabytes(folder, "*.safetensors"),
         "onnx_megabytes": _megabytes(target, "model.onnx*"),
         "greedy_alike": same,

@@ -31,7 +31,7 @@ def test_list_names_every_plug_in_with_a_line_on_each(capsys):
 def test_list_alone_lists_every_kind(capsys):
     _, out, _ = run(capsys, "list")
     headings = [line for line in out.splitlines() if not line.startswith(" ")]
-    kinds = "methods formats allocators metrics tasks stages families"
+    kinds = "methods formats allocators metrics tasks stages families exporters"
     assert headings == [f"{kind}:" for kind in kinds.split()]
     assert "  llama" in out.splitlines()
 

@@ -87,7 +87,7 @@ def test_they_compute_with_the_rounded_tables(made: Made) -> None:
         type(one) is nn.Embedding and one.num_embeddings > 100 for one in model.modules()
     )
     before, after = logits(expected, tokens()), logits(model, tokens())
-    torch.testing.assert_close(after, before, rtol=3e-2, atol=3e-2)
+    assert (after - before).norm() < 3e-2 * before.norm()  # kernels read inputs in eight bits
     saved_again(made, made.folder / "again")
     assert_generates_alike(nn.Module.float(model))
 

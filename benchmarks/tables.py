@@ -15,6 +15,7 @@ import run_files
 from cells import around, between, together
 from export_tables import exports, exports_onnx, kernels, kernels_loss
 from suite_tables import measures, tasks, texts
+from type_tables import types
 
 Row = dict[str, Any]
 Lines = list[list[str]]
@@ -231,6 +232,7 @@ TABLES = {
     "decode": Table("decode", _decode),
     "exports": Table("exports", exports),
     "exports_onnx": Table("exports_onnx", exports_onnx),
+    "llama_cpp_types": Table("llama_cpp_types", types),
     "decode_large": Table("decode", _decode),
     "kernels": Table("kernels", kernels),
     "kernels_large": Table("kernels_large", kernels, rows="kernels"),

@@ -30,8 +30,8 @@ from measuring import (
     two_halves,
     windows_of,
 )
+from one_line_errors import told
 
-from spectrim.errors import SpectrimError
 from spectrim.job.job import Job
 from spectrim.stages import drop_blocks, sparsify
 from spectrim.text.tokens import Tokens
@@ -115,7 +115,4 @@ def _write(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SpectrimError as error:
-        raise SystemExit(str(error)) from error
+    told(main)

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from measuring import publish
+from one_line_errors import told
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from spectrim.errors import SpectrimError
 from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.formats.packed.scales import Grid
 from spectrim.formats.quantized_dense import QuantizedDense
@@ -171,7 +171,4 @@ def table(title: str, models: dict[str, Any], memory: float) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SpectrimError as error:
-        raise SystemExit(str(error)) from error
+    told(main)

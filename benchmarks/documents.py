@@ -22,6 +22,7 @@ from pathlib import Path
 
 import run_files
 import structure
+from one_line_errors import told
 from tables import TABLES, Lines, markdown, measured
 
 from spectrim.cli.console import entries
@@ -111,7 +112,4 @@ def where(data: DataSet | None) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SpectrimError as error:
-        raise SystemExit(str(error)) from error
+    told(main)

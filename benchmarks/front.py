@@ -18,6 +18,7 @@ from typing import Any
 from front_bench import HEALING, Row, opened, run
 from front_table import results
 from measuring import arguments, read_arguments
+from one_line_errors import told
 
 from spectrim.errors import SpectrimError
 
@@ -116,7 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SpectrimError as error:
-        raise SystemExit(str(error)) from error
+    told(main)

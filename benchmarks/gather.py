@@ -16,6 +16,7 @@ from typing import Any
 
 import run_files
 from measuring import commit_here, machine
+from one_line_errors import told
 
 from spectrim.errors import SpectrimError
 
@@ -111,7 +112,4 @@ def _read(file: Path) -> Row:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SpectrimError as error:
-        raise SystemExit(str(error)) from error
+    told(main)

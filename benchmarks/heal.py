@@ -35,9 +35,9 @@ from measuring import (
     two_halves,
 )
 from mixed_text import mixed
+from one_line_errors import told
 from rotated import chosen
 
-from spectrim.errors import SpectrimError
 from spectrim.files import key_of
 from spectrim.job.job import Job
 from spectrim.job.loss import walk_now
@@ -193,7 +193,4 @@ def _closed(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SpectrimError as error:
-        raise SystemExit(str(error)) from error
+    told(main)

@@ -32,6 +32,7 @@ from measuring import (
     two_halves,
 )
 from mixed_text import mixed
+from one_line_errors import told
 from rotated import chosen
 
 from spectrim.errors import SpectrimError
@@ -125,7 +126,4 @@ def _write(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SpectrimError as error:
-        raise SystemExit(str(error)) from error
+    told(main)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from measuring import arguments, read_arguments, two_halves
 from mixed_text import mixed
+from one_line_errors import told
 from rotated import chosen
 
 from spectrim.errors import SpectrimError
@@ -98,7 +99,4 @@ def _compare(whole: Path, killed: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SpectrimError as error:
-        raise SystemExit(str(error)) from error
+    told(main)

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from decode import BILLION, GROUP, _copy, in_bits
 from measuring import OUTSIDE, publish
+from one_line_errors import told
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear
 from spectrim.formats.low_rank import LowRank
 from spectrim.formats.packed import native
@@ -181,7 +181,4 @@ def _loss(name: str, model: PreTrainedModel, ids: torch.Tensor) -> dict[str, Any
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SpectrimError as error:
-        raise SystemExit(str(error)) from error
+    told(main)

@@ -28,6 +28,7 @@ from measuring import (
     two_halves,
 )
 from mixed_text import mixed
+from one_line_errors import told
 from rescaled import write_rescaled
 from transformers import PreTrainedModel
 
@@ -35,7 +36,6 @@ from spectrim.cutting.table_losses import Tables, table_offers
 from spectrim.cutting.type_choice import choose
 from spectrim.cutting.type_losses import Offer, map_offers
 from spectrim.cutting.types_made import Chosen, carried_out
-from spectrim.errors import SpectrimError
 from spectrim.job.job import Job
 from spectrim.job.opening import open_job
 from spectrim.model import sources
@@ -206,7 +206,4 @@ def _diagonals(job: Job) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SpectrimError as error:
-        raise SystemExit(str(error)) from error
+    told(main)

@@ -30,6 +30,7 @@ from measuring import (
     two_halves,
     windows_of,
 )
+from one_line_errors import told
 
 from spectrim.errors import SpectrimError
 from spectrim.job.job import Budget, Job
@@ -167,7 +168,4 @@ def _mixed_against_single(known: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SpectrimError as error:
-        raise SystemExit(str(error)) from error
+    told(main)

@@ -31,9 +31,9 @@ from measuring import (
     windows_of,
 )
 from mixed_text import with_a_network
+from one_line_errors import told
 
 from spectrim.cutting.prediction import prediction
-from spectrim.errors import SpectrimError
 from spectrim.job.job import Budget, Job
 from spectrim.recipe.options import Factorize
 from spectrim.stages.factorize import factorize
@@ -159,7 +159,4 @@ def _predictions(known: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SpectrimError as error:
-        raise SystemExit(str(error)) from error
+    told(main)

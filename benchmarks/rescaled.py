@@ -17,6 +17,7 @@ from pathlib import Path
 import rotated
 import torch
 from measuring import arguments
+from one_line_errors import told
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -135,7 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SpectrimError as error:
-        raise SystemExit(str(error)) from error
+    told(main)

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from measuring import arguments
+from one_line_errors import told
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -260,7 +261,4 @@ def _perplexities(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except SpectrimError as error:
-        raise SystemExit(str(error)) from error
+    told(main)

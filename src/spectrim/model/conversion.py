@@ -91,9 +91,14 @@ def rearrange(folder: Path, trust_remote_code: bool, target: Path) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its kind where it says nothing."""
-    said = str(error).strip()
-    return said.splitlines()[0] if said else type(error).__name__
+    """Return the first line of what an error says, or its kind where it says nothing.
+
+    Where that line ends in a colon, what it announces belongs to it.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1]}"
+    return lines[0] if lines else type(error).__name__
 
 
 def _fill(target: Path, write: Callable[[Path], None]) -> None:

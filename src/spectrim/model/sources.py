@@ -27,6 +27,7 @@ from transformers import (
 from spectrim.errors import SpectrimError
 from spectrim.model import gguf, hub
 from spectrim.model.architectures import ARCHITECTURES, architecture_of
+from spectrim.model.config_values import refuse_values
 from spectrim.model.conversion import first_line, once, rearrange
 from spectrim.model.tensor_files import main_dtype, stored
 from spectrim.model.weights import Weights, auto_class, match, quantised, quiet, skeleton_of
@@ -217,7 +218,7 @@ def _check(folder: Path, trust_remote_code: bool) -> None:
     architecture_of(
         PretrainedConfig.from_dict({"model_type": kind})
     )  # judged before its other values
-    _config(folder, trust_remote_code)
+    config = _config(folder, trust_remote_code)
     if (method := quantised(folder)) not in (None, "spectrim"):
         raise SpectrimError(
             f"{folder} is quantised already, with {method}; expected the model before it was"
@@ -226,6 +227,8 @@ def _check(folder: Path, trust_remote_code: bool) -> None:
         raise SpectrimError(
             f"{folder} has no tokenizer; expected tokenizer.json or tokenizer.model"
         )
+    shared = (settings.get("quantization_config") or {}).get("shared_blocks")
+    refuse_values(folder, config, stored(folder), len(shared or ()) if method else None)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -235,7 +238,12 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise SpectrimError(f"{folder} has no config.json; expected a model folder") from error
     except (ValueError, RecursionError) as error:
         raise SpectrimError(f"{folder / 'config.json'} is not JSON; fetch it again") from error
-    return settings if isinstance(settings, dict) else {}
+    settings = settings if isinstance(settings, dict) else {}
+    if not isinstance(settings.get("quantization_config") or {}, dict):
+        raise SpectrimError(
+            f"{folder / 'config.json'} has a quantization_config that is no object; put it right"
+        )
+    return settings
 
 
 def _config(folder: Path, trust_remote_code: bool) -> PretrainedConfig:

@@ -30,7 +30,8 @@ from transformers import (
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from spectrim.errors import SpectrimError
+from spectrim.errors import SpectrimError, out_of_memory
+from spectrim.model.config_values import refuse_ends
 from spectrim.model.tensor_files import Entry, main_dtype, read, same_content, stored
 
 
@@ -120,33 +121,43 @@ def skeleton_of(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedM
     """
     entries = stored(folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = auto_class(config).from_config(
-            config, dtype=main_dtype(entries.values()), trust_remote_code=trust_remote_code
-        )
+    try:
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = auto_class(config).from_config(
+                config, dtype=main_dtype(entries.values()), trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # each class takes its values apart in its own way
+        if out_of_memory(error):
+            raise
+        raise SpectrimError(
+            f"{folder / 'config.json'} makes no model ({_reason(error)}); put it right"
+        ) from error
     for name in match(model, entries).names.keys() & model.all_tied_weights_keys.keys():
         del model.all_tied_weights_keys[name]  # stored apart, with another content
     model.tie_weights(recompute_mapping=False)  # moving parameters to the meta device untied them
     if (folder / "generation_config.json").is_file() and model.can_generate():
-        model.generation_config = _generation(folder)
+        model.generation_config = _generation(folder, config.vocab_size)
     model.eval()
     return model
 
 
-def _generation(folder: Path) -> GenerationConfig:
+def _generation(folder: Path, vocabulary: int) -> GenerationConfig:
     """Return what generation_config.json says; SpectrimError where it cannot be read."""
     file = folder / "generation_config.json"
     try:
         found = GenerationConfig.from_pretrained(folder)
-        ends = found.eos_token_id
-        for end in ends if isinstance(ends, list) else [ends]:
-            if end is not None and not (type(end) is int and end >= 0):
-                raise ValueError(f"no token has the number {end!r}")
+        refuse_ends(found.eos_token_id, vocabulary)
     except Exception as error:  # transformers checks its values in many ways
         raise SpectrimError(
             f"{file} is damaged ({str(error).partition(chr(10))[0]}); put it right"
         ) from error
     return found
+
+
+def _reason(error: Exception) -> str:
+    """Return in one line what a class of transformers could not take."""
+    said = str(error).strip()
+    return f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
 
 
 def auto_class(config: PretrainedConfig) -> Any:

@@ -11,6 +11,7 @@ from spectrim.errors import SpectrimError
 from spectrim.job.job import Job
 from spectrim.metrics.size import bytes_on_disk
 from spectrim.model import sources
+from spectrim.model.runtime import Size
 from spectrim.model.sites import find
 from spectrim.model.weights import Weights, quiet
 from spectrim.recipe.recipe import Keep, Recipe
@@ -193,6 +194,24 @@ def test_a_front_is_gone_on_with_and_ends_in_one_page(plain: Made) -> None:
     before = {folder: (folder / "model.safetensors").stat().st_mtime_ns for folder in found.made}
     assert searched(None).made == found.made  # nothing is made twice
     assert {f: (f / "model.safetensors").stat().st_mtime_ns for f in before} == before
+
+
+def test_sizes_of_a_front_may_be_bytes(plain: Made) -> None:
+    found = search(
+        asked(plain), [Size(bytes=600_000)], plain.folder / "bytes", minutes=1e-9,
+        cache=plain.folder / "cache", progress=lambda done, total, what: None,
+    )  # fmt: skip
+    assert [str(size) for size in found.left] == ["0.6 MB"]
+
+
+def test_what_of_a_memory_is_not_for_weights_is_told(plain: Made) -> None:
+    size = Size(memory=650_000_000, context=32)
+    with quiet():
+        choice = auto.choose(
+            asked(plain), size, plain.folder / "fits", cache=plain.folder / "cache",
+            progress=lambda done, total, what: None, heal=False,
+        )  # fmt: skip
+    assert choice.why.startswith("Of 650.0 MB, 20.") and "transformers, which runs it" in choice.why
 
 
 def test_a_front_of_another_model_is_not_taken_for_ones_own(plain: Made) -> None:

@@ -7,9 +7,15 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spectrim.errors import SpectrimError
 from spectrim.outputs.refusals import refuse_link_to_nothing
+from spectrim.recipe.sizes import in_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from spectrim.model.runtime import Size
+    from spectrim.recipe.recipe import Keep
 
 
 def task_names(tasks: str | None) -> tuple[str, ...]:
@@ -38,11 +44,22 @@ def api_key(key: str | None) -> str | None:
     return found
 
 
+def size(text: str) -> Keep | Size:
+    """Return the size that '600MB', '25%' or '25% of linear bytes' asks for.
+
+    SpectrimError where it is neither bytes nor a part of the model.
+    """
+    from spectrim.model.runtime import Size
+    from spectrim.recipe.recipe import Keep
+
+    return Size(bytes=parse_bytes(text)) if in_bytes(text) else Keep.parse(text, "size")
+
+
 def parse_sizes(text: str) -> tuple[float, ...]:
     """Return the parts that a text such as "75%,50%" names; SpectrimError where it is none."""
     found = []
     for word in text.split(","):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", word)
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", word, re.ASCII)
         if not match or not 0 < float(match[1]) < 100:
             raise SpectrimError(
                 f"'{word.strip()}' is no size to cut to; expected parts of each map's numbers "

@@ -17,13 +17,13 @@ HELP = {
     "linear bytes', or bytes: '600MB', '1.5GiB'. Ranks, bits and healing are chosen by what they "
     "cost.",
     "fits": "As --size, by the memory that it is to run in, such as '4GB': weights, the keys and "
-    "values of --context tokens, and the runtime.",
+    "values of --context tokens, and what runs it: transformers, or llama.cpp with --for.",
     "room": "How many tokens of keys and values --fits makes room for.",
     "for": "Write one file for another engine instead of a folder: llama.cpp, a GGUF file in the "
     "best mix of its own types.",
     "searched": "Hub name, model folder, GGUF file, or 'demo'.",
     "front": "Folder to write: one smaller model for each size, and a page about all of them.",
-    "front-sizes": "Sizes as for 'shrink --size', separated by commas.",
+    "front-sizes": "Sizes as for 'shrink --size', separated by commas: '60%,40%' or '600MB,400MB'.",
     "minutes": "Begin no further size after so many minutes.",
     "calibration": "Text to read: a .txt or .jsonl file, a hub data set as name:config:split, or "
     "'default' for the built-in mix. The closer to later use, the better.",

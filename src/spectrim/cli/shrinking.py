@@ -11,7 +11,7 @@ import typer
 
 from spectrim.cli import arguments as given
 from spectrim.errors import SpectrimError
-from spectrim.recipe.sizes import in_bytes, parse_bytes
+from spectrim.recipe.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from spectrim.model.runtime import Size
@@ -112,16 +112,12 @@ class ShrinkOptions:
 
     def budget(self) -> Keep | Size | None:
         """Return the size to reach, None where a recipe says what is done."""
-        from spectrim.model.runtime import Size
-        from spectrim.recipe.recipe import Keep
+        from spectrim.model.runtime import TRANSFORMERS, Size
 
         if self.fits is not None:
-            return Size(memory=parse_bytes(self.fits, "fits"), context=self.context)
-        if self.size is None:
-            return None
-        if in_bytes(self.size):
-            return Size(bytes=parse_bytes(self.size))
-        return Keep.parse(self.size, "size")
+            memory, engine = parse_bytes(self.fits, "fits"), self.target or TRANSFORMERS
+            return Size(memory=memory, context=self.context, engine=engine)
+        return None if self.size is None else given.size(self.size)
 
     def file_size(self) -> Size:
         """Return how large a single file may be.

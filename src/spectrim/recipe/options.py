@@ -131,7 +131,7 @@ def parse_tokens(text: str) -> tuple[int, int]:
 
     SpectrimError where it is not of that form, has no sequence, or sequences of under 2 tokens.
     """
-    found = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text)
+    found = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", text, re.ASCII)
     sequences, length = (int(found[1]), int(found[2])) if found else (0, 0)
     if sequences < 1 or length < 2:
         raise SpectrimError(

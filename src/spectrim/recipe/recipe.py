@@ -28,6 +28,9 @@ _STAGES = Registry("stage", "spectrim.stages")
 # Every stage brings its own checked options, the class `Options` beside it.
 _OPTIONS = Registry("stage", "spectrim.stages", attribute=lambda _: "Options")
 
+_PART = r"\s*(-?\d+(?:\.\d+)?)\s*(%?)(?:\s*of\s+(\w+(?: \w+)?))?\s*"
+_SUCH = {"size": "'25%' or '25% of linear bytes', or bytes, such as '600MB' or '1.5GiB'"}
+
 
 class Keep(Part):
     """How much stays.
@@ -67,14 +70,12 @@ class Keep(Part):
 
 
 def _keep(text: str, name: str = "keep") -> dict[str, Any]:
-    found = re.fullmatch(r"\s*(-?\d+(?:\.\d+)?)\s*(%?)(?:\s*of\s+(\w+(?: \w+)?))?\s*", text)
+    found = re.fullmatch(_PART, text, re.ASCII)
     percent, of = (float(found[1]), found[3] or "bytes") if found else (0.0, "")
-    such = (
-        "'25%' or '25% of linear bytes'" if name == "size" else "'80% of linear' or '60% of bytes'"
-    )
     if not found or (percent and not found[2]):
         raise SpectrimError(
-            f"cannot read {name} '{text}'; write the part that stays with its unit, such as {such}"
+            f"cannot read {name} '{text}'; write the part that stays with its unit, such as "
+            + _SUCH.get(name, "'80% of linear' or '60% of bytes'")
         )
     if not 0 < percent <= 100:
         raise SpectrimError(f"{name} '{text}' is out of range; keep more than 0% and at most 100%")

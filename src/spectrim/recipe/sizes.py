@@ -7,7 +7,7 @@ import re
 from spectrim.errors import SpectrimError
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_WRITTEN = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*([a-z]+)\s*", re.IGNORECASE)
+_WRITTEN = re.compile(r"\s*(-?\d{1,18}(?:\.\d+)?)\s*([a-z]+)\s*", re.IGNORECASE | re.ASCII)
 
 
 def in_bytes(text: str) -> bool:

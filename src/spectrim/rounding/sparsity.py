@@ -33,7 +33,7 @@ class Pattern:
         Raises:
             SpectrimError: it is neither, or keeps nothing or everything.
         """
-        if found := re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text):
+        if found := re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text, re.ASCII):
             kept, group = int(found[1]), int(found[2])
             if not 0 < kept < group:
                 raise SpectrimError(
@@ -41,7 +41,7 @@ class Pattern:
                     "to M - 1, such as 2:4"
                 )
             return cls(kept / group, group)
-        if found := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text):
+        if found := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text, re.ASCII):
             if not 0 < float(found[1]) < 100:
                 raise SpectrimError(
                     f"pattern '{text}' is out of range; keep more than 0% and less than 100%"

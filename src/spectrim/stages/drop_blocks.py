@@ -36,7 +36,7 @@ def _ranges(value: object) -> object:
 
 
 def _range(text: str) -> range:
-    found = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", text)
+    found = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", text, re.ASCII)
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
     if last < first:
         raise SpectrimError(

@@ -48,7 +48,7 @@ DRAWN = 40  # by optuna at most for these, as it may draw one again
 
 
 class Choice(NamedTuple):
-    """A recipe, and in three sentences why it is this one."""
+    """A recipe, and in a few sentences why it is this one."""
 
     recipe: Recipe
     why: str
@@ -104,7 +104,9 @@ def choose(
     recipe = _recipe(
         common, best.cuts, ENDS, None if best.rate is None else {"learning_rate": best.rate}
     )
-    return Choice(recipe, _why(part, trials, best))
+    counted = size.counted(skeleton.config) if isinstance(size, Size) else None
+    why = _why(part, trials, best)
+    return Choice(recipe, why if counted is None else f"{counted} {why}")
 
 
 class Way(NamedTuple):

@@ -44,14 +44,17 @@ class Report:
     divergence: float
     loss: float
     dense_loss: float
+    counted: str | None = None
+    """What of a memory was not left for weights."""
 
     def __str__(self) -> str:
-        """Return two lines for the terminal."""
+        """Return two lines for the terminal, or three."""
         kinds = ", ".join(f"{count} {name}" for name, count in self.kinds.items())
         return (
             f"{shown(self.bytes)}: {kinds}\n"
             f"loss on the search split {self.loss:.4f}, dense {self.dense_loss:.4f}; divergence "
             f"{self.divergence:.4f} nats per token (predicted {self.predicted:.4f})"
+            + (f"\n{self.counted}" if self.counted else "")
         )
 
 
@@ -91,7 +94,7 @@ def for_llama_cpp(
     kinds = Counter(chosen[offer.name].name for offer in offers)
     return Report(
         output.stat().st_size, dict(kinds.most_common()), predicted(offers, chosen),
-        made.divergence, made.loss, made.dense_loss,
+        made.divergence, made.loss, made.dense_loss, size.counted(job.model.config),
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from spectrim.errors import SpectrimError
 from spectrim.model import sources
+from spectrim.model.runtime import Size
 from spectrim.outputs.manifest import is_page
 from spectrim.outputs.refusals import refuse_file, refuse_no_folder, refuse_output
 from spectrim.progress import Progress
@@ -23,12 +24,12 @@ class Front:
     """The folders that are made, and the sizes that there was no time for."""
 
     made: list[Path]
-    left: list[Keep]
+    left: list[Keep | Size]
 
 
 def search(
     asked: Recipe,
-    sizes: Sequence[Keep],
+    sizes: Sequence[Keep | Size],
     output: Path,
     *,
     minutes: float | None,
@@ -50,7 +51,7 @@ def search(
     _refuse(asked, output, folders.values(), cache)
     began = time.monotonic()
     made: list[Path] = []
-    left: list[Keep] = []
+    left: list[Keep | Size] = []
     try:
         for size, folder in folders.items():
             if not _is_made(folder):
@@ -66,7 +67,9 @@ def search(
     return Front(made, left)
 
 
-def _name(size: Keep) -> str:
+def _name(size: Keep | Size) -> str:
+    if isinstance(size, Size):
+        return f"{size.bytes}_bytes"
     return f"{100 * size.fraction:g}_of_{size.of.replace(' ', '_')}"
 
 

@@ -111,8 +111,8 @@ def search(
 ) -> None:
     """Make the best model of each of several sizes, and one page on all: the Pareto front.
 
-    Each size takes as long as 'shrink --size' does: an hour or more for the demo on two cores. Fewer
-    sizes and --tokens 16x1024 take less.
+    Each size takes as long as 'shrink --size' does: an hour or more for the demo on two cores.
+    Fewer sizes and --tokens 16x1024 take less.
 
     Interrupted, or out of time? Run the same command again; finished sizes are kept.
 

@@ -16,7 +16,7 @@ HALF, SINGLE = 2, 4  # bytes of a number
 PROCESS = 64 * 2**20  # bytes: its program, threads and tables
 PROMPT = 512  # tokens of a piece
 
-# transformers reads a prompt at once. Measured with SmolLM2-135M, dense and packed, 64 to 4096 tokens.
+# transformers reads a prompt at once. Measured with SmolLM2-135M, dense and in 4 bits.
 PYTHON = 600 * 2**20  # bytes: Python, PyTorch, transformers and their threads
 ACTIVATIONS = 6  # numbers of each token for each dimension of hidden states and MLP
 

@@ -11,6 +11,8 @@ Losses are of the unpacked weights in transformers, which llama.cpp's own agree 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,8 @@ from rescaled import write_rescaled
 from transformers import PreTrainedModel
 
 from spectrim.cutting.table_losses import Tables, table_offers
-from spectrim.cutting.type_choice import choose
-from spectrim.cutting.type_losses import Offer, map_offers
+from spectrim.cutting.type_choice import DENSE, choose, predicted
+from spectrim.cutting.type_losses import Offer, map_offers, measured
 from spectrim.cutting.types_made import Chosen, carried_out
 from spectrim.job.job import Job
 from spectrim.job.opening import open_job
@@ -51,6 +53,9 @@ HOW = {"llama.cpp": "ggml's own codes", "ours": "chosen types, ggml's blocks, ou
        "codes alone": "llama.cpp's types, our codes"}  # fmt: skip
 
 
+MIXED = 5.2  # bits: offers for this mean hold every type that the mixes have
+
+
 def main() -> None:
     """Make and measure all rows, resuming, and write llama_cpp_types.json and results.md."""
     parser = arguments(__doc__)
@@ -62,7 +67,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="tokens of a window")
     asked = read_arguments(parser)
     bench = Bench(asked)
-    bench.keep("dense", "", {})
+    bench.keep("dense", "", {}, lambda: 0.0, ours=False)
     for mix in asked.mixes.split(","):
         for way in asked.ways.split(","):
             bench.row(mix, way)
@@ -98,14 +103,22 @@ class Bench:
     def row(self, mix: str, way: str) -> None:
         """Make and measure a row unless an earlier run already has."""
         named = self.mix(mix)
+        room = sum(self.bytes(name, kind) for name, kind in named.items())
+        mean = 8 * room / sum(site.out_features * site.in_features for site in self.job.sites)
         if way in ("ours", "allocation alone"):
-            room = sum(self.bytes(name, kind) for name, kind in named.items())
-            chosen = choose(self.offers(room), room)
+            chosen = choose(self.offers(mean), room)
         else:
-            chosen = named
-        self.keep(way, mix, chosen, ours=way in ("ours", "codes alone"))
+            chosen, mean = named, min(mean, MIXED)
+        ours = way in ("ours", "codes alone")
 
-    def keep(self, way: str, mix: str, chosen: Chosen, *, ours: bool = False) -> None:
+        def foretold() -> float:
+            return predicted(self.offers(mean), chosen) if ours else self.plain(chosen)
+
+        self.keep(way, mix, chosen, foretold, ours=ours)
+
+    def keep(
+        self, way: str, mix: str, chosen: Chosen, foretold: Callable[[], float], *, ours: bool
+    ) -> None:
         """Measure a row unless it is known."""
 
         def make() -> dict[str, Any]:
@@ -114,16 +127,11 @@ class Bench:
             state = self.model.state_dict()
             for name, tensor in values.items():
                 state[name].copy_(tensor)
-            losses = {name: losses_on(self.model, windows) for name, windows in self.texts.items()}
-            kinds: dict[str, int] = {}
-            for kind in chosen.values():
-                kinds[kind.name] = kinds.get(kind.name, 0) + 1
-            size = sum(self.bytes(name, kind) for name, kind in chosen.items())
             return {
-                **losses,
-                "bytes": size,
-                "kinds": kinds,
-                "chosen": {n: k.name for n, k in chosen.items()},
+                **{name: losses_on(self.model, windows) for name, windows in self.texts.items()},
+                "bytes": sum(self.bytes(name, kind) for name, kind in chosen.items()),
+                "predicted": foretold(),
+                "chosen": {name: kind.name for name, kind in chosen.items()},
             }
 
         keep_row(self.output, self.name, f"{way} {mix}".strip(), 1.0, make)
@@ -140,10 +148,28 @@ class Bench:
 
         return {f"{site.name}.weight": of(site) for site in self.job.sites}
 
-    def offers(self, room: int) -> list[Offer]:
+    def offers(self, mean: float) -> list[Offer]:
         """Return what every matrix may be stored as."""
-        mean = 8 * room / sum(site.out_features * site.in_features for site in self.job.sites)
         return [*map_offers(self.job, mean), *table_offers(self.job, mean)]
+
+    def plain(self, chosen: Chosen) -> float:
+        """Return the predicted loss of a choice of types with ggml's own codes."""
+        known = measured(self.job, MIXED)
+        ends = {one.name: one for one in table_offers(self.job, MIXED)}
+        total = 0.0
+        for name, kind in chosen.items():
+            if name in ends:
+                loss = predicted([ends[name]], chosen)
+                total += loss * self._more(name, kind) if loss else loss
+            elif kind != DENSE:
+                total += known[name.removesuffix(".weight")][kind.name]
+        return total
+
+    def _more(self, name: str, kind: Any) -> float:
+        """Return how much more a table loses with ggml's own codes than with ours."""
+        packed = [self.tables.packed(name, kind, plain=plain) for plain in (True, False)]
+        plain, fed = (self.tables.error(name, one, kind) for one in packed)
+        return plain / fed
 
     def bytes(self, name: str, kind: Any) -> int:
         """Return how many bytes a matrix takes in a type."""
@@ -166,23 +192,21 @@ class Bench:
         """Write the run and its tables, and return these."""
         known = known_rows(self.output)
         rows = {key.split(" | ")[1]: row for key, row in known.items() if key.startswith(self.name)}
-        dense = rows["dense"]
+        dense = rows.pop("dense")
         lines = []
         for label, row in rows.items():
-            excess = {text: excess_of(row[text], dense[text]) for text in self.texts}
-            mean = sum(one[0] for one in excess.values()) / len(excess)
             way, _, mix = label.rpartition(" ")
-            base = rows.get(f"llama.cpp {mix}")
-            theirs = base and sum(
-                excess_of(base[text], dense[text])[0] for text in self.texts
-            ) / len(excess)
+            excess = {text: excess_of(row[text], dense[text]) for text in self.texts}
             lines.append({
                 "table": "llama_cpp_types", "model": self.name, "mix": mix, "way": way,
-                "bytes": row["bytes"], "excess": excess, "mean": mean,
-                "part": mean / theirs if theirs else 1.0, "kinds": row["kinds"],
+                "bytes": row["bytes"], "excess": excess, "mean": _mean(excess),
+                "predicted": row["predicted"], "kinds": Counter(row["chosen"].values()),
                 "commit": row["commit"],
             })  # fmt: skip
-        lines = [one for one in lines if one["mix"]]
+        theirs = {line["mix"]: line for line in lines if line["way"] == "llama.cpp"}
+        for line in lines:
+            for part, of in (("part", "mean"), ("predicted_part", "predicted")):
+                line[part] = line[of] / theirs[line["mix"]][of]
         return publish(
             self.output, "llama_cpp_types", lines, model=self.name,
             text="calibrated on the mixed text of benchmarks/mixed_text.py",
@@ -191,6 +215,10 @@ class Bench:
                 for name, windows in self.texts.items()
             ),
         )  # fmt: skip
+
+
+def _mean(excess: dict[str, list[float]]) -> float:
+    return sum(one[0] for one in excess.values()) / len(excess)
 
 
 def _diagonals(job: Job) -> dict[str, torch.Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from spectrim.walk.moments import Damping, damped
 from spectrim.walk.statistics import block_statistics
 
 Kind = GGMLQuantizationType
+FED = " fed"  # behind a type's name: with codes whose errors make up for each other
 LEAST = 5.0  # bits: types from here on are always offered
 BELOW = 2.2  # bits that a map may get less than the mean: types of very few are slow to make
 SMALL_BLOCKS = (Kind.MXFP4, Kind.IQ4_NL, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1)
@@ -58,26 +60,34 @@ def offered(columns: int, mean: float) -> list[GGMLQuantizationType]:
 
 
 def map_offers(job: Job, mean: float) -> list[Offer]:
-    """Return what the maps inside the blocks may be stored as; kept in the cache, block by block.
+    """Return what the maps inside the blocks may be stored as, and what each type costs.
 
+    It depends on what is asked for alone, not on what else the cache holds.
     mean: bits that a number gets on average.
     """
-    folder = job.cache / "types" / key_of("types", 2, job.statistics_key)
-    offers, places = [], job.each_block()
+    known, offers = measured(job, mean), []
+    for place in job.each_block():
+        for site in job.block_sites(place):
+            kinds = offered(site.in_features, mean)
+            offers.append(_offer(site, kinds, expected(kinds, known.get(site.name, {}))))
+    return offers
+
+
+def measured(job: Job, mean: float) -> dict[str, dict[str, float]]:
+    """Return by sites what the maps inside the blocks lose in types, by the names of ``wanted``.
+
+    Kept in the cache, block by block.
+    mean: bits that a number gets on average.
+    """
+    folder = job.cache / "types" / key_of("types", 3, job.statistics_key)
+    found: dict[str, dict[str, float]] = {}
+    places = job.each_block()
     for done, place in enumerate(places, start=1):
         file = job.block_file(folder, place).with_suffix(".json")
         with locked(file):
-            known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-            if added := _block_losses(job, place, mean, known):
-                known = {name: known.get(name, {}) | added.get(name, {}) for name in added}
-                with atomic_file(file) as partial:
-                    partial.write_text(json.dumps(known), encoding="utf-8")
-        for site in job.block_sites(place):
-            losses = known.get(site.name, {})
-            kinds = [one for one in offered(site.in_features, mean) if one.name in losses]
-            offers.append(_offer(site, kinds, [losses[one.name] for one in kinds]))
+            found |= _block_losses(job, place, mean, file)
         job.progress(done, len(places), "trying types")
-    return offers
+    return found
 
 
 def _offer(site: Site, kinds: Sequence[GGMLQuantizationType], losses: Sequence[float]) -> Offer:
@@ -85,23 +95,50 @@ def _offer(site: Site, kinds: Sequence[GGMLQuantizationType], losses: Sequence[f
     return Offer(f"{site.name}.weight", shape, tuple(kinds), tuple(losses))
 
 
-def _block_losses(
-    job: Job, place: Place, mean: float, known: dict[str, dict[str, float]]
-) -> dict[str, dict[str, float]]:
-    """Return the losses of all sites of a block that are not known yet; empty where all are."""
-    sites = job.block_sites(place)
-    wanted = {
+def expected(kinds: Sequence[GGMLQuantizationType], losses: Mapping[str, float]) -> list[float]:
+    """Return what each of some types costs where errors make up for each other, nats per token.
+
+    losses: by the names of ``wanted``. How much less is lost than by ggml's own codes is measured
+        for one type of either sort, and is much the same for its others.
+    """
+    parts = {}
+    for tried in _tried(kinds):
+        plain = losses[tried.name]
+        parts[tried in LAYOUTS] = losses[tried.name + FED] / plain if plain else 1.0
+    return [losses[kind.name] * parts[kind in LAYOUTS] for kind in kinds]
+
+
+def wanted(kinds: Sequence[GGMLQuantizationType]) -> list[str]:
+    """Return what ``expected`` has to know: the types' names, and with FED those tried."""
+    return [*(kind.name for kind in kinds), *(kind.name + FED for kind in _tried(kinds))]
+
+
+def _tried(kinds: Sequence[GGMLQuantizationType]) -> list[GGMLQuantizationType]:
+    """Return the middle one of those with codes of single numbers, and of those with codebooks."""
+    sorts = ([kind for kind in kinds if (kind in LAYOUTS) == sort] for sort in (True, False))
+    return [alike[len(alike) // 2] for alike in sorts if alike]
+
+
+def _block_losses(job: Job, place: Place, mean: float, file: Path) -> dict[str, dict[str, float]]:
+    """Return the losses of all sites of a block; those that the file has not are added to it."""
+    known: dict[str, dict[str, float]] = {}
+    if file.exists():
+        known = json.loads(file.read_text(encoding="utf-8"))
+    missing = {
         site.name: [
-            kind
-            for kind in offered(site.in_features, mean)
-            if kind.name not in known.get(site.name, {})
+            one
+            for one in wanted(offered(site.in_features, mean))
+            if one not in known.get(site.name, {})
         ]
-        for site in sites
+        for site in job.block_sites(place)
     }
-    if not any(wanted.values()):
-        return {}
-    maker = BlockMaker(job, place)
-    return {name: maker.losses(name, kinds) for name, kinds in wanted.items()}
+    if any(missing.values()):
+        maker = BlockMaker(job, place)
+        for name, some in missing.items():
+            known[name] = known.get(name, {}) | maker.losses(name, some)
+        with atomic_file(file) as partial:
+            partial.write_text(json.dumps(known), encoding="utf-8")
+    return known
 
 
 class BlockMaker:
@@ -116,24 +153,15 @@ class BlockMaker:
         """Return the weights of a site, float32 [out, in]."""
         return weight(self.block.get_submodule(site.removeprefix(self.place.prefix))).detach()
 
-    def losses(self, site: str, kinds: Sequence[GGMLQuantizationType]) -> dict[str, float]:
-        """Return ½ tr(Δᵀ G Δ A) of a map in some types, nats per token, by the types' names.
-
-        How much less is lost where errors make up for each other is found for one type of either
-        sort, with codes of single numbers and with codebooks, and is much the same for its others.
-        """
+    def losses(self, site: str, some: Sequence[str]) -> dict[str, float]:
+        """Return ½ tr(Δᵀ G Δ A) of a map, nats per token, by the names of ``wanted``."""
         diagonal, price = self._moment(site).diagonal(), self._price(site)
-        found: dict[str, float] = {}
-        for sort in (True, False):
-            alike = [kind for kind in kinds if (kind in LAYOUTS) == sort]
-            plain = {
-                kind: price(quantize(self.matrix(site), kind, diagonal), kind) for kind in alike
-            }
-            if alike:
-                tried = alike[len(alike) // 2]
-                fed = price(self.packed(site, tried), tried)
-                part = fed / plain[tried] if plain[tried] else 1.0
-                found |= {kind.name: loss * part for kind, loss in plain.items()}
+        found = {}
+        for one in some:
+            kind = Kind[one.removesuffix(FED)]
+            fed = one.endswith(FED)
+            packed = self.packed(site, kind) if fed else quantize(self.matrix(site), kind, diagonal)
+            found[one] = price(packed, kind)
         return found
 
     def _price(self, site: str) -> Callable[[np.ndarray, GGMLQuantizationType], float]:

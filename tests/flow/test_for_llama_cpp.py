@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,16 @@ from gguf import GGMLQuantizationType, GGUFReader
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from spectrim.cli import main
 from spectrim.cutting.type_choice import choose, predicted
-from spectrim.cutting.type_losses import Offer, offered
+from spectrim.cutting.type_losses import Offer, map_offers, offered
 from spectrim.errors import SpectrimError
-from spectrim.exporters._spliced import row_order
+from spectrim.exporters._spliced import Splice, row_order
+from spectrim.job.job import Job
+from spectrim.job.opening import open_job
+from spectrim.model import sources
 from spectrim.model.weights import quiet
+from spectrim.recipe.recipe import Recipe
 from spectrim.rounding.ggml import dequantize
 from tiny_folders import tiny_folder
 from tiny_places import Place, assert_told
@@ -28,7 +34,7 @@ MOST = 800_000  # bytes; in bf16 the model takes 2.6 million
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a tiny Llama with rows of 256 numbers, its text, and a file made."""
+    """Return a folder with a tiny Llama with rows of 256 numbers, and its text."""
     folder = tmp_path_factory.mktemp("llama")
     text = _write_text(folder / "text.txt")
     _write_model(folder / "source", text)
@@ -69,34 +75,46 @@ def _write_model(folder: Path, text: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=plain, **special).save_pretrained(folder)
 
 
-def _asked(place: Place, *options: str | Path) -> tuple[int, str]:
-    """Ask for a file as the options say, the last of options said twice."""
+def _words(folder: Path, *options: str | Path) -> list[str]:
+    """Return what a file is asked for with; options given take the place of the usual ones."""
     given = {
         "--for": "llama.cpp",
-        "--calibration": place.text,
+        "--calibration": folder / "text.txt",
         "--tokens": "12x64",
-        "--cache": place.folder / "cache",
-        "-o": place.folder / "small.gguf",
+        "--cache": folder / "cache",
+        "-o": folder / "asked.gguf",
         **dict(zip(options[::2], options[1::2], strict=True)),
     }
-    return place.run("shrink", place.source, *(word for pair in given.items() for word in pair))
+    return [
+        "shrink", str(folder / "source"), *(str(word) for pair in given.items() for word in pair)
+    ]  # fmt: skip
 
 
-def test_the_file_holds_what_was_planned_within_its_bytes(place: Place) -> None:
-    code, err = _asked(place, "--size", f"{MOST}B")
-    assert code == 0, err
-    file = place.folder / "small.gguf"
-    assert 0.93 * MOST < file.stat().st_size <= MOST
-    tensors = {one.name: one for one in GGUFReader(str(file)).tensors}
+def _asked(place: Place, *options: str | Path) -> tuple[int, str]:
+    return place.run(*_words(place.folder, *options))
+
+
+@pytest.fixture(scope="module")
+def small(made: Path) -> Path:
+    """Return the file that is made for MOST bytes."""
+    with pytest.raises(SystemExit) as leaving:
+        main.main(_words(made, "--size", f"{MOST}B", "-o", made / "small.gguf"))
+    assert leaving.value.code == 0
+    return made / "small.gguf"
+
+
+def test_the_file_holds_what_was_planned_within_its_bytes(small: Path) -> None:
+    assert 0.93 * MOST < small.stat().st_size <= MOST
+    tensors = {one.name: one for one in GGUFReader(str(small)).tensors}
     kinds = {one.tensor_type for name, one in tensors.items() if "norm" not in name}
     assert Kind.F32 not in kinds and len(kinds) > 1  # bits go where they pay
     assert all(one.tensor_type == Kind.F32 for name, one in tensors.items() if "norm" in name)
     assert "output.weight" not in tensors  # one table serves as both
 
 
-def test_the_blocks_stand_for_the_models_own_numbers(place: Place) -> None:
-    weights = AutoModelForCausalLM.from_pretrained(place.source).state_dict()
-    tensors = {one.name: one for one in GGUFReader(str(place.folder / "small.gguf")).tensors}
+def test_the_blocks_stand_for_the_models_own_numbers(made: Path, small: Path) -> None:
+    weights = AutoModelForCausalLM.from_pretrained(made / "source").state_dict()
+    tensors = {one.name: one for one in GGUFReader(str(small)).tensors}
     down = tensors["blk.1.ffn_down.weight"]
     theirs = dequantize(down.data, down.tensor_type)
     ours = weights["model.layers.1.mlp.down_proj.weight"].float()
@@ -110,26 +128,63 @@ def test_the_blocks_stand_for_the_models_own_numbers(place: Place) -> None:
     assert float((theirs - ours).square().sum() / ours.square().sum()) > 0.5
 
 
-def test_it_runs_in_llama_cpp_as_it_was_measured(place: Place) -> None:
+def test_it_runs_in_llama_cpp_as_it_was_measured(made: Path, small: Path) -> None:
     from spectrim.engines import engines
 
-    running = engines.get("llama_cpp")(place.folder / "small.gguf", 1, 64)
+    running = engines.get("llama_cpp")(small, 1, 64)
     try:
-        ids = running.encode(place.text.read_text()[:200])[:32]
+        ids = running.encode((made / "text.txt").read_text()[:200])[:32]
         theirs = np.asarray(running.feed(ids))
     finally:
         running.close()
-    model = AutoModelForCausalLM.from_pretrained(place.source, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(made / "source", dtype=torch.float32)
     with torch.no_grad():
         dense = model(torch.tensor([ids])).logits[0, -1].numpy()
     assert np.corrcoef(theirs, dense)[0, 1] > 0.9
 
 
-def test_half_of_the_bytes_is_a_size_too_and_the_file_is_replaced(place: Place) -> None:
+def test_half_of_the_bytes_is_a_size_too_and_the_file_is_replaced(
+    place: Place, small: Path
+) -> None:
     whole = sum(file.stat().st_size for file in place.source.glob("*.safetensors"))
-    code, err = _asked(place, "--size", "50%")
+    asked = Path(shutil.copy(small, place.folder / "half.gguf"))
+    code, err = _asked(place, "--size", "50%", "-o", asked)
     assert code == 0, err
-    assert 0.45 * whole < (place.folder / "small.gguf").stat().st_size <= 0.5 * whole
+    assert 0.45 * whole < asked.stat().st_size <= 0.5 * whole
+
+
+def test_the_choice_depends_on_the_request_alone(made: Path, tmp_path: Path) -> None:
+    first, second = _job(made, tmp_path / "fresh"), _job(made, tmp_path / "warm")
+    fresh = map_offers(first, 4.0)
+    map_offers(second, 7.0)  # as an earlier request of another size
+    assert map_offers(second, 4.0) == fresh
+
+
+def test_runs_of_one_model_leave_each_others_work_alone(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as changed:
+        changed.setattr(Splice, "write", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            main.main(_words(place.folder, "--size", "900KB", "-o", place.folder / "killed.gguf"))
+    left = {file for file in place.folder.glob("cache/types/*/*.safetensors")}
+    assert left
+    code, err = _asked(place, "--size", "900KB")
+    assert code == 0, err
+    assert {file for file in place.folder.glob("cache/types/*/*.safetensors")} == left
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _job(folder: Path, cache: Path) -> Job:
+    """Return a job on the tiny model with a cache of its own."""
+    source, text = str(folder / "source"), str(folder / "text.txt")
+    asked = Recipe.build(
+        None, {"model": source, "calibration.text": text, "calibration.tokens": "12x64"}
+    )
+    return open_job(asked, sources.resolve(source, cache), cache, lambda done, total, what: None)
 
 
 REFUSED = [
@@ -152,6 +207,23 @@ def test_bad_input_is_one_line(place: Place, options: dict[str, str], told: str)
     assert_told(code, err, told)
     assert not (place.folder / "refused.gguf").exists()
     assert not list(place.folder.glob("spectrim-*"))
+
+
+@pytest.mark.parametrize(
+    ("family", "told"),
+    [("t5", "is an encoder-decoder"), ("llama", "smallest types for this model")],
+)
+def test_it_is_refused_before_the_text_is_read(
+    place: Place, tmp_path: Path, family: str, told: str
+) -> None:
+    source = tiny_folder(tmp_path / family, family)
+    short = tmp_path / "short.txt"
+    short.write_text("w3 w4")  # which is refused where it is read
+    code, err = place.run(
+        "shrink", source, "--for", "llama.cpp", "--size", "1KB", "--calibration", short,
+        "--cache", tmp_path / "cache", "-o", tmp_path / "out.gguf",
+    )  # fmt: skip
+    assert_told(code, err, told)
 
 
 def test_a_file_of_others_is_kept(place: Place) -> None:

@@ -18,11 +18,14 @@ from spectrim.cutting.types_made import Chosen, Made, carried_out
 from spectrim.errors import SpectrimError
 from spectrim.exporters import exporters
 from spectrim.exporters._spliced import Packed, Splice
-from spectrim.files import key_of
-from spectrim.job.job import Job, inner_sites
+from spectrim.files import key_of, locked
+from spectrim.job.job import Job
 from spectrim.job.opening import open_job
 from spectrim.model import sources
+from spectrim.model.architectures import architecture_of
 from spectrim.model.runtime import Size
+from spectrim.model.sites import Site, find
+from spectrim.model.sources import Source
 from spectrim.outputs.folder import output_file
 from spectrim.outputs.manifest import is_export
 from spectrim.outputs.refusals import refuse_file
@@ -75,21 +78,57 @@ def for_llama_cpp(
     refuse_file(output, is_export)
     source = sources.resolve(asked.model, cache, trust_remote_code=asked.trust_remote_code)
     refuse_smaller(source, "shrink")
-    job = open_job(asked, source, cache, progress)
-    job.work = cache / "types" / own(key_of("work", 1, job.statistics_key))
-    _refuse(job)
-    budget = size.of(job.weights.bytes(), job.model.config)
+    sites, budget = _within(source, size)
     with tempfile.TemporaryDirectory(prefix="spectrim-", dir=_beside(output)) as folder:
         dense = Path(folder) / "dense.gguf"
         exporters.get("gguf")(source.folder, dense, progress)
-        splice = Splice(dense, _parameters(job))
-        offers, chosen, made = _chosen(job, budget - splice.fixed())
-        with output_file(output) as partial:
-            splice.write(
-                partial,
-                lambda name: _packed(made, chosen, name),
-                lambda name: _values(job, name),
-            )
+        splice = Splice(dense, [f"{site.name}.weight" for site in sites])
+        room = budget - splice.fixed()
+        refuse_smallest(_shapes(sites), room)
+        job = open_job(asked, source, cache, progress)
+        # an interrupted run goes on from here, whatever else is made of the same model meanwhile
+        name = own(key_of("work", 2, job.statistics_key, str(output.absolute())))
+        job.work = cache / "types" / name
+        with locked(job.work):
+            return _written(job, splice, room, output)
+
+
+def _within(source: Source, size: Size) -> tuple[list[Site], int]:
+    """Return the matrices of a model, and the bytes that its file may take.
+
+    Raises:
+        SpectrimError: of what needs no text to tell: the kind of model, and the size.
+    """
+    model = sources.skeleton(source)
+    sites = find(model)
+    if len(architecture_of(model.config).stacks) > 1:
+        raise SpectrimError(
+            f"{source.name} is an encoder-decoder, for which no types are chosen; shrink it "
+            "without --for"
+        )
+    if any("expert" in site.role for site in sites):
+        raise SpectrimError(
+            f"{source.name} is a mixture of experts, which GGUF files hold in one tensor each "
+            "kind; no types are chosen for that yet, so shrink it without --for"
+        )
+    budget = size.of(sources.Weights(source.folder, model).bytes(), model.config)
+    refuse_smallest(_shapes(sites), budget)
+    return sites, budget
+
+
+def _shapes(sites: list[Site]) -> list[tuple[int, int]]:
+    return [(site.out_features, site.in_features) for site in sites]
+
+
+def _written(job: Job, splice: Splice, room: int, output: Path) -> Report:
+    """Write the file, and remove what an interrupted run would have gone on from."""
+    offers, chosen, made = _chosen(job, room)
+    with output_file(output) as partial:
+        splice.write(
+            partial,
+            lambda name: _packed(made, chosen, name),
+            lambda name: _values(job, name),
+        )
     shutil.rmtree(job.work, ignore_errors=True)
     kinds = Counter(chosen[offer.name].name for offer in offers)
     return Report(
@@ -101,14 +140,9 @@ def for_llama_cpp(
 def _chosen(job: Job, room: int) -> tuple[list[Offer], Chosen, Made]:
     numbers = sum(site.out_features * site.in_features for site in job.sites)
     mean = 8 * room / numbers
-    refuse_smallest([(site.out_features, site.in_features) for site in job.sites], room)
     offers = [*map_offers(job, mean), *table_offers(job, mean)]
     chosen = choose(offers, room)
     return offers, chosen, carried_out(job, chosen, job.work)
-
-
-def _parameters(job: Job) -> list[str]:
-    return [*(f"{site.name}.weight" for site in inner_sites(job)), *Tables(job).names]
 
 
 def _packed(made: Made, chosen: Chosen, name: str) -> Packed | None:
@@ -123,19 +157,6 @@ def _values(job: Job, name: str) -> np.ndarray:
     tensor = job.weights.read([name])[name].float()
     turned = isinstance(job.model.get_submodule(path), Conv1D)
     return (tensor.T.contiguous() if turned else tensor).numpy()
-
-
-def _refuse(job: Job) -> None:
-    if len(job.architecture.stacks) > 1:
-        raise SpectrimError(
-            f"{job.source.name} is an encoder-decoder, for which no types are chosen; shrink it "
-            "without --for"
-        )
-    if any("expert" in site.role for site in job.sites):
-        raise SpectrimError(
-            f"{job.source.name} is a mixture of experts, which GGUF files hold in one tensor each "
-            "kind; no types are chosen for that yet, so shrink it without --for"
-        )
 
 
 def _beside(output: Path) -> Path:

@@ -1,11 +1,13 @@
 """llama.cpp's types, chosen by one allocation, against its own mixes at the same bytes.
 
     python benchmarks/llama_cpp_types.py -o run/ [--model FOLDER] [--mixes Q3_K_M,IQ4_XS,Q4_K_M]
+    python benchmarks/llama_cpp_types.py -o run/ --model wide/ --predict --tokens 16x1024
 
 Without --model: the demo off its grid, not turned (rescaled.py). Both sides have ggml's code and
 the same second moments: llama.cpp's mixes their diagonal, as importance matrix, ours all of them.
 A row of ours has the bytes of all matrices, embedding and head among them, that the mix has.
-Losses are of the unpacked weights in transformers, which llama.cpp's own agree with.
+Losses are of the unpacked weights in transformers, which llama.cpp's own agree with; beside them
+stands what is predicted, by the offers that the choice is made from, llama.cpp's with ggml's codes.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("--mixes", default=",".join(MIXES))
     parser.add_argument("--ways", default=",".join(HOW))
     parser.add_argument("--tokens", default="48x1024", help="of the calibration text")
+    parser.add_argument("--predict", action="store_true", help="measure on no text")
     parser.add_argument("--windows", type=int, default=10, help="of a text at most, 2 or more")
     parser.add_argument("--length", type=int, default=512, help="tokens of a window")
     asked = read_arguments(parser)
@@ -92,9 +95,9 @@ class Bench:
             self.job = open_job(recipe, self.source, asked.cache, progress)
             self.job.statistics()
         self.job.progress = lambda done, total, what: None
-        self.texts: dict[str, Tokens] = texts_of(
-            self.source, second, asked.data, asked.windows, asked.length
-        )
+        self.texts: dict[str, Tokens] = {}
+        if not asked.predict:
+            self.texts = texts_of(self.source, second, asked.data, asked.windows, asked.length)
         self.model: PreTrainedModel = sources.model(self.source)
         self.dense = {name: one.clone() for name, one in self.model.state_dict().items()}
         self.diagonals = _diagonals(self.job)
@@ -122,19 +125,25 @@ class Bench:
         """Measure a row unless it is known."""
 
         def make() -> dict[str, Any]:
-            self.model.load_state_dict(self.dense)
-            values = self._ours(chosen) if ours else self._theirs(chosen)
-            state = self.model.state_dict()
-            for name, tensor in values.items():
-                state[name].copy_(tensor)
             return {
-                **{name: losses_on(self.model, windows) for name, windows in self.texts.items()},
+                **self._losses(chosen, ours=ours),
                 "bytes": sum(self.bytes(name, kind) for name, kind in chosen.items()),
                 "predicted": foretold(),
                 "chosen": {name: kind.name for name, kind in chosen.items()},
             }
 
         keep_row(self.output, self.name, f"{way} {mix}".strip(), 1.0, make)
+
+    def _losses(self, chosen: Chosen, *, ours: bool) -> dict[str, Any]:
+        """Return what the model loses on each text with its matrices in some types."""
+        if not self.texts:
+            return {}
+        self.model.load_state_dict(self.dense)
+        values = self._ours(chosen) if ours else self._theirs(chosen)
+        state = self.model.state_dict()
+        for name, tensor in values.items():
+            state[name].copy_(tensor)
+        return {name: losses_on(self.model, windows) for name, windows in self.texts.items()}
 
     def mix(self, mix: str) -> Chosen:
         """Return the type that llama.cpp gives each matrix."""
@@ -205,8 +214,10 @@ class Bench:
             })  # fmt: skip
         theirs = {line["mix"]: line for line in lines if line["way"] == "llama.cpp"}
         for line in lines:
-            for part, of in (("part", "mean"), ("predicted_part", "predicted")):
-                line[part] = line[of] / theirs[line["mix"]][of]
+            base = theirs[line["mix"]]
+            line["predicted_part"] = line["predicted"] / base["predicted"]
+            if self.texts:
+                line["part"] = line["mean"] / base["mean"]
         return publish(
             self.output, "llama_cpp_types", lines, model=self.name,
             text="calibrated on the mixed text of benchmarks/mixed_text.py",
@@ -218,7 +229,7 @@ class Bench:
 
 
 def _mean(excess: dict[str, list[float]]) -> float:
-    return sum(one[0] for one in excess.values()) / len(excess)
+    return sum(one[0] for one in excess.values()) / max(1, len(excess))
 
 
 def _diagonals(job: Job) -> dict[str, torch.Tensor]:

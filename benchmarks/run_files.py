@@ -49,8 +49,8 @@ def how_measured(run: Run) -> str:
     machine = run["machine"]
     counts = [(machine["cores"], "core"), (machine["threads"], "thread")]
     said = [f"{count} {word}{'s' * (count != 1)}" for count, word in counts if count]
-    own = {row["commit"]: None for row in run["rows"] if "commit" in row}
-    commits = [*run["commit"].split(", "), *own]
+    own = [row["commit"] for row in run["rows"] if "commit" in row]
+    commits = list(dict.fromkeys([*run["commit"].split(", "), *own]))
     return (
         f"Excess loss over the dense model, nats per token, {run['error']}. "
         f"Windows of {run['windows']}; seed {run['seed']}; bf16; "

@@ -232,7 +232,7 @@ TABLES = {
     "decode": Table("decode", _decode),
     "exports": Table("exports", exports),
     "exports_onnx": Table("exports_onnx", exports_onnx),
-    "llama_cpp_types": Table("llama_cpp_types", types),
+    "llama_cpp_types": Table("llama_cpp_types", types, told=True),
     "decode_large": Table("decode", _decode),
     "kernels": Table("kernels", kernels),
     "kernels_large": Table("kernels_large", kernels, rows="kernels"),

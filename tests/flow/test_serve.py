@@ -150,6 +150,11 @@ def test_embeddings_are_means_of_hidden_states(client, model):
     plain = client.embeddings.create(model="tiny", input="w7", encoding_format="float")
     np.testing.assert_allclose(plain.data[0].embedding, found.data[1].embedding, atol=1e-6)
     assert found.usage.prompt_tokens == 3
+    long = list(range(3, 103)) * 6  # which is read in pieces
+    found = client.embeddings.create(model="tiny", input=long, encoding_format="float")
+    with torch.no_grad():
+        mean = model.model(torch.tensor([long])).last_hidden_state[0].mean(0)
+    np.testing.assert_allclose(found.data[0].embedding, mean / mean.norm(), atol=1e-5)
 
 
 def test_the_model_is_listed(client, place):
@@ -157,7 +162,8 @@ def test_the_model_is_listed(client, place):
     assert client.models.retrieve("tiny").max_model_len == 4096
     with pytest.raises(openai.NotFoundError, match="'other' does not exist; this server has"):
         client.models.retrieve("other")
-    assert httpx.get(f"{place.url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{place.url}/health").json() == {"status": "ok", "slots": 5}
+    assert httpx.head(f"{place.url}/health").status_code == 200
 
 
 def test_a_client_that_leaves_frees_its_slot(client, place):
@@ -185,7 +191,7 @@ def test_texts_of_a_client_that_has_left_are_not_embedded(place, monkeypatch):
     def slow(tokens):
         made.append(tokens)
         time.sleep(0.02)
-        return np.ones(4, dtype=np.float32)
+        yield np.ones(4, dtype=np.float32)
 
     monkeypatch.setattr(place.served.batch, "embed", slow)
     body = {"model": "tiny", "input": ["w5"] * 100}

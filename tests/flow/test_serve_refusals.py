@@ -41,7 +41,7 @@ WRONG = {
 ONLY = {
     "/v1/completions": {
         "prompt": [None, "", [], [[]], 5, {}, ["w5", "w6"], [[3], [4]], [-1], [112], [2**70],
-                   [1.5], [True], ["w5", 3], "w5 " * 70, "\ud800", [None]],
+                   [1.5], [True], ["w5", 3], "w5 " * 70, "w5 " * 10_000, "\ud800", [None]],
         "logprobs": [-1, 6, True, "2", 1.0],
         "best_of": [2], "echo": [True], "suffix": ["w6"],
     },
@@ -49,7 +49,10 @@ ONLY = {
         "messages": [None, [], "w5", [5], [{}], [{"role": "user"}], [{"content": "w5"}],
                      [{"role": "king", "content": "w5"}], [{"role": "user", "content": 5}],
                      [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}],
-                     [{"role": "tool", "content": "w5"}],
+                     [{"role": "tool", "content": "w5"}], [{"role": "assistant"}],
+                     [{"role": "user", "content": None}],
+                     [{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}],
+                     [{"role": "user", "content": "w5 " * 10_000}],
                      [{"role": "user", "content": "w5 " * 70}],
                      [{"role": "user", "content": "w5", "more": 1}]],
         "max_completion_tokens": [0, "2", 10**6], "logprobs": [1, "yes"],

@@ -28,10 +28,11 @@ def application(served: Served, key: str | None = None) -> ASGIApp:
     app.add_api_route("/v1/chat/completions", chat, methods=["POST"], response_model=None)
     app.add_api_route("/v1/completions", complete, methods=["POST"], response_model=None)
     app.add_api_route("/v1/embeddings", embed, methods=["POST"], response_model=None)
-    app.add_api_route("/v1/models", models, methods=["GET"], response_model=None)
-    app.add_api_route("/v1/models/{name:path}", model, methods=["GET"], response_model=None)
-    app.add_api_route("/health", health, methods=["GET"], response_model=None)
-    app.add_api_route("/metrics", metrics, methods=["GET"], response_model=None)
+    for path, told in (
+        ("/v1/models", models), ("/v1/models/{name:path}", model),
+        ("/health", health), ("/metrics", metrics),
+    ):  # fmt: skip
+        app.add_api_route(path, told, methods=["GET", "HEAD"], response_model=None)
     paths = [str(getattr(route, "path", "")) for route in app.routes]
     return Gate(app, key, served.meters, paths)
 
@@ -47,15 +48,16 @@ async def model(name: str, request: Request) -> dict[str, Any]:
     return _described(request.app.state.served)
 
 
-async def health(request: Request) -> dict[str, str]:
-    """Say that the server answers.
+async def health(request: Request) -> dict[str, Any]:
+    """Say that requests are taken, and how many are answered at the same time.
 
     Raises:
-        ApiError: it does so no more, and has to be started anew.
+        ApiError: they are not: the server is told to stop, or has to be started anew.
     """
-    if not request.app.state.served.scheduler.works:
-        raise ApiError("the model has stopped; see the server's log", status=503)
-    return {"status": "ok"}
+    served: Served = request.app.state.served
+    if not served.scheduler.works:
+        raise ApiError("the server takes no more requests; see its log", status=503)
+    return {"status": "ok", "slots": served.batch.slots}
 
 
 async def metrics(request: Request) -> Response:

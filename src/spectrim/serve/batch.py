@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from numpy import ndarray
 
 Vector = Float[ndarray, " size"]
+PIECE = 256  # tokens that are read at once while answers of others wait
 
 
 @runtime_checkable
@@ -34,8 +35,11 @@ class Batch(Protocol):
     def free(self, slot: int) -> None:
         """Forget the sequence in a slot, whether or not it was read to its end."""
 
-    def embed(self, tokens: Sequence[int]) -> Vector | None:
-        """Return the mean of a text's last hidden states, [hidden]; None where there are none."""
+    def embed(self, tokens: Sequence[int]) -> Iterator[Vector]:
+        """Yield the mean of a text's last hidden states, [hidden], so far after each piece.
+
+        Nothing where the engine gives no hidden states.
+        """
 
     def close(self) -> None:
         """Give the memory back."""

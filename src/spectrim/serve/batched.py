@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy import ndarray
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from spectrim.engines.transformers import OneSequence
-from spectrim.serve.batch import Vector
+from spectrim.serve.batch import PIECE, Vector
 from spectrim.serve.rows import Rows
 
 
@@ -65,13 +66,21 @@ class Batched:
             self._slots[row] = self._slots[self._rows.remove(row)]
             self._slots.pop()
 
+    def embed(self, tokens: Sequence[int]) -> Iterator[Vector]:
+        """Yield the mean of a text's last hidden states, [hidden], so far after each piece."""
+        cache, total = DynamicCache(), np.zeros(1, dtype=np.float32)
+        for start in range(0, len(tokens), PIECE):
+            piece = tokens[start : start + PIECE]
+            total = total + self._sum(piece, cache)
+            yield total / (start + len(piece))
+
     @torch.inference_mode()
-    def embed(self, tokens: Sequence[int]) -> Vector | None:
-        """Return the mean of a text's last hidden states, [hidden]."""
-        body = self._model.base_model
-        states = body(input_ids=torch.tensor([list(tokens)]), use_cache=False).last_hidden_state
-        mean: ndarray = states[0].float().mean(0).numpy()
-        return mean
+    def _sum(self, piece: Sequence[int], cache: DynamicCache) -> Vector:
+        output = self._model.base_model(
+            input_ids=torch.tensor([list(piece)]), past_key_values=cache, use_cache=True
+        )
+        summed: ndarray = output.last_hidden_state[0].float().sum(0).numpy()
+        return summed
 
     def close(self) -> None:
         """Give the memory back."""

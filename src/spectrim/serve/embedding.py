@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from fastapi import Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from spectrim.serve.batch import Vector
 from spectrim.serve.failures import ApiError, of_fault
 from spectrim.serve.fields import EmbeddingRequest
 from spectrim.serve.following import ClientLeftError, while_client_waits
-from spectrim.serve.scheduler import FullError
 from spectrim.serve.served import Served
 
 
@@ -26,12 +26,10 @@ async def embed(body: EmbeddingRequest, request: Request) -> dict[str, Any] | Re
     given: Any = body.input
     if isinstance(given, str) or isinstance(given[0], int):
         given = [given]
-    texts = [await run_in_threadpool(served.tokens, one, "input") for one in given]
     try:
-        vectors = await while_client_waits(request, _vectors(served, texts))
+        vectors, count = await while_client_waits(request, _embedded(served, given))
     except ClientLeftError:
         return Response(status_code=499)  # which nobody reads; nginx's number for this
-    count = sum(len(tokens) for tokens in texts)
     served.meters.tokens.labels("embedding").inc(count)
     return {
         "object": "list",
@@ -44,23 +42,33 @@ async def embed(body: EmbeddingRequest, request: Request) -> dict[str, Any] | Re
     }
 
 
-async def _vectors(served: Served, texts: list[tuple[int, ...]]) -> list[Vector]:
-    return [await _vector(served, tokens) for tokens in texts]
+async def _embedded(served: Served, given: Sequence[Any]) -> tuple[list[Vector], int]:
+    """Return the vectors of texts, and how many tokens these have together."""
+    vectors, count = [], 0
+    with served.scheduler.place():
+        for one in given:
+            tokens = await served.aside(partial(served.tokens, one, "input"))
+            vectors.append(await _vector(served, tokens))
+            count += len(tokens)
+    return vectors, count
 
 
 async def _vector(served: Served, tokens: tuple[int, ...]) -> Vector:
+    found: Vector | None = None
+    means = served.batch.embed(tokens)
     try:
-        work = served.scheduler.call(lambda: served.batch.embed(tokens))
-        found: Vector | None = await asyncio.wrap_future(work)
-    except FullError as error:
-        raise ApiError(
-            "too many requests wait already; try again in a moment", status=429
-        ) from error
+        # Piece by piece, so that nobody's answer waits for a long text.
+        while (mean := await _next(served, means)) is not None:
+            found = mean
     except Exception as error:
         raise of_fault(error) from error
     if found is None:
         raise ApiError("this form of the model gives no hidden states; serve its folder for them")
     return found / max(float(np.linalg.norm(found)), 1e-12)
+
+
+async def _next(served: Served, means: Iterator[Vector]) -> Vector | None:
+    return await asyncio.wrap_future(served.scheduler.call(lambda: next(means, None)))
 
 
 def _coded(vector: Vector, body: EmbeddingRequest) -> list[float] | str:

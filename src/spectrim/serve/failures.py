@@ -11,6 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from spectrim.serve.scheduler import FullError, StoppedError
+
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 _CODES = {
     401: "invalid_api_key",
@@ -18,7 +20,9 @@ _CODES = {
     405: "method_not_allowed",
     413: "request_too_large",
     429: "queue_full",
+    503: "unavailable",
 }
+_RETRIED = (429, 503)
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +48,21 @@ def body(
 
 def response(error: ApiError) -> JSONResponse:
     """Return an error as an answer over HTTP."""
-    headers = {"Retry-After": "1"} if error.status == 429 else None
+    headers = {"Retry-After": "1"} if error.status in _RETRIED else None
     return JSONResponse(
         body(str(error), error.status, error.param, error.code), error.status, headers
     )
 
 
 def of_fault(error: Exception) -> ApiError:
-    """Return what to tell of an error of our own, which the log has in full."""
-    logger.error("a request failed", exc_info=error)
+    """Return what to tell of an error; the log has those of our own in full."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, FullError):
+        return ApiError("too many requests wait already; try again in a moment", status=429)
+    if isinstance(error, StoppedError):
+        return ApiError("the server has stopped; try again when it is back", status=503)
+    logger.error("a request failed", exc_info=error)
     return ApiError("the model failed on this request; see the server's log", status=500)
 
 
@@ -62,8 +70,10 @@ def install(app: FastAPI) -> None:
     """Have every error of an application answered in OpenAI's shape."""
 
     @app.exception_handler(ApiError)
-    async def refused(_: Request, error: ApiError) -> JSONResponse:
-        return response(error)
+    @app.exception_handler(FullError)
+    @app.exception_handler(StoppedError)
+    async def refused(_: Request, error: Exception) -> JSONResponse:
+        return response(of_fault(error))
 
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:

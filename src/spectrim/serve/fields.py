@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # Fields that are taken only with a value that asks nothing of the server.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -122,9 +122,20 @@ class Message(_Fields):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | list[Part]
+    content: Text | list[Part] | None
     name: Any = None
+    # What earlier answers have, as OpenAI's client gives them back.
     refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Message:
+        if self.content is None and self.role != "assistant":
+            raise ValueError("only an assistant's message may have no content")
+        return self
 
 
 class ChatRequest(_Generation):

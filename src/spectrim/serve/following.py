@@ -4,50 +4,44 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from time import perf_counter
 from typing import TypeVar
 
 from fastapi import Request
 
 from spectrim.serve.answer import Answer, Asked, Piece
-from spectrim.serve.failures import ApiError, of_fault
-from spectrim.serve.scheduler import FullError
+from spectrim.serve.failures import of_fault
 from spectrim.serve.served import Served
 
 Result = TypeVar("Result")
+Pieces = asyncio.Queue[Piece | Exception]
 
 
 class ClientLeftError(Exception):
     """Nobody waits for this answer any more."""
 
 
-def begun(served: Served, asked: Asked) -> tuple[Answer, asyncio.Queue[Piece | Exception]]:
+def begun(served: Served, asked: Asked) -> tuple[Answer, Pieces]:
     """Hand a request to the scheduler; return the answer in the making and its pieces.
 
     Raises:
-        ApiError: the queue is full.
+        StoppedError: no more answers are made.
     """
-    loop, pieces = asyncio.get_running_loop(), asyncio.Queue[Piece | Exception]()
+    loop, pieces = asyncio.get_running_loop(), Pieces()
 
     def deliver(piece: Piece | Exception) -> None:
-        # The loop is closed where the server stops before the answer does.
-        if not loop.is_closed():
+        # The loop is closed where the server was made to stop before the answer did.
+        with suppress(RuntimeError):
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
     answer = Answer(asked, served.batch.decode, served.language.ends, deliver)
-    try:
-        served.scheduler.submit(answer)
-    except FullError as error:
-        raise ApiError(
-            "too many requests wait already; try again in a moment", status=429
-        ) from error
+    served.scheduler.submit(answer)
     served.meters.tokens.labels("prompt").inc(len(asked.prompt))
     return answer, pieces
 
 
-async def followed(
-    served: Served, answer: Answer, pieces: asyncio.Queue[Piece | Exception]
-) -> AsyncIterator[Piece]:
+async def followed(served: Served, answer: Answer, pieces: Pieces) -> AsyncIterator[Piece]:
     """Yield an answer's pieces; where it is left before the last, its slot is freed.
 
     Raises:

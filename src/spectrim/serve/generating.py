@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -17,7 +15,7 @@ from spectrim.serve.answer import Answer, Asked, Piece
 from spectrim.serve.bodies import Form
 from spectrim.serve.failures import ApiError
 from spectrim.serve.fields import ChatRequest, CompletionRequest, Message
-from spectrim.serve.following import ClientLeftError, begun, followed, while_client_waits
+from spectrim.serve.following import ClientLeftError, Pieces, begun, followed, while_client_waits
 from spectrim.serve.language import ChatError, chat_text
 from spectrim.serve.sampling import Sampling
 from spectrim.serve.served import Served
@@ -31,11 +29,13 @@ async def chat(body: ChatRequest, request: Request) -> Response:
     served.check_model(body.model)
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError("'top_logprobs' needs 'logprobs' to be true", param="top_logprobs")
-    prompt = await run_in_threadpool(_chat_tokens, served, body.messages)
-    most = body.max_completion_tokens or body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    asked = _asked(served, body, prompt, most or served.batch.context - len(prompt), logprobs)
-    return await _answer(served, asked, body, request)
+    with served.scheduler.place():
+        prompt = await served.aside(lambda: _chat_tokens(served, body.messages))
+        most = body.max_completion_tokens or body.max_tokens
+        asked = _asked(served, body, prompt, most or served.batch.context - len(prompt), logprobs)
+        answer, pieces = begun(served, asked)
+    return await _answer(served, answer, pieces, body, request)
 
 
 async def complete(body: CompletionRequest, request: Request) -> Response:
@@ -45,10 +45,11 @@ async def complete(body: CompletionRequest, request: Request) -> Response:
     given: Any = body.prompt
     if isinstance(given, list) and not isinstance(given[0], int):
         given = given[0]
-    prompt = await run_in_threadpool(served.tokens, given, "prompt")
-    most = body.max_tokens or min(_COMPLETION, served.batch.context - len(prompt))
-    asked = _asked(served, body, prompt, most, body.logprobs)
-    return await _answer(served, asked, body, request)
+    with served.scheduler.place():
+        prompt = await served.aside(lambda: served.tokens(given, "prompt"))
+        most = body.max_tokens or min(_COMPLETION, served.batch.context - len(prompt))
+        answer, pieces = begun(served, _asked(served, body, prompt, most, body.logprobs))
+    return await _answer(served, answer, pieces, body, request)
 
 
 def _chat_tokens(served: Served, messages: list[Message]) -> tuple[int, ...]:
@@ -86,11 +87,14 @@ def _asked(
 
 
 async def _answer(
-    served: Served, asked: Asked, body: ChatRequest | CompletionRequest, request: Request
+    served: Served,
+    answer: Answer,
+    pieces: Pieces,
+    body: ChatRequest | CompletionRequest,
+    request: Request,
 ) -> Response:
-    chat_asked = isinstance(body, ChatRequest)
-    form = Form(chat_asked, served.name, served.batch.decode, likeliest=bool(asked.logprobs))
-    answer, pieces = begun(served, asked)
+    asked, chats = answer.asked, isinstance(body, ChatRequest)
+    form = Form(chats, served.name, served.batch.decode, likeliest=bool(asked.logprobs))
     if body.stream:
         told = body.stream_options is not None and body.stream_options.include_usage
         prompt = len(asked.prompt) if told else None
@@ -111,7 +115,7 @@ async def _collected(found: AsyncIterator[Piece]) -> list[Piece]:
 async def _events(
     served: Served,
     answer: Answer,
-    pieces: asyncio.Queue[Piece | Exception],
+    pieces: Pieces,
     form: Form,
     prompt: int | None,
 ) -> AsyncIterator[str]:

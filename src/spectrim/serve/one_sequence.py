@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from spectrim.engines import Running
 from spectrim.serve.batch import Vector
@@ -31,9 +31,9 @@ class OneSlot:
         """Forget the sequence."""
         self._running.clear()
 
-    def embed(self, tokens: Sequence[int]) -> Vector | None:
-        """Return None: engines give logits, and no hidden states."""
-        return None
+    def embed(self, tokens: Sequence[int]) -> Iterator[Vector]:
+        """Yield nothing: engines give logits, and no hidden states."""
+        return iter(())
 
     def close(self) -> None:
         """Give the memory back."""

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 from spectrim.serve.answer import Answer
-from spectrim.serve.batch import Batch
-
-_PIECE = 256  # tokens of a prompt that are read while answers of others wait
+from spectrim.serve.batch import PIECE, Batch
 
 
 class FullError(Exception):
     """The queue is full; ask again later."""
+
+
+class StoppedError(Exception):
+    """No more answers are made: the server is told to stop, or the model has failed for good."""
 
 
 class Scheduler:
@@ -35,15 +38,16 @@ class Scheduler:
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._reading: tuple[int, Answer] | None = None
         self._answering: dict[int, Answer] = {}
+        self._places = 0  # of requests that are being made ready
         self._changed = threading.Condition()
-        self._closed = False
+        self._refuses = self._closed = False
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
-        """Return how many answers have no slot yet."""
-        return len(self._waiting)
+        """Return how many requests have no slot yet."""
+        return len(self._waiting) + self._places
 
     @property
     def active(self) -> int:
@@ -52,21 +56,37 @@ class Scheduler:
 
     @property
     def works(self) -> bool:
-        """Return whether answers are made."""
-        return not self._closed
+        """Return whether requests are taken."""
+        return not (self._refuses or self._closed)
 
-    def submit(self, answer: Answer) -> None:
-        """Have an answer made.
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Take a place in the queue, so that no more texts are made tokens of than may wait.
 
         Raises:
-            FullError: too many wait already.
-            RuntimeError: it has stopped.
+            FullError: there is none.
+            StoppedError: no more requests are taken.
+        """
+        with self._changed:
+            if not self.works:
+                raise StoppedError
+            if self.waiting >= self._queue + self._batch.slots - self.active:
+                raise FullError
+            self._places += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._places -= 1
+
+    def submit(self, answer: Answer) -> None:
+        """Have an answer made, for a request that has a place.
+
+        Raises:
+            StoppedError: it has stopped.
         """
         with self._changed:
             self._refuse_stopped()
-            free = self._batch.slots - self.active
-            if len(self._waiting) >= self._queue + free:
-                raise FullError
             self._waiting.append(answer)
             self._changed.notify()
 
@@ -77,32 +97,40 @@ class Scheduler:
             self._changed.notify()
 
     def call(self, work: Callable[[], Any]) -> Future[Any]:
-        """Have something else computed between two steps.
+        """Have something else computed between two steps, for a request that has a place.
 
         Raises:
-            FullError: too much waits already.
-            RuntimeError: it has stopped.
+            StoppedError: it has stopped.
         """
         future: Future[Any] = Future()
         with self._changed:
             self._refuse_stopped()
-            if len(self._calls) > self._queue:
-                raise FullError
             self._calls.append((work, future))
             self._changed.notify()
         return future
 
-    def close(self) -> None:
-        """Stop, and give the model's memory back."""
+    def refuse(self) -> int:
+        """Take no more requests, and return how many of those that were taken have not ended."""
+        with self._changed:
+            self._refuses = True
+            return self.waiting + self.active + len(self._calls)
+
+    def end(self) -> None:
+        """End everything with StoppedError, after the step in progress."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
+        self._give_up(StoppedError())
+
+    def close(self) -> None:
+        """End everything, and give the model's memory back."""
+        self.end()
         self._batch.close()
 
     def _refuse_stopped(self) -> None:
         if self._closed:
-            raise RuntimeError("the scheduler has stopped")
+            raise StoppedError
 
     def _work(self) -> None:
         try:
@@ -132,9 +160,13 @@ class Scheduler:
             self._closed = True
             answers = [*self._waiting, *self._answering.values()]
             answers += [self._reading[1]] if self._reading is not None else []
-            for answer in answers:
-                answer.deliver(error)
-            for _, future in self._calls:
+            calls = [*self._calls]
+            self._waiting, self._answering, self._calls = deque(), {}, deque()
+            self._reading = None
+        for answer in answers:
+            answer.deliver(error)
+        for _, future in calls:
+            if future.set_running_or_notify_cancel():  # its client may have left
                 future.set_exception(error)
 
     def _drop_cancelled(self) -> None:
@@ -156,7 +188,7 @@ class Scheduler:
         if self._reading is None:
             return
         slot, answer = self._reading
-        piece = answer.asked.prompt[answer.read : answer.read + _PIECE]
+        piece = answer.asked.prompt[answer.read : answer.read + PIECE]
         answer.read += len(piece)
         last = answer.read == len(answer.asked.prompt)
         try:
@@ -193,9 +225,9 @@ class Scheduler:
 
     def _fail(self, answers: dict[int, Answer], error: Exception) -> None:
         for slot, answer in answers.items():
+            answer.deliver(error)  # first, as a model that fails may fail at this too
             self._answering.pop(slot, None)
             self._batch.free(slot)
-            answer.deliver(error)
 
 
 def _run(work: Callable[[], Any], future: Future[Any]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+from anyio import CapacityLimiter, to_thread
 
 from spectrim.engines import engine_of, engines
 from spectrim.errors import SpectrimError
@@ -16,6 +19,9 @@ from spectrim.serve.meters import Meters
 from spectrim.serve.scheduler import Scheduler
 
 _CONTEXT = 4096  # tokens, where none are asked and the model has as many
+_LETTERS = 16  # of a text for each token of the context: four times what English has
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,11 @@ class Served:
     vocabulary: int
     scheduler: Scheduler
     meters: Meters
+    _one: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+
+    async def aside(self, work: Callable[[], Result]) -> Result:
+        """Return what is worked out of a text in a thread, one text after the other."""
+        return await to_thread.run_sync(work, limiter=self._one)
 
     def check_model(self, name: str) -> None:
         """Raise ApiError where a request names another model."""
@@ -48,6 +59,7 @@ class Served:
             ApiError: there are none, more than the context holds beside an answer, or unknown ones.
         """
         if isinstance(given, str):
+            self._refuse_longer(given, param)
             head = self.language.begin if begin else ()
             found = (*head, *self.batch.encode(given))
         else:
@@ -55,16 +67,24 @@ class Served:
         if not found:
             raise ApiError(f"'{param}' is empty; expected at least one token", param=param)
         if len(found) >= self.batch.context:
-            raise ApiError(
-                f"This model's maximum context length is {self.batch.context} tokens, and "
-                f"'{param}' has {len(found)}; send less",
-                param=param, code="context_length_exceeded",
-            )  # fmt: skip
+            raise self._too_long(param, str(len(found)))
         if max(found) >= self.vocabulary:
             raise ApiError(
                 f"'{param}' has token {max(found)}; this model has {self.vocabulary}", param=param
             )
         return found
+
+    def _refuse_longer(self, text: str, param: str) -> None:
+        """Refuse by its letters what would take seconds to be made tokens of."""
+        if len(text) > _LETTERS * self.batch.context:
+            raise self._too_long(param, f"{len(text)} letters, far more than these hold")
+
+    def _too_long(self, param: str, has: str) -> ApiError:
+        return ApiError(
+            f"This model's maximum context length is {self.batch.context} tokens, and "
+            f"'{param}' has {has}; send less",
+            param=param, code="context_length_exceeded",
+        )  # fmt: skip
 
     def close(self) -> None:
         """Give the model's memory back."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
+import threading
+import time
 from collections.abc import Callable
 
 import uvicorn
@@ -12,7 +15,8 @@ from spectrim.errors import SpectrimError
 from spectrim.serve.app import application
 from spectrim.serve.served import Served
 
-_PATIENCE = 3  # seconds that answers in progress are given when the server is told to stop
+_PATIENCE = 5.0  # seconds that answers in the making are given when the server is told to stop
+_CLOSING = 3  # seconds in which the last bytes have to be taken by their clients
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -45,27 +49,73 @@ def _refused(host: str, port: int, error: OSError | UnicodeError) -> SpectrimErr
 
 
 def serve(
-    served: Served, listening: socket.socket, key: str | None, started: Callable[[], None]
+    served: Served,
+    listening: socket.socket,
+    key: str | None,
+    started: Callable[[], None],
+    said: Callable[[str], None],
 ) -> None:
-    """Answer requests until the process is interrupted; started is called when it begins."""
+    """Answer requests until the process is told to stop, by SIGTERM or by Ctrl-C.
+
+    Then new requests get status 503, those in the making are given seconds to end, and what is left
+    of them ends with an error. A second signal stops at once.
+
+    started: called when it begins. said: told that it stops, and that it has stopped.
+    """
     config = uvicorn.Config(
         application(served, key),
         log_level="warning",
         access_log=False,
         lifespan="off",
-        timeout_graceful_shutdown=_PATIENCE,
+        timeout_graceful_shutdown=_CLOSING,
     )
     try:
-        asyncio.run(_serve(uvicorn.Server(config), listening, started))
+        asyncio.run(_serve(uvicorn.Server(config), served, listening, started, said))
     finally:
         served.close()
+    said("stopped")
 
 
 async def _serve(
-    server: uvicorn.Server, listening: socket.socket, started: Callable[[], None]
+    server: uvicorn.Server,
+    served: Served,
+    listening: socket.socket,
+    started: Callable[[], None],
+    said: Callable[[str], None],
 ) -> None:
     work = asyncio.ensure_future(server.serve(sockets=[listening]))
     while not (server.started or work.done()):
         await asyncio.sleep(0.01)
+    told = _signals(server)
     started()
+    ending = asyncio.ensure_future(_end(server, served, told, said))
     await work
+    ending.cancel()
+
+
+def _signals(server: uvicorn.Server) -> asyncio.Event:
+    """Return what is set by the first signal to stop; the second has the server stop at once."""
+    told, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def tell() -> None:
+        server.should_exit = server.force_exit = told.is_set()
+        told.set()
+
+    if threading.current_thread() is threading.main_thread():  # no other may listen to signals
+        for one in (signal.SIGINT, signal.SIGTERM):
+            # In the place of uvicorn's own handlers; it puts back those before it at its end.
+            signal.signal(one, lambda number, frame: loop.call_soon_threadsafe(tell))
+    return told
+
+
+async def _end(
+    server: uvicorn.Server, served: Served, told: asyncio.Event, said: Callable[[str], None]
+) -> None:
+    await told.wait()
+    until = time.monotonic() + _PATIENCE
+    if left := served.scheduler.refuse():
+        said(f"stopping; {left} still in the making, for {_PATIENCE:.0f} seconds at most")
+    while served.scheduler.refuse() and time.monotonic() < until:
+        await asyncio.sleep(0.02)
+    await asyncio.to_thread(served.scheduler.end)
+    server.should_exit = True

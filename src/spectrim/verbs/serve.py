@@ -33,7 +33,7 @@ def serve(
     cache: Path | None = None,
     said: Callable[[str], None] = print,
 ) -> None:
-    """Serve a model until the process is interrupted.
+    """Serve a model until the process is told to stop, by SIGTERM or Ctrl-C.
 
     Args:
         name: `demo`, a model folder, a GGUF file, an ONNX folder, or a model on the hub.
@@ -41,7 +41,7 @@ def serve(
         limits: how much is served at once.
         threads: of the engine; None for all cores.
         cache: as in ``shrink``.
-        said: told where the server is once it answers.
+        said: told where the server is once it answers, and when it stops.
 
     Raises:
         SpectrimError: a package is missing, a number is out of range, the address cannot be had, or
@@ -68,7 +68,7 @@ def serve(
             if address.key is None and not _is_loopback(address.host):
                 said("anyone who reaches this machine can use it; --api-key asks for a key")
 
-        server.serve(served, listening, address.key, started)
+        server.serve(served, listening, address.key, started, said)
 
 
 def _check(address: Address, limits: Limits) -> None:

@@ -1,4 +1,4 @@
-"""Tables of what exported models and kernels say and how fast they are."""
+"""Tables of what exported models, kernels and the server say and how fast they are."""
 
 from __future__ import annotations
 
@@ -64,3 +64,17 @@ def kernels(rows: list[Row]) -> Lines:
 def kernels_loss(rows: list[Row]) -> Lines:
     """Return the lines on what products with int8 activations lose."""
     return [["products by", "loss"], *([row["model"], f"{row['loss']:.4f}"] for row in rows)]
+
+
+def serving(rows: list[Row]) -> Lines:
+    """Return the lines on what many clients at once get of the server."""
+    head = ["clients", "seconds", "answers", "dropped", "mixed up", "tokens/s, all together",
+            "first token, s", "slot freed within, s", "requests",
+            "memory of the server, MB"]  # fmt: skip
+    return [head, *(
+        [str(row["clients"]), f"{row['seconds']:.0f}", str(row["answers"]), str(row["dropped"]),
+         str(row["mixed_up"]), f"{row['tokens_per_second']:.0f}", f"{row['first_token']:.2f}",
+         f"{row['slot_freed']:.2f}", str(row["requests"]),
+         " → ".join(f"{one:.0f}" for one in row["memory_mb"])]
+        for row in rows
+    )]  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import run_files
 from cells import around, between, together
-from export_tables import exports, exports_onnx, kernels, kernels_loss
+from export_tables import exports, exports_onnx, kernels, kernels_loss, serving
 from suite_tables import measures, tasks, texts
 from type_tables import types
 
@@ -240,6 +240,7 @@ TABLES = {
     "heal": Table("heal", _heal, told=True),
     "memory": Table("memory", _memory),
     "ranks": Table("ranks", _ranks),
+    "serving": Table("serving", serving),
 }
 
 

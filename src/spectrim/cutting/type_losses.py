@@ -158,7 +158,7 @@ class BlockMaker:
         diagonal, price = self._moment(site).diagonal(), self._price(site)
         found = {}
         for one in some:
-            kind = Kind[one.removesuffix(FED)]
+            kind = GGMLQuantizationType[one.removesuffix(FED)]
             fed = one.endswith(FED)
             packed = self.packed(site, kind) if fed else quantize(self.matrix(site), kind, diagonal)
             found[one] = price(packed, kind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +90,8 @@ def for_llama_cpp(
         name = own(key_of("work", 2, job.statistics_key, str(output.absolute())))
         job.work = cache / "types" / name
         with locked(job.work):
-            return _written(job, splice, room, output)
+            made = _written(job, splice, room, output)
+        return replace(made, counted=size.counted(job.model.config))
 
 
 def _within(source: Source, size: Size) -> tuple[list[Site], int]:
@@ -133,7 +134,7 @@ def _written(job: Job, splice: Splice, room: int, output: Path) -> Report:
     kinds = Counter(chosen[offer.name].name for offer in offers)
     return Report(
         output.stat().st_size, dict(kinds.most_common()), predicted(offers, chosen),
-        made.divergence, made.loss, made.dense_loss, size.counted(job.model.config),
+        made.divergence, made.loss, made.dense_loss,
     )  # fmt: skip
 
 

@@ -194,7 +194,7 @@ REFUSED = [
     ({"--size": "40% of linear bytes"}, "--for llama.cpp makes one file; give the size of all of"),
     ({"--size": "1MB", "--fits": "4GB"}, "--size and --fits both say how large it may be; leave"),
     ({"--size": "1MB", "--context": "64"}, "--context is for --fits, whose memory it is a part of"),
-    ({"--fits": "64MB"}, "64.0 MB leave nothing for weights: keys and values of 256 tokens and"),
+    ({"--fits": "64MB"}, "64.0 MB leave nothing for weights: keys and values of 256 tokens take"),
     ({"--fits": "4GB", "--context": "300"}, "--context 300 is out of range; the model reads 1 to"),
     ({"--size": "1MB", "--method": "whitened_svd"}, "--size chooses the method itself; leave out"),
 ]  # fmt: skip

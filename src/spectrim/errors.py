@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CUT_SHORT = re.compile(r"\d+ requested and \d+ written")  # as numpy says it, without a number
 
 
 class SpectrimError(Exception):
@@ -68,6 +69,8 @@ def _disk_full(error: BaseException | None) -> bool:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
         if any(os.strerror(number) in str(error) for number in _FULL):
+            return True
+        if isinstance(error, OSError) and _CUT_SHORT.fullmatch(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

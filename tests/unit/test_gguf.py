@@ -18,6 +18,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from spectrim.errors import SpectrimError
 from spectrim.model import gguf
 from spectrim.model.weights import Weights, quiet
+from spectrim.verbs.runnable import runnable
 from tiny_folders import tiny_folder
 
 SPECIAL = ["<|end|>", "<|start|>", "<|turn|>"]
@@ -140,6 +141,9 @@ def test_metadata_is_read_as_the_file_says(tmp_path: Path) -> None:
     assert "tokenizer.ggml.tokens" not in said
 
 
+LIST = b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"k", 9)  # and the kind of its entries
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [
@@ -149,13 +153,41 @@ def test_metadata_is_read_as_the_file_says(tmp_path: Path) -> None:
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1 << 62), "is cut off or damaged"),
         (b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"k", 99), "is cut off or damaged"),
         (b"GGUF" + struct.pack("<IQQQ1s", 3, 0, 1, 1, b"\xff"), "is cut off or damaged"),
+        (LIST + struct.pack("<IQ", 0, 1 << 60), "is cut off or damaged"),
+        (LIST + struct.pack("<IQ", 9, 1) * 100_000, "is cut off or damaged"),
     ],
+    ids=["zip", "version", "nothing", "length", "kind", "not UTF-8", "long list", "nested lists"],
 )
 def test_damaged_metadata(tmp_path: Path, content: bytes, line: str) -> None:
     file = tmp_path / "bad.gguf"
     file.write_bytes(content)
     with pytest.raises(SpectrimError, match=line):
         gguf.metadata(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "value"),
+    [
+        ("block_count", "I", 12),
+        ("block_count", "I", 0),
+        ("embedding_length", "I", 10**9),
+        ("vocab_size", "I", 2**31),
+        ("context_length", "I", 2**31),
+        ("attention.layer_norm_rms_epsilon", "f", float("nan")),
+        ("attention.layer_norm_rms_epsilon", "f", -1.0),
+    ],
+)
+def test_numbers_that_no_model_has(tmp_path: Path, key: str, code: str, value: float) -> None:
+    """Of which llama.cpp ends the process, or transformers takes all memory."""
+    file = tiny_gguf(tmp_path / "tiny.gguf")
+    name, content = f"llama.{key}".encode(), file.read_bytes()
+    place = content.index(name) + len(name) + 4
+    file.write_bytes(content[:place] + struct.pack(f"<{code}", value) + content[place + 4 :])
+    line = f"gives llama.{key} as {value}; fetch it again"
+    with pytest.raises(SpectrimError, match=line):
+        unpacked(file, tmp_path / "model")
+    with pytest.raises(SpectrimError, match=line):
+        runnable(str(file), tmp_path / "cache")
 
 
 def test_a_file_cut_off_inside_its_tensors(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -237,6 +238,33 @@ def test_what_cannot_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "onnx" / "model.onnx").write_bytes(b"nonsense")
     with pytest.raises(SpectrimError, match=r"cannot load .*; export it again"):
         onnxruntime(tmp_path / "onnx", 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("tokenizer.json", b"{", "tokenizer.json is damaged; export it again"),
+        ("tokenizer.json", b"\xff\xfe", "tokenizer.json is damaged; export it again"),
+        ("genai_config.json", b"{", "genai_config.json gives no context_length; export it again"),
+        ("genai_config.json", b"[]", "genai_config.json gives no context_length; export it again"),
+        ("genai_config.json", b'{"model": {"context_length": -1}}', "gives no context_length"),
+        ("model.onnx.data", b"", "ONNX Runtime cannot load .*; export it again"),
+    ],
+)
+def test_a_damaged_folder_is_refused(
+    export: Path, tmp_path: Path, name: str, content: bytes, line: str
+) -> None:
+    folder = shutil.copytree(export, tmp_path / "damaged")
+    (folder / name).write_bytes(content)
+    with pytest.raises(SpectrimError, match=line):
+        onnxruntime(folder, 1, 8)
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("damaged")
+    exported(folder_of(folder / "dense", "llama"), folder / "onnx").close()
+    return folder / "onnx"
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

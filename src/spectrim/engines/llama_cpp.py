@@ -8,6 +8,7 @@ of its settings are known here; whether they lie where they are looked for is ch
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from ctypes import POINTER, c_bool, c_char, c_char_p, c_float, c_int32, c_uint32, c_void_p
 from functools import lru_cache
@@ -177,6 +178,7 @@ def library() -> Any:
     where = find_spec("xllamacpp.xllamacpp") if found else None
     if where is None or where.origin is None:
         raise SpectrimError("llama.cpp is not installed; pip install 'spectrim[export]'")
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # a fault in it would start a debugger
     loaded: Any = ctypes.CDLL(where.origin)
     for name, (result, *parameters) in _FUNCTIONS.items():
         if not hasattr(loaded, name):

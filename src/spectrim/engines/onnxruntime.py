@@ -40,7 +40,10 @@ class OnnxRuntime:
             )
         except Exception as error:  # each fault is a class of its own there
             raise SpectrimError(f"ONNX Runtime cannot load {folder}; export it again") from error
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        except Exception as error:  # tokenizers has no class of its own for that
+            raise SpectrimError(f"{folder / TOKENIZER} is damaged; export it again") from error
         self._binding = self._session.io_binding()
         self._value = onnxruntime.OrtValue.ortvalue_from_numpy
         self._fed = 0
@@ -121,6 +124,20 @@ def onnxruntime(path: Path, threads: int, context: int) -> OnnxRuntime:
         raise SpectrimError(
             f"{path} has no {missing[0]}; expected a folder that `spectrim export --to onnx` wrote"
         )
-    said = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
-    # Its tables of rotary positions end there.
-    return OnnxRuntime(path, threads, min(context, said["model"]["context_length"]))
+    return OnnxRuntime(path, threads, min(context, _longest(path)))
+
+
+def _longest(path: Path) -> int:
+    """Return how many tokens a model has rotary positions for; its tables end there.
+
+    Raises:
+        SpectrimError: its settings do not say so.
+    """
+    try:
+        said = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
+        longest = said["model"]["context_length"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        longest = None
+    if type(longest) is not int or longest < 1:
+        raise SpectrimError(f"{path / SETTINGS} gives no context_length; export it again")
+    return longest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import struct
 import tempfile
 from collections.abc import Mapping
@@ -43,6 +44,9 @@ _NUMBERS = {
     12: "d",
 }
 _STRING, _ARRAY = 8, 9
+_DAMAGE = (
+    struct.error, UnicodeDecodeError, KeyError, OverflowError, MemoryError, RecursionError
+)  # fmt: skip
 
 # Tokenizers that take digits one by one before they split into words (llama.cpp's unicode
 # regular expressions say so); transformers splits them as GPT-2 does, which merges the spaces
@@ -57,6 +61,8 @@ _DIGIT_BY_DIGIT = {
     "minerva-7b",
 }
 _ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of text, of turn, of message
+_TENSORS = "GGUF.tensor_count"  # as llama.cpp's own reader calls it
+_WIDTHS = ("embedding_length", "feed_forward_length", "vocab_size", "attention.head_count")
 
 
 def demo_file() -> Path | None:
@@ -72,19 +78,43 @@ def demo_file() -> Path | None:
 def metadata(file: Path) -> dict[str, Any]:
     """Return the numbers and strings that a GGUF file says about itself, leaving arrays out.
 
+    How many tensors it holds is among them, as "GGUF.tensor_count".
+
     Raises SpectrimError if it is no GGUF file (version 2 or 3), or cut off.
     """
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise SpectrimError(f"{file} is no GGUF file; expected one that starts with 'GGUF'")
         try:
-            version, _, count = struct.unpack("<IQQ", stream.read(20))
+            version, tensors, count = struct.unpack("<IQQ", stream.read(20))
             if version not in (2, 3):
                 raise SpectrimError(f"{file} is GGUF version {version}; expected 2 or 3")
             pairs = [(_string(stream), _value(stream, _number(stream, "I"))) for _ in range(count)]
-        except (struct.error, UnicodeDecodeError, KeyError, OverflowError, MemoryError) as error:
+        except _DAMAGE as error:
             raise SpectrimError(f"{file} is cut off or damaged; fetch it again") from error
-    return {key: value for key, value in pairs if value is not None}
+    return {key: value for key, value in pairs if value is not None} | {_TENSORS: tensors}
+
+
+def checked(file: Path) -> dict[str, Any]:
+    """Return the same, once it is known that the file can hold the sizes that it gives.
+
+    Raises SpectrimError where it cannot, before memory is taken for them, or where a number is one
+    at which llama.cpp ends the process.
+    """
+    said = metadata(file)
+    if "split.count" in said:  # its tensors lie in other files
+        return said
+    most = 8 * file.stat().st_size  # numbers of a bit each
+    limits = {"block_count": said[_TENSORS], "context_length": 2**31 - 1}
+    family = said.get("general.architecture")
+    for name, limit in (limits | dict.fromkeys(_WIDTHS, most)).items():
+        value = said.get(f"{family}.{name}", 1)
+        if not (type(value) is int and 1 <= value <= limit):
+            raise SpectrimError(f"{file} gives {family}.{name} as {value}; fetch it again")
+    for key, value in said.items():
+        if key.endswith("epsilon") and not 0 <= value <= 1:  # NaN is no such number either
+            raise SpectrimError(f"{file} gives {key} as {value}; fetch it again")
+    return said
 
 
 def unpack(file: Path, folder: Path, sha256: str) -> None:
@@ -93,7 +123,7 @@ def unpack(file: Path, folder: Path, sha256: str) -> None:
     sha256: of the file, for the record of where the model comes from.
     Raises SpectrimError if transformers cannot read the file, or if tensors are missing in it.
     """
-    said = metadata(file)
+    said = checked(file)
     model, tokenizer = _read(file)
     _split_digits(tokenizer, said)
     tokenizer.model_max_length = model.config.max_position_embeddings
@@ -178,7 +208,10 @@ def _value(stream: BinaryIO, kind: int) -> Any:
         return _number(stream, _NUMBERS[kind])
     kind, count = struct.unpack("<IQ", stream.read(12))
     if kind in _NUMBERS:
-        stream.seek(count * struct.calcsize(_NUMBERS[kind]), 1)
+        size = count * struct.calcsize(_NUMBERS[kind])
+        if size > os.fstat(stream.fileno()).st_size - stream.tell():
+            raise struct.error("cut off inside an array")
+        stream.seek(size, 1)
     else:
         for _ in range(count):
             _value(stream, kind)

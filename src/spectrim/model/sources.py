@@ -201,7 +201,13 @@ def _unpacked(file: Path, cache: Path) -> Path:
 
     def write(folder: Path) -> None:
         gguf.unpack(file, folder, sha256)
-        _check(folder, trust_remote_code=False)
+        try:
+            _check(folder, trust_remote_code=False)
+        except SpectrimError as error:  # the folder is one that nobody has seen
+            said = (
+                str(error).replace(f"{folder}{os.sep}", f"{file}: ").replace(str(folder), str(file))
+            )
+            raise SpectrimError(said) from error
 
     return once(cache, f"gguf-{sha256[:32]}", write)
 

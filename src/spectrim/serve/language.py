@@ -76,8 +76,7 @@ def _of_folder(folder: Path) -> Language:
         ) from error
     ends = {tokenizer.eos_token_id}
     if (folder / "generation_config.json").is_file():
-        more = GenerationConfig.from_pretrained(folder).eos_token_id
-        ends |= set(more if isinstance(more, list) else [more])
+        ends |= _ends_of_generation(folder)
     known = frozenset(int(end) for end in ends if end is not None)
     # Some tokenizers begin a text with the same token that ends it.
     bare = tokenizer("a", add_special_tokens=False).input_ids
@@ -88,6 +87,19 @@ def _of_folder(folder: Path) -> Language:
         template = template.get("default")
     names = {name: str(text) for name, text in tokenizer.special_tokens_map.items()}
     return Language(begin, known, template, names)
+
+
+def _ends_of_generation(folder: Path) -> set[int]:
+    """Return the tokens at which generation_config.json has answers end."""
+    try:
+        found = GenerationConfig.from_pretrained(folder).eos_token_id
+        return {
+            int(end) for end in (found if isinstance(found, list) else [found]) if end is not None
+        }
+    except Exception as error:  # transformers checks its values in many ways
+        raise SpectrimError(
+            f"{folder / 'generation_config.json'} is damaged; export it anew"
+        ) from error
 
 
 def _of_gguf(file: Path) -> Language:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spectrim.engines import engine_of
 from spectrim.errors import SpectrimError
-from spectrim.model import sources
+from spectrim.model import gguf, sources
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ def runnable(name: str, cache: Path | None = None) -> Runnable:
     path = sources.local(name)
     if path is not None:
         engine = engine_of(path)
+        if engine == "llama_cpp":
+            gguf.checked(path)  # llama.cpp ends the process where it is lied to
         if engine != "transformers":
             return Runnable(path.resolve().name, path, engine)
     source = sources.resolve(name, cache or sources.default_cache())

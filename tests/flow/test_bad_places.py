@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tiny_exports import exportable
 from tiny_places import Place, assert_clean, assert_told
 from tiny_runs import files, recipe, shrink, write_text
 
@@ -128,6 +129,23 @@ def test_files_that_may_not_grow(place: Place, size: int) -> None:
     assert_told(code, err, FULL)
     assert not place.small.exists()
     assert_clean(place.folder)
+
+
+@pytest.mark.parametrize("to", ["gguf", "dense"])
+def test_exports_that_may_not_grow(place: Place, to: str) -> None:
+    """At each size another part does not fit; the last tensor of a GGUF file is a short one."""
+    model, output = exportable(place.folder / "model"), place.folder / "export"
+    asked = ("export", model, "--to", to, "-o", output, "--cache", place.folder / "cache")
+    whole = place.folder / "whole"
+    assert place.run(*asked[:5], whole, *asked[6:])[0] == 0
+    end = max(file.stat().st_size for file in (whole.iterdir() if to == "dense" else [whole]))
+    for size in (2_000, 20_000, end // 2 + 1, end - 100):
+        with no_file_larger_than(size):
+            code, err = place.run(*asked)
+        assert_told(code, err, FULL)
+        assert not output.exists()
+        assert_clean(place.folder)
+    assert place.run(*asked)[0] == 0
 
 
 def test_too_little_memory_to_measure(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

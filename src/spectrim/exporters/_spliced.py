@@ -18,6 +18,7 @@ from gguf import (
 from gguf.quants import dequantize
 
 from spectrim.errors import SpectrimError
+from spectrim.exporters._gguf_end import close_whole
 
 ALIGNED = 32  # bytes, at which every tensor of a GGUF file begins
 _OWN = ("GGUF.", "general.architecture", "general.file_type")  # said anew
@@ -71,7 +72,7 @@ class Splice:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-        writer.close()
+        close_whole(writer)
 
     def _names(self, parameters: list[str]) -> Mapping[str, str]:
         known = {name: one for one, name in MODEL_ARCH_NAMES.items()}

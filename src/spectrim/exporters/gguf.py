@@ -15,6 +15,7 @@ from gguf import (
 )
 
 from spectrim.exporters._dense_tensors import DenseTensors
+from spectrim.exporters._gguf_end import close_whole
 from spectrim.exporters._gguf_families import family_of
 from spectrim.exporters._gguf_layout import Layout, layout_of, tell
 from spectrim.exporters._gguf_notes import file_type, notes
@@ -55,6 +56,7 @@ def gguf(
         family.tell(writer, held.stock.config)
         writer.add_file_type(file_type(tensors, kinds))
         written = _write(writer, tensors, kinds, progress)
+        close_whole(writer)
     finally:
         writer.close()
     return [*told, *notes(held, layout, tensors, kinds), bytes_beside(written, held.bytes())]

@@ -64,6 +64,33 @@ def test_every_family_says_the_same_in_llama_cpp(family: str, tmp_path: Path) ->
     assert distance(exportable(tmp_path / "model", family, **changes)) < CLOSE
 
 
+SCALED = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+VARIANTS = [
+    ("llama", {"rope_parameters": SCALED}, "llama"),
+    ("qwen2", {"rope_parameters": SCALED}, "llama"),  # its own has no speeds one by one
+    ("phi", {"tie_word_embeddings": True}, "phi2"),
+    ("llama", {"attention_bias": True, "mlp_bias": True}, "llama"),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "arch"), VARIANTS)
+def test_variants_of_families_say_the_same(
+    family: str, changes: dict[str, object], arch: str, tmp_path: Path
+) -> None:
+    folder = exportable(tmp_path / "model", family, **changes)
+    assert distance(folder) < CLOSE
+    file, told = exported(folder)
+    assert field(file, "general.architecture") == arch
+    assert any("embedding is written twice" in line for line in told) == (family == "phi")
+
+
 def test_widths_by_block_and_a_block_without_attention(tmp_path: Path) -> None:
     model = narrower(build("llama"), [80, 64, 40])
     with torch.no_grad():
@@ -172,7 +199,13 @@ UNKNOWN = [
     ("llama", {"hidden_act": "gelu"}, "activation is 'gelu'"),
     ("gemma2", {"final_logit_softcapping": None}, "not capped"),
     ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attention are capped"),
+    ("gemma3_text", {"use_bidirectional_attention": True}, "attend to those behind them"),
+    ("gemma2", {"attention_bias": True}, "gemma2 has no place for 'model.layers.0.*bias'"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scaled by another number"),
+    ("falcon", {"parallel_attn": True, "bias": True}, "maps have biases"),
+    ("phi", {"qk_layernorm": True}, "queries and keys are normalised"),
+    ("qwen3", {"attention_bias": True}, "qwen3 has no place for 'model.layers.0.*bias'"),
+    ("qwen3", {"rope_parameters": SCALED}, "positions of type 'llama3' are not written of it"),
 ]
 
 
@@ -183,6 +216,7 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
     folder = exportable(tmp_path / "model", family, **changes)
     with pytest.raises(SpectrimError, match=said):
         gguf(folder, tmp_path / "x.gguf", None)
+    assert not (tmp_path / "x.gguf").exists()
 
 
 def test_a_window_that_llama_cpp_does_not_apply_is_told(tmp_path: Path) -> None:

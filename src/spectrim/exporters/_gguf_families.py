@@ -23,8 +23,12 @@ class Family:
     """What llama.cpp's architecture bends MLPs by, in transformers' words."""
     turned: bool = False
     """Rows of q and k lie pair by pair there, (0, d/2, 1, d/2 + 1, …), not half by half."""
-    by_block: bool = False
-    """Blocks may differ in width, or lack attention, under the architecture `deci`."""
+    as_llama: bool = False
+    """Its blocks compute as those of `llama` do, and of `deci`, where they may differ in width."""
+    biased: tuple[str, ...] = ()
+    """Roles of the maps that the architecture has biases for."""
+    head_apart: bool = False
+    """The architecture has a head of its own, also where the model reads its embedding's table."""
     one_more: bool = False
     """Gains of norms are stored without the 1 that is added to them, and with it there."""
     tell: Callable[[GGUFWriter, Any], None] = lambda writer, config: None
@@ -39,7 +43,8 @@ def family_of(config: Any) -> Family:
         known = ", ".join(sorted(FAMILIES))
         raise SpectrimError(f"no GGUF is written of model type '{kind}'; supported are {known}")
     family = FAMILIES[kind]
-    reason = family.refuse(config) or _refused_rope(config) or _refused_activation(config, family)
+    reason = family.refuse(config) or _refused_rope(config, family)
+    reason = reason or _refused_activation(config, family)
     if reason is not None:
         raise SpectrimError(f"llama.cpp cannot run this {kind} model: {reason}; export --to dense")
     return family
@@ -70,11 +75,12 @@ def head_dim(config: Any) -> int:
     return int(known or config.hidden_size // config.num_attention_heads)
 
 
-def _refused_rope(config: Any) -> str | None:
+def _refused_rope(config: Any, family: Family) -> str | None:
     kind = rope_of(config).get("rope_type", "default")
-    if kind in ("default", "linear", "llama3"):
+    by_frequency = family.as_llama or family.arch is MODEL_ARCH.LLAMA
+    if kind in ("default", "linear") or (kind == "llama3" and by_frequency):
         return None
-    return f"rotary positions of type '{kind}' are not written"
+    return f"rotary positions of type '{kind}' are not written of it"
 
 
 def _refused_activation(config: Any, family: Family) -> str | None:
@@ -129,6 +135,8 @@ def _gemma2_refused(config: Any) -> str | None:
 def _gemma3_refused(config: Any) -> str | None:
     if config.attn_logit_softcapping:
         return "the scores of its attention are capped"
+    if config.use_bidirectional_attention:
+        return "its tokens attend to those behind them"
     return _refused_windows(config)
 
 
@@ -138,15 +146,22 @@ def _gpt2_refused(config: Any) -> str | None:
     return None
 
 
+def _phi_refused(config: Any) -> str | None:
+    return "its queries and keys are normalised" if config.qk_layernorm else None
+
+
 def _falcon_refused(config: Any) -> str | None:
     if config.alibi:
         return "its positions are ALiBi"
+    if config.bias:
+        return "its maps have biases"
     if not (config.parallel_attn or config.new_decoder_architecture):
         return "attention and MLP of a block run one after the other"
     return None
 
 
-_LLAMA = Family(MODEL_ARCH.LLAMA, SILU, turned=True, by_block=True)
+ALL = ("q", "k", "v", "qkv", "o", "gate", "up", "down")
+_LLAMA = Family(MODEL_ARCH.LLAMA, SILU, turned=True, as_llama=True, biased=ALL)
 
 FAMILIES: dict[str, Family] = {
     "falcon": Family(MODEL_ARCH.FALCON, GELU, refuse=_falcon_refused),
@@ -154,11 +169,11 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(
         MODEL_ARCH.GEMMA3, GELU, one_more=True, tell=_gemma3, refuse=_gemma3_refused
     ),
-    "gpt2": Family(MODEL_ARCH.GPT2, GELU, refuse=_gpt2_refused),
+    "gpt2": Family(MODEL_ARCH.GPT2, GELU, biased=ALL, refuse=_gpt2_refused),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "mixtral": Family(MODEL_ARCH.LLAMA, SILU, turned=True, tell=_mixture),
-    "phi": Family(MODEL_ARCH.PHI2, GELU),
-    "qwen2": Family(MODEL_ARCH.QWEN2, SILU, by_block=True),
+    "phi": Family(MODEL_ARCH.PHI2, GELU, biased=ALL, head_apart=True, refuse=_phi_refused),
+    "qwen2": Family(MODEL_ARCH.QWEN2, SILU, as_llama=True, biased=("q", "k", "v")),
     "qwen3": Family(MODEL_ARCH.QWEN3, SILU),
 }

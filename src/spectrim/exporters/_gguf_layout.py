@@ -9,7 +9,7 @@ from gguf import MODEL_ARCH, GGUFWriter
 
 from spectrim.exporters._dense_tensors import DenseTensors
 from spectrim.exporters._gguf_blocks import BLOCK
-from spectrim.exporters._gguf_families import Family, head_dim, tell_rope
+from spectrim.exporters._gguf_families import Family, head_dim, rope_of, tell_rope
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ def layout_of(held: DenseTensors, family: Family) -> Layout:
 
     That one reads width and heads of each block. It has rows of q and k pair by pair, which turns
     any rotary family into it whose blocks have no norms but its two. A family that it cannot read
-    gets MLPs that are filled up to the widest.
+    gets MLPs that are filled up to the widest. Such blocks are `llama`'s too, which alone divides
+    the speeds of rotary positions one by one.
     """
     config = held.stock.config
     widths = tuple(-(-width // BLOCK) * BLOCK for width in held.widths.values())
@@ -41,7 +42,9 @@ def layout_of(held: DenseTensors, family: Family) -> Layout:
     attends = (True, *attends[1:])  # llama.cpp takes the width of all heads from the first block
     uneven = len(set(widths)) > 1 or not all(attends)
     arch, turned = family.arch, family.turned
-    if uneven and family.by_block:
+    if family.as_llama and rope_of(config).get("rope_type") == "llama3":
+        arch, turned = MODEL_ARCH.LLAMA, True
+    if uneven and family.as_llama:
         arch, turned = MODEL_ARCH.DECI, True
     else:
         widths, attends = (max(widths),) * blocks, (True,) * blocks

@@ -25,6 +25,7 @@ def notes(held: DenseTensors, layout: Layout, tensors: list[Stored], kinds: Kind
         *_kept(tensors, kinds),
         *_rounded(tensors, kinds),
         *_window(held),
+        *_head(held, layout, tensors),
     ]
 
 
@@ -93,3 +94,10 @@ def _window(held: DenseTensors) -> list[str]:
     if told or not window or window >= config.max_position_embeddings:
         return []
     return [f"llama.cpp reads all tokens before a token, the model the last {window}"]
+
+
+def _head(held: DenseTensors, layout: Layout, tensors: list[Stored]) -> list[str]:
+    if not held.tied() or "output.weight" not in {one.name for one in tensors}:
+        return []
+    arch = layout.arch.name.lower()
+    return [f"the embedding is written twice, as llama.cpp's {arch} has a head of its own"]

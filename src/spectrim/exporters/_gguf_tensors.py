@@ -50,13 +50,14 @@ class _Tensor:
 def stored_tensors(held: DenseTensors, family: Family, layout: Layout) -> list[Stored]:
     """Return every tensor that the file holds."""
     names = get_tensor_name_map(layout.arch, len(layout.widths))
-    found = [made for one in _each(held) for made in _stored(held, family, layout, names, one)]
+    found = [made for one in _each(held, family) for made in _stored(held, family, layout, names, one)]
     return [*found, *_rope_factors(held)]
 
 
-def _each(held: DenseTensors) -> Iterator[_Tensor]:
+def _each(held: DenseTensors, family: Family) -> Iterator[_Tensor]:
     stack = held.architecture.stacks[0].path + "."
-    for name in held.names():
+    again = [f"{held.architecture.head}.weight"] if family.head_apart and held.tied() else []
+    for name in held.names() + again:
         path, block = name.rpartition(".")[0], None
         if name.startswith(stack):
             number, _, path = path.removeprefix(stack).partition(".")
@@ -74,7 +75,7 @@ def _stored(
         yield from _experts(held, one)
         return
     name = names.get_name(one.name, try_suffixes=(".weight", ".bias"))
-    if name is None:
+    if name is None or (one.kind == "bias" and one.role and one.role not in family.biased):
         arch = layout.arch.name.lower()
         raise SpectrimError(f"llama.cpp's {arch} has no place for '{one.name}'; export --to dense")
     conv = isinstance(held.stock.get_submodule(one.module), Conv1D) and one.kind == "weight"

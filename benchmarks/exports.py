@@ -106,8 +106,8 @@ def measured(name: str, output: Path, cache: Path, data: Path) -> Row:
         stock = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
     prompts = [tokenizer(one)["input_ids"] for one in PROMPTS]
     answers = written(model, prompts)
-    far, same = parity(answers, file)
-    exact, _ = parity(answers, wide)
+    far, same = parity(answers, llama_cpp(file, THREADS, 256, exact=True))
+    exact, _ = parity(answers, llama_cpp(wide, THREADS, 256, exact=True))
     wide.unlink()
     ids = documents.read(str(data / TEXT), tokenizer, LENGTH).ids[-WINDOWS:]
     running = llama_cpp(file, THREADS, 256)
@@ -157,10 +157,9 @@ def written(model: PreTrainedModel, prompts: list[list[int]]) -> list[Answer]:
     return found
 
 
-def parity(answers: list[Answer], file: Path) -> tuple[float, int]:
-    """Return how far apart logits are at most, and how many greedy tokens are the same."""
+def parity(answers: list[Answer], running: Running) -> tuple[float, int]:
+    """Return how far apart logits are at most, and how many greedy tokens are the same; close it."""
     far, same = 0.0, 0
-    running = llama_cpp(file, THREADS, 256, exact=True)
     for one in answers:
         running.clear()
         each = [running.feed(one.prompt), *(running.feed([token]) for token in one.tokens[:-1])]

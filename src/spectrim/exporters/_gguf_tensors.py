@@ -50,7 +50,9 @@ class _Tensor:
 def stored_tensors(held: DenseTensors, family: Family, layout: Layout) -> list[Stored]:
     """Return every tensor that the file holds."""
     names = get_tensor_name_map(layout.arch, len(layout.widths))
-    found = [made for one in _each(held, family) for made in _stored(held, family, layout, names, one)]
+    found = [
+        made for one in _each(held, family) for made in _stored(held, family, layout, names, one)
+    ]
     return [*found, *_rope_factors(held)]
 
 

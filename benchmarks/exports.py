@@ -158,7 +158,7 @@ def written(model: PreTrainedModel, prompts: list[list[int]]) -> list[Answer]:
 
 
 def parity(answers: list[Answer], running: Running) -> tuple[float, int]:
-    """Return how far apart logits are at most, and how many greedy tokens are the same; close it."""
+    """Return how far apart logits are at most, and how many greedy tokens are the same."""
     far, same = 0.0, 0
     for one in answers:
         running.clear()

@@ -14,6 +14,7 @@ from spectrim.engines.llama_cpp import llama_cpp
 from spectrim.errors import SpectrimError
 from spectrim.exporters._gguf_vocabulary import SPLITS, split_of
 from spectrim.exporters.gguf import gguf
+from spectrim.formats import make_format
 from spectrim.formats.packed.scales import Grid
 from spectrim.formats.quantized_dense import QuantizedDense
 from spectrim.model import sources
@@ -102,6 +103,18 @@ def test_widths_by_block_and_a_block_without_attention(tmp_path: Path) -> None:
     assert field(file, "deci.feed_forward_length") == [96, 64, 64]
     assert field(file, "deci.attention.head_count") == [4, 0, 4]
     assert not [name for name in tensors(file) if name.startswith("blk.1.attn")]
+
+
+def test_values_of_no_dimension_are_a_block_without_attention(tmp_path: Path) -> None:
+    model, made = build("llama"), {}
+    for part, name in (("v", "padded_outputs"), ("o", "picked_inputs")):
+        path = f"model.layers.1.self_attn.{part}_proj"
+        weight = model.get_submodule(path).weight.detach()
+        pieces = {"rows": weight, "columns": weight, "root": torch.eye(weight.shape[1]).double(),
+                  "order": torch.arange(max(weight.shape))}  # fmt: skip
+        made[path] = make_format(name, (*weight.shape, 0), pieces, None, weight.dtype)
+    assert distance(saved(tmp_path / "model", in_formats(model, made))) < CLOSE
+    assert field(tmp_path / "model.gguf", "deci.attention.head_count") == [4, 0, 4]
 
 
 def test_the_first_block_may_lack_attention(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ COMPARED = {"argmax_alike": ".1%", "largest_difference": ".4f", "loss": ".4f",
 def exports(rows: list[Row]) -> Lines:
     """Return the lines on what a GGUF file and a dense folder say against their model."""
     head = ["model", "tokens of texts", "greedy tokens equal", "logits apart at most",
-            "all in float32", "loss here", "loss in llama.cpp", "as a dense folder",
-            "MB, folder", "MB, GGUF"]  # fmt: skip
+            "all in float32", "transformers, as stored", "loss here", "loss in llama.cpp",
+            "as a dense folder", "MB, folder", "MB, GGUF"]  # fmt: skip
     wide = [row["logits_float32"] for row in rows]
     each = ["not measured" if one is None else f"{one:.4f}" for one in wide]
     return [head, *(
         [row["model"], "equal" if row["tokens_equal"] else "others",
          f"{row['greedy'][0]} of {row['greedy'][1]}", f"{row['logits']:.3f}", exact,
+         f"{row['logits_as_stored']:.2f}",
          *(f"{row[one]:.4f}" for one in LOSSES),
          f"{row['megabytes_folder']:.1f}", f"{row['megabytes']:.1f}"]
         for row, exact in zip(rows, each, strict=True)

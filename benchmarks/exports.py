@@ -4,6 +4,7 @@
 
 Each model is made, exported, and asked ten prompts: transformers in float32 writes greedily, and
 llama.cpp, with keys and values in float32 and without its fused attention, reads the same tokens.
+Beside that stands how far transformers itself is from float32 in the dtype of the folder.
 Beside the file that the export writes stands one with all numbers in float32: what the form itself
 changes, without what llama.cpp rounds activations to beside weights of 16 bits and less. The loss
 is that of ten windows of WikiText-2, with llama.cpp as it is by default.
@@ -106,6 +107,7 @@ def measured(name: str, output: Path, cache: Path, data: Path) -> Row:
         stock = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
     prompts = [tokenizer(one)["input_ids"] for one in PROMPTS]
     answers = written(model, prompts)
+    as_stored = rounded(answers, sources.model(source))
     far, same = parity(answers, llama_cpp(file, THREADS, 256, exact=True))
     exact, _ = parity(answers, llama_cpp(wide, THREADS, 256, exact=True))
     wide.unlink()
@@ -115,7 +117,8 @@ def measured(name: str, output: Path, cache: Path, data: Path) -> Row:
     losses = {"loss": loss_here(model, ids), "loss_gguf": loss_there(running, ids)}
     running.close()
     return {
-        "logits": far, "logits_float32": exact, "greedy": [same, NEW_TOKENS * len(PROMPTS)],
+        "logits": far, "logits_float32": exact, "logits_as_stored": as_stored,
+        "greedy": [same, NEW_TOKENS * len(PROMPTS)],
         **losses, "loss_dense": loss_here(stock, ids), "tokens_equal": alike,
         "megabytes": file.stat().st_size / 1e6, "megabytes_folder": weights(folder) / 1e6,
         "told": told,
@@ -155,6 +158,17 @@ def written(model: PreTrainedModel, prompts: list[list[int]]) -> list[Answer]:
         logits = model(ids).logits[0, len(prompt) - 1 : -1].numpy()
         found.append(Answer(prompt, ids[0, len(prompt) :].tolist(), logits))
     return found
+
+
+@torch.no_grad()
+def rounded(answers: list[Answer], model: PreTrainedModel) -> float:
+    """Return how far apart at most logits are of the same model in another dtype."""
+    far = 0.0
+    for one in answers:
+        ids = torch.tensor([one.prompt + one.tokens])
+        logits = model(ids).logits[0, len(one.prompt) - 1 : -1].float().numpy()
+        far = max(far, float(np.abs(logits - one.logits).max()))
+    return far
 
 
 def parity(answers: list[Answer], running: Running) -> tuple[float, int]:

@@ -12,6 +12,7 @@ is that of ten windows of WikiText-2, with llama.cpp as it is by default.
 
 from __future__ import annotations
 
+import ctypes
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +21,16 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType
 from measuring import Row, arguments, publish, read_arguments
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from spectrim.engines import Running
-from spectrim.engines.llama_cpp import llama_cpp
+from spectrim.engines.llama_cpp import LlamaCpp, library, llama_cpp
 from spectrim.exporters.gguf import gguf
-from spectrim.model import sources
+from spectrim.formats._tied import Tied
+from spectrim.formats.packed.quantized import Quantized
+from spectrim.formats.quantized_embedding import QuantizedEmbedding
+from spectrim.model import sites, sources
 from spectrim.model.sources import Source
 from spectrim.model.weights import quiet
 from spectrim.recipe.recipe import Recipe
@@ -84,6 +89,25 @@ def main() -> None:
     )  # fmt: skip
 
 
+@torch.no_grad()
+def unpacked(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model whose packed maps are whole matrices of the same numbers, faster to ask."""
+    packed = [
+        (name, one) for name, one in model.named_modules() if isinstance(one, Quantized | Tied)
+    ]
+    made: dict[str, nn.Module] = {}
+    for name, module in packed:
+        numbers = nn.Parameter(module.dense(), requires_grad=False)
+        if isinstance(module, QuantizedEmbedding):
+            made[name] = nn.Embedding(*numbers.shape, _weight=numbers)
+        else:
+            made[name] = nn.Linear(*numbers.T.shape, bias=False, device="meta")
+            made[name].weight = numbers
+    for name, one in made.items():
+        sites.replace(model, name, one)
+    return model
+
+
 class Answer(NamedTuple):
     """What a model writes after a prompt, and its logits [token, vocabulary]."""
 
@@ -101,7 +125,7 @@ def measured(name: str, output: Path, cache: Path, data: Path) -> Row:
     export(str(folder), "dense", plain, cache=cache)
     gguf(folder, wide, None, choose=lambda tensor: GGMLQuantizationType.F32)
     source = Source(str(folder), folder, "")
-    model = sources.model(source, dtype=torch.float32)
+    model = unpacked(sources.model(source, dtype=torch.float32))
     tokenizer = sources.tokenizer(source)
     with quiet():
         stock = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
@@ -109,7 +133,7 @@ def measured(name: str, output: Path, cache: Path, data: Path) -> Row:
     answers = written(model, prompts)
     as_stored = rounded(answers, sources.model(source))
     far, same = parity(answers, llama_cpp(file, THREADS, 256, exact=True))
-    exact, _ = parity(answers, llama_cpp(wide, THREADS, 256, exact=True))
+    exact = apart(answers, llama_cpp(wide, THREADS, 256, exact=True))
     wide.unlink()
     ids = documents.read(str(data / TEXT), tokenizer, LENGTH).ids[-WINDOWS:]
     running = llama_cpp(file, THREADS, 256)
@@ -184,20 +208,44 @@ def parity(answers: list[Answer], running: Running) -> tuple[float, int]:
     return far, same
 
 
+def apart(answers: list[Answer], running: LlamaCpp) -> float:
+    """Return how far apart logits are at most where each prompt and answer is read at once."""
+    each = [read(running, one.prompt + one.tokens)[len(one.prompt) - 1 : -1] for one in answers]
+    running.close()
+    pairs = zip(each, answers, strict=True)
+    return max(float(np.abs(logits - one.logits).max()) for logits, one in pairs)
+
+
 @torch.no_grad()
 def loss_here(model: PreTrainedModel, ids: torch.Tensor) -> float:
     """Return the mean loss of windows in transformers, nats per token."""
     return float(torch.stack([model(one[None], labels=one[None]).loss for one in ids]).mean())
 
 
-def loss_there(running: Running, ids: torch.Tensor) -> float:
-    """Return the mean loss of windows in an engine that reads them token by token."""
+def loss_there(running: LlamaCpp, ids: torch.Tensor) -> float:
+    """Return the mean loss of windows in llama.cpp, each read at once."""
     losses = []
     for window in ids.tolist():
-        running.clear()
-        logits = torch.from_numpy(np.stack([running.feed([one]) for one in window[:-1]]))
-        losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(window[1:])))
+        logits = torch.from_numpy(read(running, window))
+        losses.append(torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(window[1:])))
     return float(torch.stack(losses).mean())
+
+
+def read(running: LlamaCpp, tokens: list[int]) -> np.ndarray:
+    """Return the logits behind each token of a text that llama.cpp reads at once."""
+    running.clear()
+    loaded, count = library(), len(tokens)
+    loaded.llama_get_logits.restype = ctypes.POINTER(ctypes.c_float)
+    loaded.llama_get_logits.argtypes = (ctypes.c_void_p,)
+    batch = loaded.llama_batch_get_one((ctypes.c_int32 * count)(*tokens), count)
+    wanted = (ctypes.c_int8 * count)(*[1] * count)
+    batch._arrays[5] = ctypes.addressof(wanted)
+    if loaded.llama_decode(running._context, batch):
+        raise SystemExit("llama.cpp could not read a text")
+    found = np.ctypeslib.as_array(
+        loaded.llama_get_logits(running._context), (count, running.tokens)
+    )
+    return found.copy()
 
 
 if __name__ == "__main__":

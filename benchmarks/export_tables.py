@@ -24,7 +24,7 @@ def exports(rows: list[Row]) -> Lines:
     return [head, *(
         [row["model"], "equal" if row["tokens_equal"] else "others",
          f"{row['greedy'][0]} of {row['greedy'][1]}", f"{row['logits']:.3f}", exact,
-         f"{row['logits_as_stored']:.2f}",
+         f"{row['logits_as_stored']:.2f}" if "logits_as_stored" in row else "not measured",
          *(f"{row[one]:.4f}" for one in LOSSES),
          f"{row['megabytes_folder']:.1f}", f"{row['megabytes']:.1f}"]
         for row, exact in zip(rows, each, strict=True)

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from spectrim.model import sources
+from spectrim.model.sources import Source
 from tiny_folders import WEIGHTS, change_config, change_tensors, tiny_folder
-from tiny_places import Place
+from tiny_places import Place, assert_told
 from tiny_runs import kept, recipe, shrink, write_text
 
 # options
@@ -75,6 +77,25 @@ def test_a_text_that_is_not_there(place: Place) -> None:
     missing = place.folder / "none.txt"
     place.refused(f"there is no text file {missing}; check the path", "--calibration", missing)
     place.refused(f"{place.source} is a folder; give", "--calibration", place.source)
+
+
+@pytest.mark.parametrize("verb", ["shrink", "evaluate"])
+def test_a_text_that_the_model_cannot_read(place: Place, verb: str) -> None:
+    """Its sequences are longer than a table of positions, or it has a token without a row."""
+    source = tiny_folder(place.folder / "gpt2", "gpt2")
+    asked = {"shrink": ("shrink", source, "--no-evaluate", "-o", place.small),
+             "evaluate": ("evaluate", source, "--against", source)}[verb]  # fmt: skip
+    text = "--calibration" if verb == "shrink" else "--text"
+    common = (*asked, "--cache", place.folder / "cache", "--tokens")
+    told = f"{source} has 64 positions; ask for sequences of at most 64 tokens with --tokens"
+    assert_told(*place.run(*common, "12x65", text, place.text), told)
+    words = sources.tokenizer(Source("", source, ""))
+    words.add_tokens(["<call>"])
+    words.save_pretrained(source)
+    place.text.write_text(place.text.read_text() + " <call>" * 9)
+    told = "has '<call>', token 112 of the tokenizer, but the embedding of "
+    assert_told(*place.run(*common, "12x32", text, place.text), told)
+    assert not place.small.exists()
 
 
 # models

@@ -68,12 +68,19 @@ def test_returns_tuple_is_said_of_the_families_whose_blocks_do(family: str) -> N
 
 
 def test_an_unknown_model_type_is_answered_with_the_known_ones() -> None:
+    """Not with the nearest name: a file says it, and phi3 is no mistake for phi."""
     with pytest.raises(SpectrimError) as caught:
-        architecture_of(SimpleNamespace(model_type="llamaa"))
+        architecture_of(SimpleNamespace(model_type="phi3"))
     message = str(caught.value)
-    assert message.startswith("model type 'llamaa' is not supported; did you mean 'llama'?; ")
+    assert message.startswith("model type 'phi3' is not supported; supported are bart, ")
     assert "\n" not in message
     assert all(name in message for name in ARCHITECTURES)
+
+
+def test_a_model_of_images_and_text_is_answered_with_its_text_part() -> None:
+    line = "'gemma3' is not supported; 'gemma3_text', its language model alone, is; supported are"
+    with pytest.raises(SpectrimError, match=line):
+        architecture_of(SimpleNamespace(model_type="gemma3"))
 
 
 def test_a_config_without_a_model_type_is_answered_too() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,6 +21,7 @@ from huggingface_hub.errors import (
 
 from spectrim.errors import SpectrimError
 from spectrim.model import hub
+from spectrim.model.tensor_files import INDEX
 
 NAME = "someone/some-model"
 WANTED = [
@@ -81,6 +83,19 @@ def test_only_what_is_needed_is_fetched(tmp_path: Path, monkeypatch: pytest.Monk
     assert [file for file in UNWANTED if allowed(file)] == []
     hub.fetch(NAME, trust_remote_code=True)
     assert [file for file in UNWANTED if allowed(file)] == ["modeling_some.py"]
+
+
+def test_shards_of_any_name_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = {"a": "model.safetensors-00001-of-00002.safetensors", "b": "part-b.safetensors"}
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": shards}))
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(hub, "snapshot_download", answering(tmp_path, asked))
+    hub.fetch(NAME)
+    assert set(shards.values()) <= set(asked["patterns"]) and "config.json" in asked["patterns"]
+    for name in shards.values():
+        (tmp_path / name).write_bytes(b"")
+    hub.fetch(NAME)
+    assert not set(shards.values()) & set(asked["patterns"])  # what is there is asked for once
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,10 @@ def cut_off(folder: Path) -> None:
     os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size - 1)
 
 
+def only_an_adapter(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "adapter_config.json")
+
+
 def only_a_pickle(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
 
@@ -137,6 +141,7 @@ GPTQ = {"quant_method": "gptq", "bits": 4}
     ("damage", "line"),
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json; expected a model"),
+        (only_an_adapter, "is an adapter without its model; merge it into the model first"),
         (spoil("config.json", "{"), "config.json is not JSON; fetch it again"),
         (spoil("config.json", "[" * 100_000), "config.json is not JSON; fetch it again"),
         (spoil("generation_config.json", ""), "generation_config.json is damaged"),

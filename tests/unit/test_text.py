@@ -73,7 +73,37 @@ def test_messages_go_through_the_chat_template(tmp_path: Path) -> None:
     said = [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w6"}]
     name = rows(tmp_path / "my.jsonl", {"messages": said})
     assert read(name, chats, 6).ids.tolist() == [[3, 5, 4, 3, 6, 4]]
-    assert "'messages' in line 1 of" in refused(name), "without a template it is no text"
+    assert f"line 1 of {name} is a chat, but the model's tokenizer has no chat template" in refused(
+        name
+    )
+
+
+STRICT = (
+    TEMPLATE + "{% if messages[0].role != 'user' %}{{ raise_exception('a user first') }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ([{"role": "system", "content": "w5"}], "refuses line 2 of .* (a user first); put that"),
+        ('[{"role": "user"}]', "refuses line 2 of .* ('messages' is no list); put that chat"),
+        ([5], "refuses line 2 of "),
+    ],
+)
+def test_chats_that_the_template_refuses(tmp_path: Path, said: object, line: str) -> None:
+    chats = tokenizer()
+    chats.chat_template = STRICT
+    fine = {"messages": [{"role": "user", "content": "w5"}]}
+    name = rows(tmp_path / "my.jsonl", fine, {"messages": said})
+    with pytest.raises(SpectrimError, match=line.replace("(", r"\(").replace(")", r"\)")):
+        read(name, chats, 6)
+
+
+def test_a_mark_of_the_byte_order_is_no_text(tmp_path: Path) -> None:
+    for name, text in (("my.txt", "w5 w6"), ("my.jsonl", '{"text": "w5 w6"}')):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert read(str(tmp_path / name), tokenizer(), 2).ids.tolist() == [[5, 6]]
 
 
 def test_the_first_token_is_put_where_the_tokenizer_puts_it(tmp_path: Path) -> None:

@@ -223,6 +223,25 @@ def test_a_tensor_that_the_model_needs(tmp_path: Path) -> None:
     assert not match(skeleton_of(folder), {}).convertible
 
 
+MISSING = {
+    "torch.compile": (lambda held: {f"_orig_mod.{name}": t for name, t in held.items()},
+                      "as torch.compile put '_orig_mod.' before all names; save the model without"),
+    "no head": (lambda held: {name: t for name, t in held.items() if name != "lm_head.weight"},
+                "it has no output head, as models for embeddings have none"),
+    "GPTQ": (lambda held: {name.replace("proj.weight", "proj.qweight"): t
+                           for name, t in held.items()}, "as its weights are quantised; expected"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISSING)
+def test_what_a_folder_is_instead(tmp_path: Path, case: str) -> None:
+    folder = tiny_folder(tmp_path)
+    change, line = MISSING[case]
+    change_tensors(folder, change)
+    with pytest.raises(SpectrimError, match=line):
+        Weights(folder)
+
+
 def test_a_tensor_of_another_shape(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path)
     change_tensors(folder, lambda tensors: tensors | {"model.norm.weight": torch.ones(47)})

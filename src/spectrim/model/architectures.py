@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from spectrim.errors import SpectrimError, did_you_mean
+from spectrim.errors import SpectrimError
 
 _EXPERT = re.compile(r"expert\d+_")
 
@@ -69,6 +69,8 @@ class Architecture:
     rotary: Callable[[Any], bool] = lambda config: True
     """Config → whether positions, or a norm, act on single dimensions of queries and keys, so that
     those of a head cannot be mixed."""
+    learned_positions: bool = False
+    """Positions are a table, so that no text may be longer than it."""
     shared_bias: bool = False
     """The first block of each stack computes the position bias that the others receive (T5)."""
     returns_tuple: bool = False
@@ -84,7 +86,9 @@ def architecture_of(config: object) -> Architecture:
     """
     name = str(getattr(config, "model_type", ""))
     if name not in ARCHITECTURES:
-        known, hint = ", ".join(sorted(ARCHITECTURES)), did_you_mean(name, ARCHITECTURES)
+        known = ", ".join(sorted(ARCHITECTURES))
+        part = f"{name}_text"  # a file says it, so that there is nothing to guess
+        hint = f"; '{part}', its language model alone, is" if part in ARCHITECTURES else ""
         raise SpectrimError(f"model type '{name}' is not supported{hint}; supported are {known}")
     return ARCHITECTURES[name]
 
@@ -160,6 +164,7 @@ _GPT2 = Architecture(
     head="lm_head",
     fused=lambda config: (1, 1),
     rotary=lambda config: False,
+    learned_positions=True,
 )
 
 _GPT_NEOX = Architecture(
@@ -188,6 +193,7 @@ _OPT = Architecture(
     embed="model.decoder.embed_tokens",
     head="lm_head",
     rotary=lambda config: False,
+    learned_positions=True,
 )
 
 _BART = Architecture(
@@ -222,6 +228,7 @@ _BART = Architecture(
     embed="model.shared",
     head="lm_head",
     rotary=lambda config: False,
+    learned_positions=True,
 )
 
 _T5 = Architecture(

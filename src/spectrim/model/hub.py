@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 
 from spectrim.errors import SpectrimError, did_you_mean
 from spectrim.model.conversion import BESIDE, first_line
-from spectrim.model.tensor_files import INDEX, SINGLE, no_weights
+from spectrim.model.tensor_files import INDEX, SINGLE, no_weights, shards_of
 
 DEMO = "demo"  # the name of the model that comes with the installation
 _WEIGHTS = (SINGLE, INDEX, "model-*-of-*.safetensors")
@@ -33,6 +33,10 @@ def fetch(name: str, *, revision: str | None = None, trust_remote_code: bool = F
     folder = _download(name, revision, patterns)
     if not any((folder / file).exists() for file in (SINGLE, INDEX)):
         raise no_weights(f"'{name}'", _listed(name, revision))
+    if not (folder / SINGLE).exists():
+        named = sorted(set(shards_of(folder / INDEX).values()))
+        if not all((folder / shard).exists() for shard in named):  # of names that none has by rule
+            folder = _download(name, revision, [*patterns, *named])
     return folder
 
 

@@ -29,6 +29,7 @@ from spectrim.model import gguf, hub
 from spectrim.model.architectures import ARCHITECTURES, architecture_of
 from spectrim.model.config_values import refuse_values
 from spectrim.model.conversion import first_line, once, rearrange
+from spectrim.model.missing import missing_config, unread_tokenizer
 from spectrim.model.tensor_files import main_dtype, stored
 from spectrim.model.weights import Weights, auto_class, match, quantised, quiet, skeleton_of
 
@@ -140,10 +141,7 @@ def tokenizer(source: Source) -> PreTrainedTokenizerBase:
             source.folder, trust_remote_code=source.trust_remote_code
         )
     except Exception as error:  # every kind of tokenizer has its own way to fail
-        raise SpectrimError(
-            f"the tokenizer in {source.folder} cannot be read ({first_line(error)}); "
-            "fetch the model again"
-        ) from error
+        raise SpectrimError(unread_tokenizer(source.folder, first_line(error))) from error
     return found
 
 
@@ -241,7 +239,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise SpectrimError(f"{folder} has no config.json; expected a model folder") from error
+        raise SpectrimError(missing_config(folder)) from error
     except (ValueError, RecursionError) as error:
         raise SpectrimError(f"{folder / 'config.json'} is not JSON; fetch it again") from error
     settings = settings if isinstance(settings, dict) else {}

@@ -61,7 +61,7 @@ def stored(folder: Path) -> dict[str, Entry]:
         return stored_in(folder / SINGLE)
     if not (folder / INDEX).is_file():
         raise no_weights(str(folder), [path.name for path in folder.iterdir()])
-    places = _places(folder / INDEX)
+    places = shards_of(folder / INDEX)
     shards = {shard: stored_in(folder / shard) for shard in sorted(set(places.values()))}
     for name, shard in places.items():
         if name not in shards[shard]:
@@ -136,7 +136,8 @@ def no_weights(where: str, names: Iterable[str]) -> SpectrimError:
     )
 
 
-def _places(index: Path) -> dict[str, str]:
+def shards_of(index: Path) -> dict[str, str]:
+    """Return the shard that each tensor lies in; SpectrimError where the index is damaged."""
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return {str(name): str(shard) for name, shard in places.items()}

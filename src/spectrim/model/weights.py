@@ -31,7 +31,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from spectrim.errors import SpectrimError, out_of_memory
+from spectrim.model.architectures import architecture_of
 from spectrim.model.config_values import refuse_ends
+from spectrim.model.missing import missing_tensors
 from spectrim.model.tensor_files import Entry, main_dtype, read, same_content, stored
 
 
@@ -233,10 +235,8 @@ def _own_names(
 ) -> Mapping[str, str]:
     found = match(model, entries)
     if found.missing:
-        raise SpectrimError(
-            f"{folder} lacks {len(found.missing)} of the model's tensors, '{found.missing[0]}' "
-            "first; fetch the model again"
-        )
+        head = architecture_of(model.config).head
+        raise SpectrimError(missing_tensors(folder, entries.keys(), found.missing, head))
     for own, tensor in model.state_dict().items():
         if own in found.names and entries[found.names[own]].shape != tuple(tensor.shape):
             stored_shape = list(entries[found.names[own]].shape)

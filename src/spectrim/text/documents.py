@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from spectrim.errors import SpectrimError
+from spectrim.model.conversion import first_line
 from spectrim.text.tokens import Tokens, pack
 
 COLUMNS = ("text", "content", "messages", "article")  # in this order, where none is asked for
@@ -58,7 +59,7 @@ def begin(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors put a mark before the text
     except UnicodeDecodeError as error:
         raise SpectrimError(f"{path} is not UTF-8 text ({error.reason}); convert it") from error
 
@@ -82,11 +83,30 @@ def _document(row: object, where: str, tokenizer: PreTrainedTokenizerBase | None
     if column is None or not isinstance(row, dict):
         raise SpectrimError(f"{where} has no text; expected one of {', '.join(COLUMNS)}")
     value = row[column]
-    if column == "messages" and tokenizer is not None and tokenizer.chat_template:
-        return str(tokenizer.apply_chat_template(value, tokenize=False))
+    chat = column == "messages" and not isinstance(value, str)
+    if tokenizer is not None and (chat or (column == "messages" and tokenizer.chat_template)):
+        return _chat(value, where, tokenizer)
     if not isinstance(value, str):
         raise SpectrimError(f"'{column}' in {where} is no text; expected a string")
     return value
+
+
+def _chat(messages: object, where: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a chat as the model reads it."""
+    if not tokenizer.chat_template:
+        raise SpectrimError(
+            f"{where} is a chat, but the model's tokenizer has no chat template; expected a "
+            "column 'text'"
+        )
+    try:
+        if not isinstance(messages, list):
+            raise TypeError("'messages' is no list")
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception as error:  # templates are programs of their own
+        raise SpectrimError(
+            f"the model's chat template refuses {where} ({first_line(error)}); put that chat "
+            "right, or leave it out"
+        ) from error
 
 
 def hub_documents(name: str, characters: int) -> list[str]:

@@ -9,6 +9,7 @@ from spectrim.model.sources import Source
 from spectrim.progress import Progress
 from spectrim.recipe.recipe import Calibration
 from spectrim.text import default_mix, documents
+from spectrim.text.readable import refuse_length, refuse_tokens
 from spectrim.text.tokens import Splits, split
 
 
@@ -16,9 +17,11 @@ def calibration_splits(
     calibration: Calibration, seed: int, source: Source, cache: Path, progress: Progress
 ) -> tuple[Splits, str]:
     """Return the three splits of the calibration text, and in words which text was used."""
-    tokenizer = sources.tokenizer(source)
     sequences, length = calibration.sequences, calibration.length
+    refuse_length(source, length)
+    tokenizer = sources.tokenizer(source)
     if calibration.text == "default":
         return default_mix.splits(source, tokenizer, (sequences, length), seed, cache, progress)
     tokens = documents.read(calibration.text, tokenizer, length, at_most=2 * sequences)
+    refuse_tokens(source, tokens, calibration.text)
     return split(tokens, sequences, seed, calibration.text), calibration.text

@@ -21,6 +21,7 @@ from spectrim.progress import Progress
 from spectrim.recipe.options import parse_tokens
 from spectrim.recipe.recipe import Calibration, Recipe
 from spectrim.text import documents
+from spectrim.text.readable import refuse_length, refuse_tokens
 from spectrim.text.splits import calibration_splits
 from spectrim.text.tokens import MOST_SHARED, Tokens, overlap
 from spectrim.verbs.comparison import compare_folders, second_text
@@ -130,6 +131,7 @@ def held_out(
     The default text is the report split of the one that the model in ``small`` was made with.
     """
     sequences, length = parse_tokens(tokens)
+    refuse_length(source, length)
     if name == "default":
         asked = Recipe(model=source.name, calibration=Calibration(tokens=f"48x{length}"))
         if (small / "recipe.yaml").is_file():
@@ -142,6 +144,7 @@ def held_out(
             documents.read(name, sources.tokenizer(source), length, sequences),
             _shown(name),
         )
+        refuse_tokens(source, found, used)
     full = int(found.mask.all(dim=1).sum())
     if full < min(sequences, len(found)) or full < sequences and name != "default":
         raise SpectrimError(

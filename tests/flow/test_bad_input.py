@@ -92,7 +92,7 @@ def test_a_text_that_the_model_cannot_read(place: Place, verb: str) -> None:
     words = sources.tokenizer(Source("", source, ""))
     words.add_tokens(["<call>"])
     words.save_pretrained(source)
-    place.text.write_text(place.text.read_text() + " <call>" * 9)
+    place.text.write_text("<call> " * 9 + place.text.read_text())
     told = "has '<call>', token 112 of the tokenizer, but the embedding of "
     assert_told(*place.run(*common, "12x32", text, place.text), told)
     assert not place.small.exists()

@@ -92,3 +92,16 @@ def serving(rows: list[Row]) -> Lines:
          " → ".join(f"{one:.0f}" for one in row["memory_mb"])]
         for row in rows
     )]  # fmt: skip
+
+
+def routes(rows: list[Row]) -> Lines:
+    """Return the lines on how fast a made model is by each way to run it."""
+    lines = [["run by", "MB", "decode, tokens/s", "x dense (rounds)", "x Q4_0 (rounds)",
+              "prefill of 256, tokens/s", "x dense (rounds)"]]  # fmt: skip
+    for row in rows:
+        lines.append([
+            row["model"], f"{row['megabytes']:.0f}", f"{row['decode']:.1f}",
+            between(row["decode_of_dense"]), between(row["decode_of_q4_0"]),
+            f"{row['prefill']:.0f}", between(row["prefill_of_dense"]),
+        ])  # fmt: skip
+    return lines

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import run_files
 from cells import around, between, together
-from export_tables import exports, exports_onnx, kernels, kernels_loss, serving
+from export_tables import exports, exports_onnx, kernels, kernels_loss, routes, serving
 from suite_tables import measures, tasks, texts
 from type_tables import types
 
@@ -237,6 +237,8 @@ TABLES = {
     "kernels": Table("kernels", kernels),
     "kernels_large": Table("kernels_large", kernels, rows="kernels"),
     "kernels_loss": Table("kernels", kernels_loss),
+    "routes": Table("routes", routes),
+    "routes_large": Table("routes_large", routes, rows="routes"),
     "heal": Table("heal", _heal, told=True),
     "memory": Table("memory", _memory),
     "ranks": Table("ranks", _ranks),

@@ -15,10 +15,13 @@ from transformers import PreTrainedModel
 
 pytest.importorskip("onnx_ir", reason="pip install 'spectrim[export]'")
 
+from onnx_ir import load as load_onnx
+
 from spectrim.engines.onnxruntime import OnnxRuntime, onnxruntime
 from spectrim.errors import SpectrimError
 from spectrim.exporters import onnx as exporter
 from spectrim.exporters.onnx import onnx
+from spectrim.exporters.onnx_graph import maps
 from spectrim.formats import FactoredLinear, formats, link
 from spectrim.formats.fewer_inputs import FewerInputs
 from spectrim.formats.packed.matrix import PackedMatrix
@@ -161,6 +164,32 @@ def test_every_dense_format_computes_the_same(tmp_path: Path) -> None:
     ids = tokens(sequences=1, length=16)
     expected = logits(dense(small), ids)[0].numpy()
     np.testing.assert_allclose(running.logits(ids[0].tolist(), 16), expected, atol=1e-3)
+
+
+def test_pivot_rows_are_placed_in_whichever_way_is_quicker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = folder_of(tmp_path / "dense", "llama")
+    names = [f"self_attn.{one}_proj" for one in "qkvo"] + ["mlp.gate_proj", "mlp.down_proj"]
+    said: Said = {f"model.layers.0.{name}": ("pivoted", {}) for name in names}
+    small = with_formats(source, tmp_path / "small", said)
+    ids = tokens(sequences=1, length=16)
+    expected = logits(dense(small), ids)[0].numpy()
+    forms = set()
+    for placing in (0, 10**6):
+        monkeypatch.setattr(maps, "PLACING", placing)
+        output = tmp_path / str(placing)
+        running = exported(small, output)
+        np.testing.assert_allclose(running.logits(ids[0].tolist(), 16), expected, atol=1e-3)
+        kinds = [node.op_type for node in load_onnx(output / "model.onnx").graph]
+        forms.add((placing, "EyeLike" in kinds))
+        # what is put together when the model is loaded is not stored
+        assert (output / "model.onnx.data").stat().st_size < 1.05 * folder_bytes(small)
+    assert forms == {(0, False), (10**6, True)}
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("ends", [{}, ENDS], ids=["whole ends", "packed ends"])

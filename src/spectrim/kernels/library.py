@@ -22,6 +22,7 @@ ARGUMENTS = {
     "product": (P, P, P, INT, INT),
     "before": (P, P, P, P, P, P, INT),
     "after": (P, P, P, P, P, LONG, P, INT),
+    "stack": (P, P, P, P, LONG, P, INT),
     "rows": (P, P, LONG, LONG, P, INT),
     "norm": (P, P, ctypes.c_float, P, LONG, LONG, INT),
     "gated": (P, P, P, LONG, INT),
@@ -32,13 +33,14 @@ class Library:
     """The functions of the library, and the scratch memory in which rows become dense.
 
     isa: the name of the instruction set in use: `avx512`, `avx2`, `dotprod`, `neon` or `plain`.
-    product, before, after, rows, norm, gated: what source/kernels.h says; each
+    product, before, after, stack, rows, norm, gated: what source/kernels.h says; each
         returns 0, or 1 for no memory.
     """
 
     product: Any
     before: Any
     after: Any
+    stack: Any
     rows: Any
     norm: Any
     gated: Any

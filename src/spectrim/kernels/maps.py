@@ -86,5 +86,10 @@ class Kept:
         """Return the structure itself."""
         return self._found.structure
 
+    @property
+    def found(self) -> Any:
+        """Return what ``make`` returned: the structure, and the tensors that it points to."""
+        return self._found
+
     def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
         return Kept, ()

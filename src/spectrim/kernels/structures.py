@@ -61,6 +61,17 @@ class Block(ctypes.Structure):
     ]
 
 
+class Stack(ctypes.Structure):
+    """Blocks one behind the other, and the buffer of their keys and values."""
+
+    _fields_ = [
+        ("blocks", ctypes.c_void_p),
+        ("cache", ctypes.c_void_p),
+        ("room", ctypes.c_int64),
+        ("count", ctypes.c_int32),
+    ]
+
+
 @dataclass(frozen=True)
 class Codes:
     """A packed matrix in its tensors, as formats/packed/matrix.py names them."""

@@ -23,6 +23,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from spectrim.formats.packed.matrix import PackedMatrix, pack
+from spectrim.formats.packed.scales import scales
 
 STORED = {2: 2, 3: 4, 4: 4, 8: 8}  # bits of ours → of theirs
 COPIES = {2: (1.0, 1 / 3, 1 / 9), 4: (1.0, 1.0), 8: (1.0,)}
@@ -72,7 +73,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Blocks:
-    """What a product reads. scales are in the dtype of the checkpoint."""
+    """What a product reads. scales are float32; one for a row is in the checkpoint's dtype."""
 
     codes: UInt8[Tensor, "rows blocks bytes"]
     scales: Float[Tensor, "rows blocks"]
@@ -95,7 +96,7 @@ def laid_out(matrix: PackedMatrix, of: Layout) -> Blocks:
     """Return codes, scales and zero points of a matrix in its layout."""
     bits, middle = of.bits, 1 << of.bits - 1
     zero, rest = (_spread(one, of.blocks) for one in _zeros(matrix, bits))
-    scale = _spread(matrix.scales().detach(), of.blocks)
+    scale = _spread(_scales(matrix), of.blocks)
     filled = zero.repeat_interleave(of.size, 1)  # what lies behind the inputs counts as zero
     filled[:, : of.inputs] = matrix.codes().to(filled.dtype) + middle
     if of.means:
@@ -109,20 +110,21 @@ def laid_out(matrix: PackedMatrix, of: Layout) -> Blocks:
     return Blocks(packed, scale.contiguous(), _packed(zero, bits) if of.zeros else None)
 
 
-def _zeros(matrix: PackedMatrix, bits: int) -> tuple[Tensor, Tensor]:
-    """Return whole zero points [rows, groups], and what they leave of the offsets, float32.
+def _scales(matrix: PackedMatrix) -> Tensor:
+    """Return scales [rows, groups] as their codes say, which the checkpoint's dtype would round."""
+    if matrix.scale_code is None:
+        return matrix.unit.detach()
+    return scales(matrix.unit.detach().float(), matrix.scale_code)
 
-    What rounding an offset to its dtype has moved it by is left alone.
-    """
-    middle, scale = 1 << bits - 1, matrix.scales().detach().float()
-    offset, code = matrix.offsets(), matrix.offset_code
-    if offset is None or code is None:
+
+def _zeros(matrix: PackedMatrix, bits: int) -> tuple[Tensor, Tensor]:
+    """Return whole zero points [rows, groups], and what they leave of the offsets, float32."""
+    middle, scale, code = 1 << bits - 1, _scales(matrix).float(), matrix.offset_code
+    if code is None:
         return torch.full(scale.shape, middle), torch.zeros_like(scale)
     steps = code.float() * 2**matrix.grid.bits / 128  # offset / scale, exactly
     zero = (middle - steps).round().clamp(0, (1 << bits) - 1)
-    whole = zero == middle - steps
-    rest = torch.where(whole, 0.0, offset.detach().float() - scale * (middle - zero))
-    return zero.to(torch.int64), rest
+    return zero.to(torch.int64), scale * (steps - (middle - zero))
 
 
 def _rest_codes(rest: Tensor, of: Layout, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

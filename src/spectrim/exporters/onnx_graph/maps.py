@@ -16,6 +16,7 @@ from spectrim.exporters.onnx_graph.graph import Graph
 from spectrim.formats.packed.matrix import PackedMatrix
 
 Matrix = Tensor | PackedMatrix
+PLACING = 300  # multiplications that take as long as putting an output in its place
 ACCURACY = 4  # MatMulNBits multiplies in int8, as its fast kernels do
 
 
@@ -165,10 +166,39 @@ def _chain(*names: str) -> Callable[[Graph, ir.Value, Any, str], ir.Value]:
 
 
 def _pivoted(graph: Graph, x: ir.Value, module: Any, name: str) -> ir.Value:
+    """Add pivot rows and what is made of them, each output at its place.
+
+    Putting outputs in their places takes ONNX Runtime as long as many multiplications. Where it is
+    quicker, their places are the rows' of a matrix instead, which is put together when the model is
+    loaded: the second factor, pivots included, or the whole product.
+    """
+    if not isinstance(module.coefficients, PackedMatrix):
+        rank, inputs = module.rows.shape
+        outputs = len(module.order)
+        chain, whole = rank * (inputs + outputs), inputs * outputs
+        if min(chain, whole) < chain - rank * rank + PLACING * outputs:
+            return _placed_when_loaded(graph, x, module, name, whole=whole < chain)
     pivots = product(graph, x, [module.rows], f"{name}.rows")
     others = product(graph, pivots, [module.coefficients], f"{name}.coefficients")
     both = graph.op("Concat", pivots, others, axis=-1)
     return _picked(graph, both, module.order, f"{name}.order")
+
+
+def _placed_when_loaded(
+    graph: Graph, x: ir.Value, module: Any, name: str, *, whole: bool
+) -> ir.Value:
+    rows = graph.weight(f"{name}.rows.weight", [module.rows], turned=True)  # [in, rank]
+    others = graph.weight(f"{name}.coefficients.weight", [module.coefficients], turned=True)
+    rank = len(module.rows)
+    if whole:
+        first, pivots = x, rows
+        others = graph.op("MatMul", rows, others)
+    else:
+        first = graph.op("MatMul", x, rows)
+        zeros = graph.op("ConstantOfShape", graph.numbers([rank, rank]))  # takes no bytes
+        pivots = graph.op("EyeLike", zeros)
+    both = graph.op("Concat", pivots, others, axis=-1)
+    return graph.op("MatMul", first, _picked(graph, both, module.order, f"{name}.order"))
 
 
 def _picked_inputs(graph: Graph, x: ir.Value, module: Any, name: str) -> ir.Value:

@@ -4,6 +4,7 @@
  *   after:  attention, o, residual, norm, gate, up, silu, down, residual
  *
  * Between them the caller puts keys and values into its cache. Everything in between is float32.
+ * All blocks in one call, with a cache that has room, are a stack (kernels.c).
  */
 #pragma once
 #include "products.h"
@@ -84,17 +85,19 @@ typedef struct {
     Team team;
     Products products;
     const uint16_t *hidden, *cosine, *sine;
-    uint16_t *queries, *keys, *values;
+    uint16_t *queries, *keys, *values; /* of this token */
+    int64_t stride;                    /* from a head of keys or values to the next */
 } Before;
 
 static inline void turned_head(Before *call, int64_t at) {
     const Block *b = call->block;
     int key = at >= b->heads;
-    int64_t begin = (at - (key ? b->heads : 0)) * b->head;
-    float *x = call->products.out[key] + begin;
+    int64_t own = at - (key ? b->heads : 0);
+    float *x = call->products.out[key] + own * b->head;
+    uint16_t *to = key ? call->keys + own * call->stride : call->queries + own * b->head;
     const uint16_t *norm = key ? b->key_norm : b->query_norm;
     if (norm) root_mean_square(x, norm, b->eps, x, b->head);
-    rotate(x, call->cosine, call->sine, (key ? call->keys : call->queries) + begin, b->head);
+    rotate(x, call->cosine, call->sine, to, b->head);
 }
 
 static void before_work(void *what) {
@@ -111,19 +114,21 @@ static void before_work(void *what) {
     }
     barrier(team);
     multiply(team, &stage, p);
-    int heads = b->heads + b->key_heads; /* and the values */
-    for (Portion at; portion(team, stage, heads + 1, 1, &at);)
-        for (int64_t k = at.begin; k < at.end; k++)
-            if (k < heads) turned_head(call, k);
-            else write_bf16(p->out[2], call->values, (int64_t)b->key_heads * b->head);
+    int turned = b->heads + b->key_heads;
+    for (Portion at; portion(team, stage, turned + b->key_heads, 1, &at);)
+        for (int64_t k = at.begin; k < at.end; k++) {
+            int64_t own = k - turned;
+            if (own < 0) turned_head(call, k);
+            else write_bf16(p->out[2] + own * b->head, call->values + own * call->stride, b->head);
+        }
 }
 
 typedef struct {
     const Block *block;
     Team team;
     Products o, gate_up, down;
-    const uint16_t *hidden, *queries, *keys, *values; /* keys, values: [key heads, length, head] */
-    int64_t length;
+    const uint16_t *hidden, *queries, *keys, *values; /* keys, values: [key heads, stride] */
+    int64_t length, stride;
     float *scores;   /* [heads, length] */
     float *residual; /* [hidden] */
     uint16_t *out;
@@ -135,8 +140,8 @@ typedef struct {
 static inline void attention_of(const After *call, int64_t head) {
     const Block *b = call->block;
     int64_t length = call->length, size = b->head, group = head / (b->heads / b->key_heads);
-    const uint16_t *keys = call->keys + group * length * size;
-    const uint16_t *values = call->values + group * length * size;
+    const uint16_t *keys = call->keys + group * call->stride;
+    const uint16_t *values = call->values + group * call->stride;
     float *scores = call->scores + head * length, *to = call->o.inputs->x + head * size;
     float query[WIDEST], most = -INFINITY;
     read_bf16(call->queries + head * size, query, size);

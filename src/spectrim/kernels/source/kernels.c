@@ -54,46 +54,137 @@ static int product(const Map *map, const uint16_t *x, uint16_t *y, int tokens, i
     return 0;
 }
 
+static size_t before_room(const Block *block) {
+    return input_room(1, block->hidden) + room_of(&block->q, 1) + room_of(&block->k, 1) +
+           room_of(&block->v, 1);
+}
+
+/* Give a call its place to work in; the rest of it is set. */
+static void set_before(Before *call, char *room) {
+    const Block *block = call->block;
+    const Map *maps[3] = {&block->q, &block->k, &block->v};
+    call->products = (Products){.count = 3, .tokens = 1};
+    call->products.inputs = activations_of(&room, 1, block->hidden);
+    for (int i = 0; i < 3; i++) place(&call->products, i, maps[i], &room);
+}
+
 static int before(const Block *block, const uint16_t *hidden, const uint16_t *cosine,
                   const uint16_t *sine, uint16_t *queries, uint16_t *keys_values, int threads) {
-    const Map *maps[3] = {&block->q, &block->k, &block->v};
-    size_t bytes = input_room(1, block->hidden);
-    for (int i = 0; i < 3; i++) bytes += room_of(maps[i], 1);
-    char *room = scratch(bytes);
+    char *room = scratch(before_room(block));
     if (!room) return 1;
-    Before call = {.block = block, .hidden = hidden, .cosine = cosine, .sine = sine,
-                   .queries = queries, .keys = keys_values,
-                   .values = keys_values + (int64_t)block->key_heads * block->head,
-                   .products = {.count = 3, .tokens = 1}};
-    call.products.inputs = activations_of(&room, 1, block->hidden);
-    for (int i = 0; i < 3; i++) place(&call.products, i, maps[i], &room);
+    Before call = {.block = block, .hidden = hidden, .cosine = cosine, .sine = sine, .queries = queries,
+                   .keys = keys_values, .stride = block->head,
+                   .values = keys_values + (int64_t)block->key_heads * block->head};
+    set_before(&call, room);
     run(&call.team, before_work, &call, threads);
     return 0;
+}
+
+static size_t scores_of(const Block *block, int64_t length) {
+    return aligned(4 * (size_t)block->heads * (size_t)length);
+}
+
+static size_t after_room(const Block *block, int64_t length) {
+    const Map *maps[4] = {&block->o, &block->gate, &block->up, &block->down};
+    size_t bytes = scores_of(block, length) + aligned(4 * (size_t)block->hidden);
+    for (int i = 0; i < 4; i++) bytes += room_of(maps[i], 1) + input_room(1, maps[i]->in);
+    return bytes;
+}
+
+static void set_after(After *call, char *room) {
+    const Block *block = call->block;
+    call->o = (Products){.count = 1, .tokens = 1};
+    call->gate_up = (Products){.count = 2, .tokens = 1};
+    call->down = (Products){.count = 1, .tokens = 1};
+    call->scores = (float *)room, room += scores_of(block, call->length);
+    call->residual = (float *)room, room += aligned(4 * (size_t)block->hidden);
+    call->o.inputs = activations_of(&room, 1, block->o.in);
+    call->gate_up.inputs = activations_of(&room, 1, block->hidden);
+    call->down.inputs = activations_of(&room, 1, block->down.in);
+    place(&call->o, 0, &block->o, &room);
+    place(&call->gate_up, 0, &block->gate, &room);
+    place(&call->gate_up, 1, &block->up, &room);
+    place(&call->down, 0, &block->down, &room);
 }
 
 static int after(const Block *block, const uint16_t *hidden, const uint16_t *queries,
                  const uint16_t *keys, const uint16_t *values, int64_t length, uint16_t *out,
                  int threads) {
-    size_t scores = aligned(4 * (size_t)block->heads * (size_t)length);
-    size_t bytes = scores + aligned(4 * (size_t)block->hidden);
-    const Map *maps[4] = {&block->o, &block->gate, &block->up, &block->down};
-    for (int i = 0; i < 4; i++) bytes += room_of(maps[i], 1) + input_room(1, maps[i]->in);
-    char *room = scratch(bytes);
+    char *room = scratch(after_room(block, length));
     if (!room) return 1;
-    After call = {.block = block, .hidden = hidden, .queries = queries, .keys = keys,
-                  .values = values, .length = length, .out = out,
-                  .o = {.count = 1, .tokens = 1}, .gate_up = {.count = 2, .tokens = 1},
-                  .down = {.count = 1, .tokens = 1}};
-    call.scores = (float *)room, room += scores;
-    call.residual = (float *)room, room += aligned(4 * (size_t)block->hidden);
-    call.o.inputs = activations_of(&room, 1, block->o.in);
-    call.gate_up.inputs = activations_of(&room, 1, block->hidden);
-    call.down.inputs = activations_of(&room, 1, block->down.in);
-    place(&call.o, 0, &block->o, &room);
-    place(&call.gate_up, 0, &block->gate, &room);
-    place(&call.gate_up, 1, &block->up, &room);
-    place(&call.down, 0, &block->down, &room);
+    After call = {.block = block, .hidden = hidden, .queries = queries, .keys = keys, .values = values,
+                  .length = length, .stride = length * block->head, .out = out};
+    set_after(&call, room);
     run(&call.team, after_work, &call, threads);
+    return 0;
+}
+
+/* A block in a stack: its two calls, whose counters of portions are its own. */
+typedef struct {
+    Before before;
+    After after;
+} Floor;
+
+typedef struct {
+    Team team;
+    const Stack *stack;
+    Floor *floors;
+    char *before_at, *after_at; /* where all blocks work, one after the other */
+} Climb;
+
+/* All blocks by one team. Behind the last barrier of a block only the first thread still reads what
+ * the block made, and the first thread prepares the next one. */
+static void stack_work(void *what) {
+    Climb *call = what;
+    int threads = atomic_load(&call->team.threads);
+    for (int32_t k = 0; k < call->stack->count; k++) {
+        Before *before = &call->floors[k].before;
+        After *after = &call->floors[k].after;
+        if (own_number() == 0) {
+            set_before(before, call->before_at);
+            set_after(after, call->after_at);
+        }
+        atomic_store(&before->team.threads, threads); /* each thread for itself, the same number */
+        atomic_store(&after->team.threads, threads);
+        before_work(before);
+        barrier(&call->team);
+        after_work(after);
+    }
+}
+
+static int stack(const Stack *asked, const uint16_t *hidden, const uint16_t *cosine,
+                 const uint16_t *sine, int64_t length, uint16_t *out, int threads) {
+    size_t floors = aligned((size_t)asked->count * sizeof(Floor)), first = 0, second = 0, most = 0;
+    for (int32_t k = 0; k < asked->count; k++) {
+        const Block *b = asked->blocks[k];
+        size_t one = aligned(before_room(b)), other = after_room(b, length);
+        size_t queries = aligned(2 * (size_t)b->heads * (size_t)b->head);
+        first = one > first ? one : first;
+        second = other > second ? other : second;
+        most = queries > most ? queries : most;
+    }
+    char *begin = scratch(floors + most + first + second);
+    if (!begin) return 1;
+    memset(begin, 0, floors);
+    Climb call = {.stack = asked, .floors = (Floor *)begin, .before_at = begin + floors + most,
+                  .after_at = begin + floors + most + first};
+    uint16_t *queries = (uint16_t *)(begin + floors);
+    for (int32_t k = 0; k < asked->count; k++) {
+        const Block *b = asked->blocks[k];
+        int64_t stride = asked->room * b->head, whole = b->key_heads * stride;
+        uint16_t *keys = asked->cache + 2 * k * whole, *values = keys + whole;
+        Before *before = &call.floors[k].before;
+        After *after = &call.floors[k].after;
+        before->block = after->block = b;
+        before->hidden = after->hidden = k ? out : hidden;
+        before->cosine = cosine, before->sine = sine;
+        before->queries = queries, after->queries = queries;
+        before->keys = keys + (length - 1) * b->head, before->values = values + (length - 1) * b->head;
+        after->keys = keys, after->values = values;
+        before->stride = after->stride = stride;
+        after->length = length, after->out = out;
+    }
+    run(&call.team, stack_work, &call, threads);
     return 0;
 }
 
@@ -155,4 +246,4 @@ static int gated(const uint16_t *gate, const uint16_t *up, uint16_t *to, int64_t
     return 0;
 }
 
-const Kernels NAMED(kernels, ISA) = {product, before, after, rows, norm, gated};
+const Kernels NAMED(kernels, ISA) = {product, before, after, stack, rows, norm, gated};

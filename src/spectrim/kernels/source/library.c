@@ -14,16 +14,23 @@ extern const Kernels kernels_plain, kernels_avx2, kernels_avx512;
 static const Kernels *offered[] = {&kernels_plain, &kernels_avx2, &kernels_avx512};
 static const char *names[] = {"plain", "avx2", "avx512"};
 
-/* Return the last that both the processor has and the system saves the registers of. */
+#define HAS(word, bit) ((word) >> (bit) & 1)
+
+/* Return the last that both the processor has and the system saves the registers of: all of what the
+ * compiler may use for it, x86-64-v3 and -v4 with VBMI and VNNI. */
 static int best(void) {
-    unsigned a, b, c, d, low, high;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return 0; /* OSXSAVE */
-    int fma = c >> 12 & 1;
+    unsigned a, b, c, d, more, low, high;
+    if (!__get_cpuid(0x80000001, &a, &b, &more, &d) || !__get_cpuid(1, &a, &b, &c, &d)) return 0;
+    if (!HAS(c, 27)) return 0; /* OSXSAVE */
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    int third = HAS(c, 9) & HAS(c, 12) & HAS(c, 13); /* SSSE3, FMA, CMPXCHG16B */
+    third &= HAS(c, 19) & HAS(c, 20) & HAS(c, 22) & HAS(c, 23); /* SSE4.1, SSE4.2, MOVBE, POPCNT */
+    third &= HAS(c, 28) & HAS(c, 29) & HAS(more, 0) & HAS(more, 5); /* AVX, F16C, LAHF, LZCNT */
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-    if ((low & 6) != 6 || !fma || !(b >> 5 & 1)) return 0; /* AVX2 */
-    int foundation = b >> 16 & b >> 17 & b >> 30 & b >> 31 & 1; /* F, DQ, BW, VL */
-    return (low & 0xe6) == 0xe6 && foundation && (c >> 1 & c >> 11 & 1) ? 2 : 1; /* VBMI, VNNI */
+    third &= HAS(b, 3) & HAS(b, 5) & HAS(b, 8); /* BMI1, AVX2, BMI2 */
+    if ((low & 6) != 6 || !third) return 0;
+    int fourth = HAS(b, 16) & HAS(b, 17) & HAS(b, 28) & HAS(b, 30) & HAS(b, 31); /* F DQ CD BW VL */
+    return (low & 0xe6) == 0xe6 && fourth && HAS(c, 1) && HAS(c, 11) ? 2 : 1; /* VBMI, VNNI */
 }
 #elif defined(__aarch64__)
 extern const Kernels kernels_neon, kernels_dotprod;
@@ -106,6 +113,11 @@ EXPORT int spectrim_after(const Block *block, const uint16_t *hidden, const uint
                           const uint16_t *keys, const uint16_t *values, int64_t length,
                           uint16_t *out, int threads) {
     return chosen->after(block, hidden, queries, keys, values, length, out, threads);
+}
+
+EXPORT int spectrim_stack(const Stack *stack, const uint16_t *hidden, const uint16_t *cosine,
+                          const uint16_t *sine, int64_t length, uint16_t *out, int threads) {
+    return chosen->stack(stack, hidden, cosine, sine, length, out, threads);
 }
 
 EXPORT int spectrim_rows(const Matrix *matrix, const int64_t *index, int64_t begin, int64_t count,

@@ -10,11 +10,14 @@ from typer.testing import CliRunner
 
 from spectrim.cli.main import app
 from spectrim.errors import SpectrimError
+from spectrim.exporters.gguf import gguf
 from spectrim.verbs import traffic
 from spectrim.verbs.bench import Work, bench
 from spectrim.verbs.runnable import runnable
 from spectrim.verbs.traffic import weights
+from tiny_exports import exportable
 from tiny_folders import tiny_folder
+from tiny_runs import load
 
 WORK = Work(prompt=12, new=3, rounds=2)
 
@@ -67,6 +70,23 @@ def test_what_cannot_be_timed_is_refused(tmp_path, work, threads, says):
     folder = tiny_folder(tmp_path / "tiny")
     with pytest.raises(SpectrimError, match=says):
         bench([str(folder)], None, work, threads=threads)
+
+
+def test_a_bad_model_is_told_before_any_is_loaded(tmp_path, monkeypatch):
+    folder, file = tiny_folder(tmp_path / "tiny"), tmp_path / "cut.gguf"
+    gguf(exportable(tmp_path / "whole"), file, None)
+    file.write_bytes(file.read_bytes()[:-1000])
+    monkeypatch.setattr("spectrim.verbs.bench.Runtime", None)
+    with pytest.raises(SpectrimError, match=r"cut\.gguf is damaged or cut off"):
+        bench([str(folder), str(file)], None, WORK, threads=1)
+
+
+def test_more_tokens_than_positions_are_refused_before_the_rounds(tmp_path):
+    file = tmp_path / "short.gguf"
+    gguf(exportable(tmp_path / "whole"), file, None)
+    positions = load(tmp_path / "whole").config.max_position_embeddings
+    with pytest.raises(SpectrimError, match=f"has {positions} positions; give a shorter --prompt"):
+        bench([str(file)], None, Work(prompt=positions, new=1), threads=1)
 
 
 def test_a_process_that_dies_is_told(tmp_path, monkeypatch):

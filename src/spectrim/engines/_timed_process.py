@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import Any, TextIO
 
 from spectrim.engines import Running, engines
-from spectrim.errors import one_line
+from spectrim.errors import SpectrimError, one_line
 from spectrim.processes import peak
 
 _TEXT = (
@@ -27,8 +27,14 @@ _TEXT = (
 
 
 def prompt(running: Running, length: int) -> list[int]:
-    """Return tokens of English text, so many."""
+    """Return tokens of English text, so many.
+
+    Raises:
+        SpectrimError: the vocabulary has none of them.
+    """
     found = running.encode(_TEXT)
+    if not found:
+        raise SpectrimError("its tokenizer has no token for English text")
     return (found * (length // len(found) + 1))[:length]
 
 
@@ -61,6 +67,10 @@ def _answer(answers: TextIO) -> None:
     first = json.loads(sys.stdin.readline())
     opened = engines.get(first["engine"])
     running: Running = opened(Path(first["path"]), first["threads"], first["context"])
+    if running.context < first["context"]:
+        raise SpectrimError(
+            f"the model has {running.context} positions; give a shorter --prompt or fewer --new"
+        )
     _say(answers, {"prompt": prompt(running, first["prompt"])})
     for line in sys.stdin:
         asked = json.loads(line)

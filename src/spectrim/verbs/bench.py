@@ -21,7 +21,7 @@ from spectrim.processes import machine
 from spectrim.progress import Progress
 from spectrim.verbs.runnable import Runnable, checked_threads, runnable
 from spectrim.verbs.runtimes import Runtime
-from spectrim.verbs.traffic import bandwidth, weights
+from spectrim.verbs.traffic import Weights, bandwidth, weights
 
 _PACKAGES = ("spectrim", "torch", "transformers", "xllamacpp", "llama-cpp-py-sync", "onnxruntime")
 
@@ -74,9 +74,13 @@ def bench(
     progress = progress or (lambda done, total, what: None)
     wanted = dict.fromkeys([*([against] if against else []), *names])
     models = [runnable(name, cache) for name in wanted]
+    sizes = [weights(model) for model in models]  # before anything is loaded, as it looks at files
     speed = bandwidth(threads)
     timed = _timed(models, work, threads, progress)
-    rows = [_row(model, one, work, speed) for model, one in zip(models, timed, strict=True)]
+    rows = [
+        _row(model, size, one, work, speed)
+        for model, size, one in zip(models, sizes, timed, strict=True)
+    ]
     if against:
         for row in rows:
             row["decode_ratio"] = row["decode"] / rows[0]["decode"]
@@ -121,9 +125,8 @@ def _timed(
     ]
 
 
-def _row(model: Runnable, times: _Times, work: Work, speed: float) -> dict[str, Any]:
+def _row(model: Runnable, size: Weights, times: _Times, work: Work, speed: float) -> dict[str, Any]:
     """Return what is told of one model: tokens/s, seconds and bytes, medians of the rounds."""
-    size = weights(model)
     decode = [work.new / seconds for seconds in times.decode]
     prefill = [work.prompt / seconds for seconds in times.prefill]
     return {

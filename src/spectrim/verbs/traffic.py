@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 from gguf import GGUFReader
 
-from spectrim.model import sources
+from spectrim.errors import SpectrimError
+from spectrim.model import gguf, sources
 from spectrim.model.architectures import architecture_of
 from spectrim.model.tensor_files import stored
 from spectrim.verbs.runnable import Runnable
@@ -31,10 +33,15 @@ class Weights:
 
 
 def weights(model: Runnable) -> Weights:
-    """Return how large a model's weights are, in whichever form."""
+    """Return how large a model's weights are, in whichever form.
+
+    Raises:
+        SpectrimError: its files are damaged or incomplete, or it is of an unknown family.
+    """
     if model.path.is_file():
-        sizes = {str(one.name): int(one.n_bytes) for one in GGUFReader(model.path).tensors}
-        return Weights(model.path.stat().st_size, _read(sizes, "token_embd", "output"))
+        return Weights(
+            model.path.stat().st_size, _read(_of_gguf(model.path), "token_embd", "output")
+        )
     if model.engine != "transformers":
         graphs = [file for file in model.path.iterdir() if ".onnx" in file.name]
         size = sum(file.stat().st_size for file in graphs)
@@ -46,6 +53,14 @@ def weights(model: Runnable) -> Weights:
     sizes = {name: entry.size for name, entry in entries.items()}
     disk = sum(file.stat().st_size for file in files)
     return Weights(disk, _read(sizes, family.embed, family.head))
+
+
+def _of_gguf(file: Path) -> dict[str, int]:
+    gguf.metadata(file)
+    try:
+        return {str(one.name): int(one.n_bytes) for one in GGUFReader(file).tensors}
+    except (ValueError, KeyError, IndexError, TypeError) as error:  # as the package has it
+        raise SpectrimError(f"{file} is damaged or cut off; export it again") from error
 
 
 def bandwidth(threads: int) -> float:

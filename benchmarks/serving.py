@@ -4,9 +4,9 @@
 
 `spectrim serve` runs in a process of its own; OpenAI's client asks it. Every stream is one greedy
 answer to a prompt that no other has. That none was mixed up is proven afterwards: the model itself
-reads each prompt with its answer, and each token has to be (nearly) the likeliest one there, which
-those of another answer are not. Then clients leave in the midst, and a thousand short
-requests show whether memory grows.
+reads each prompt with its answer, and each token has to be (nearly) the likeliest one there. Those
+of another answer are not: the answers of a client's neighbour are read behind its prompts too, to
+show it. Then clients leave in the midst, and a thousand short requests show whether memory grows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,7 +35,14 @@ from spectrim.model import sources
 TOKENS = 48  # of each answer
 REQUESTS, AT_ONCE = 1000, 16
 LEAVERS = 10
-NEAR = 0.5  # nats that a greedy token may stay below the likeliest on average
+NEAR = 0.05  # nats that greedy tokens may stay below the likeliest on average, as batches round
+SUBJECTS = (
+    "volcanoes bread whales chess Rome bees glaciers jazz tea bicycles Mars oak diamonds soccer "
+    "pyramids coffee dolphins algebra Paris cheese lightning piano deserts vaccines castles rice "
+    "owls gravity Tokyo honey earthquakes violins rivers penguins silk tomatoes lions atoms "
+    "Egypt salt rainbows opera forests wolves glass potatoes horses poetry Venus gold tornadoes "
+    "drums oceans elephants paper wine cats magnets India sugar eclipses dancing caves sharks"
+).split()
 
 
 @dataclass(frozen=True)
@@ -91,11 +98,15 @@ def main() -> None:
         freed = asyncio.run(leave(server, name))
         print(f"slots freed within {' '.join(f'{one:.2f}' for one in freed)} s", flush=True)
         memory = asyncio.run(many(server, name))
-    mixed = sum(far > NEAR for far in distances(asked.model, streams))
+    own = list(distances(asked.model, streams))
+    others = swapped(streams)
+    apart = list(distances(asked.model, others))
     rows = [
         {
             "table": "serving", "clients": asked.clients, "seconds": asked.seconds,
-            "answers": len(streams), "dropped": dropped, "mixed_up": mixed,
+            "answers": len(streams), "dropped": dropped,
+            "mixed_up": sum(far > NEAR for far in own), "farthest": max(own),
+            "swapped": len(apart), "swapped_found": sum(far > NEAR for far in apart),
             "tokens_per_second": sum(one.tokens for one in streams) / taken,
             "first_token": median(one.first for one in streams),
             "slot_freed": max(freed), "requests": REQUESTS, "memory_mb": memory,
@@ -137,9 +148,10 @@ async def crowd(
         async with server.client() as client:
             turn = 0
             while time.perf_counter() < until:
-                prompt = f"Client {number} asks for the {turn}th time. A short story about number"
+                subject = SUBJECTS[number % len(SUBJECTS)]
+                prompt = f"Client {number}, question {turn}: What is special about {subject}? Well,"
                 try:
-                    streams.append(await stream(client, model, f"{prompt} {number * 1000 + turn}:"))
+                    streams.append(await stream(client, model, prompt))
                 except openai.APIError as error:
                     print(f"dropped: {error}")
                     dropped += 1
@@ -147,6 +159,13 @@ async def crowd(
 
     await asyncio.gather(*(one(number) for number in range(clients)))
     return streams, dropped
+
+
+def swapped(streams: list[Stream]) -> list[Stream]:
+    """Return one answer of each client behind a prompt of the next one, as if they were mixed up."""
+    firsts = {one.prompt.partition(",")[0]: one for one in streams}
+    each = list(firsts.values())
+    return [replace(one, text=other.text) for one, other in zip(each, each[1:], strict=False)]
 
 
 async def stream(client: openai.AsyncOpenAI, model: str, prompt: str) -> Stream:

@@ -42,7 +42,7 @@ SUBJECTS = (
     "owls gravity Tokyo honey earthquakes violins rivers penguins silk tomatoes lions atoms "
     "Egypt salt rainbows opera forests wolves glass potatoes horses poetry Venus gold tornadoes "
     "drums oceans elephants paper wine cats magnets India sugar eclipses dancing caves sharks"
-).split()
+)
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,8 @@ async def crowd(
         async with server.client() as client:
             turn = 0
             while time.perf_counter() < until:
-                subject = SUBJECTS[number % len(SUBJECTS)]
+                subjects = SUBJECTS.split()
+                subject = subjects[number % len(subjects)]
                 prompt = f"Client {number}, question {turn}: What is special about {subject}? Well,"
                 try:
                     streams.append(await stream(client, model, prompt))
@@ -162,7 +163,7 @@ async def crowd(
 
 
 def swapped(streams: list[Stream]) -> list[Stream]:
-    """Return one answer of each client behind a prompt of the next one, as if they were mixed up."""
+    """Return an answer of each client behind a prompt of its neighbour, as if mixed up."""
     firsts = {one.prompt.partition(",")[0]: one for one in streams}
     each = list(firsts.values())
     return [replace(one, text=other.text) for one, other in zip(each, each[1:], strict=False)]

@@ -237,7 +237,8 @@ def read(running: LlamaCpp, tokens: list[int]) -> np.ndarray:
     loaded, count = library(), len(tokens)
     loaded.llama_get_logits.restype = ctypes.POINTER(ctypes.c_float)
     loaded.llama_get_logits.argtypes = (ctypes.c_void_p,)
-    batch = loaded.llama_batch_get_one((ctypes.c_int32 * count)(*tokens), count)
+    ids = (ctypes.c_int32 * count)(*tokens)  # kept, as the batch only points to them
+    batch = loaded.llama_batch_get_one(ids, count)
     wanted = (ctypes.c_int8 * count)(*[1] * count)
     batch._arrays[5] = ctypes.addressof(wanted)
     if loaded.llama_decode(running._context, batch):

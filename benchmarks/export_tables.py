@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import median
 from typing import Any
 
 from cells import between
@@ -28,18 +27,6 @@ def exports(rows: list[Row]) -> Lines:
          *(f"{row[one]:.4f}" for one in LOSSES),
          f"{row['megabytes_folder']:.1f}", f"{row['megabytes']:.1f}"]
         for row, exact in zip(rows, each, strict=True)
-    )]  # fmt: skip
-
-
-def adapters(rows: list[Row]) -> Lines:
-    """Return the lines on factored maps in llama.cpp: multiplied out, or as an adapter."""
-    head = ["numbers kept", "in llama.cpp", "MB", "decode, tokens/s", "greedy tokens equal",
-            "logits apart at most"]  # fmt: skip
-    return [head, *(
-        [row["keep"], row["way"], f"{row['megabytes']:.1f}",
-         f"{median(row['decoded']):.1f} ({min(row['decoded']):.1f} to {max(row['decoded']):.1f})",
-         f"{row['greedy'][0]} of {row['greedy'][1]}", f"{row['logits']:.3f}"]
-        for row in rows
     )]  # fmt: skip
 
 

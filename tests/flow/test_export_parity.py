@@ -109,7 +109,6 @@ def test_the_demo_says_the_same(
     said = torch.from_numpy(np.array(got))
     assert torch.equal(said.argmax(-1), tokens)
     far = float((said - expected).abs().max())
-    print(change.__name__, far)
     assert far < APART
 
 

@@ -94,13 +94,19 @@ def timed(models: dict[str, Path], native: Path | None) -> list[Row]:
         row["megabytes"] = weights(runnable(str(path))).disk / 1e6
         for at, (part, count) in enumerate((("prefill", PROMPT), ("decode", NEW_TOKENS))):
             row[part] = median(count / one[at] for one in taken[name])
-            for end, other in (("dense", names[0]), ("q4_0", names[-1])):
-                pairs = zip(taken[name], taken[other], strict=True)
-                ratios = sorted(theirs[at] / own[at] for own, theirs in pairs)
-                row[f"{part}_of_{end}"] = [median(ratios), ratios[0], ratios[-1]]
+            row[f"{part}_of_dense"] = _ratio(taken[name], taken[names[0]], at)
+        row["decode_of_q4_0"] = _ratio(taken[name], taken[names[-1]], 1)
         print(json.dumps(row), flush=True)
         rows.append(row)
     return rows
+
+
+def _ratio(
+    own: list[tuple[float, float]], other: list[tuple[float, float]], at: int
+) -> list[float]:
+    """Return how many times as fast one is as another, round by round: the median and both ends."""
+    ratios = sorted(theirs[at] / mine[at] for mine, theirs in zip(own, other, strict=True))
+    return [median(ratios), ratios[0], ratios[-1]]
 
 
 def _runtime(path: Path, native: Path | None) -> Runtime:

@@ -53,7 +53,7 @@ WRONG = [
     (["--keep", "0.6"], "cannot read keep '0.6'; write the part that stays with its unit, "
      "such as '80% of linear' or '60% of bytes'"),
     (["--size", "25"], "cannot read size '25'; write the part that stays with its unit, "
-     "such as '25%' or '25% of linear bytes'"),
+     "such as '25%' or '25% of linear bytes', or bytes, such as '600MB' or '1.5GiB'"),
     (["--method", "whitened_svdd"],
      f"no method named 'whitened_svdd'; did you mean 'whitened_svd'? {named('methods')}"),
     (["--allocator", "globe"],

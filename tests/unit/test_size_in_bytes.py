@@ -13,6 +13,7 @@ from spectrim.model.runtime import LLAMA_CPP, TRANSFORMERS, Size, cache_bytes, r
 from spectrim.recipe.options import parse_tokens
 from spectrim.recipe.recipe import Keep
 from spectrim.recipe.sizes import in_bytes, parse_bytes, shown
+from spectrim.verbs.for_llama_cpp import Report
 
 LLAMA = LlamaConfig(
     hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
@@ -60,6 +61,11 @@ def test_a_memory_holds_weights_keys_and_values_and_llama_cpp() -> None:
         "and llama.cpp, which runs it, 363.3 MB."
     )
     assert Size(bytes=77).counted(LLAMA) is None
+
+
+def test_what_was_counted_is_told_of_a_single_file_too() -> None:
+    report = Report(10**6, {"Q4_K": 3}, 0.1, 0.1, 2.1, 2.0)
+    assert str(replace(report, counted="Of 2.00 GB, …")) == f"{report}\nOf 2.00 GB, …"
 
 
 def test_a_folder_is_run_by_transformers_which_takes_more() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from cells import between
@@ -27,6 +28,22 @@ def exports(rows: list[Row]) -> Lines:
          *(f"{row[one]:.4f}" for one in LOSSES),
          f"{row['megabytes_folder']:.1f}", f"{row['megabytes']:.1f}"]
         for row, exact in zip(rows, each, strict=True)
+    )]  # fmt: skip
+
+
+def rounded_inputs(rows: list[Row]) -> Lines:
+    """Return the lines on what rounding to float16 moves, of single maps the five worst."""
+    shown = [*rows[:6], *rows[-2:]]
+    return [["rounded to float16", "logits move by at most"],
+            *([row["rounded"], f"{row['logits']:.4f}"] for row in shown)]  # fmt: skip
+
+
+def adapters(rows: list[Row]) -> Lines:
+    """Return the lines on factored maps in llama.cpp: multiplied out, or as an adapter."""
+    return [["numbers kept", "in llama.cpp", "MB", "decode, tokens/s"], *(
+        [row["keep"], row["way"], f"{row['megabytes']:.1f}",
+         between([median(row["decoded"]), min(row["decoded"]), max(row["decoded"])], 1)]
+        for row in rows
     )]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import run_files
 from cells import around, between, together
-from export_tables import exports, exports_onnx, kernels, kernels_loss, routes, serving
+from export_tables import adapters, exports, exports_onnx, kernels, kernels_loss, routes, serving
 from suite_tables import measures, tasks, texts
 from type_tables import types
 
@@ -230,6 +230,8 @@ TABLES = {
     "front": Table("front", _front, told=True),
     "readme": Table("front", _readme, rows="front"),
     "decode": Table("decode", _decode),
+    "adapters": Table("adapters", adapters),
+    "rounded_inputs": Table("rounded_inputs", rounded_inputs),
     "exports": Table("exports", exports),
     "exports_onnx": Table("exports_onnx", exports_onnx),
     "llama_cpp_types": Table("llama_cpp_types", types, told=True),

@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 
 import run_files
 from cells import around, between, together
-from export_tables import adapters, exports, exports_onnx, kernels, kernels_loss, routes, serving
+from export_tables import (
+    adapters,
+    exports,
+    exports_onnx,
+    kernels,
+    kernels_loss,
+    rounded_inputs,
+    routes,
+    serving,
+)
 from suite_tables import measures, tasks, texts
 from type_tables import types
 

@@ -19,7 +19,6 @@ _WIDTHS = (
     "word_embed_proj_dim",
 )  # fmt: skip
 _NORMS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
-_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 _ROPE = (
     "rope_theta", "factor", "original_max_position_embeddings", "partial_rotary_factor",
     "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor",
@@ -43,13 +42,15 @@ def refuse_values(
         raise SpectrimError(f"{folder / 'config.json'} makes no model ({reason}); put it right")
 
 
-def refuse_ends(ends: Any, vocabulary: int) -> None:
-    """Raise ValueError where a token at which generation stops is none of the vocabulary.
+def refuse_ends(ends: Any) -> None:
+    """Raise ValueError where a token at which generation stops is no token's number.
+
+    A number beyond the vocabulary is none that a model writes, and does no harm.
 
     ends: a token's number, several in a list, or None.
     """
     for end in ends if isinstance(ends, list) else [ends]:
-        if end is not None and not (type(end) is int and 0 <= end < vocabulary):
+        if end is not None and not (type(end) is int and end >= 0):
             raise ValueError(f"no token has the number {end!r}")
 
 
@@ -87,17 +88,11 @@ def _widths(config: PretrainedConfig, architecture: Architecture) -> Iterator[tu
 
 
 def _numbers(config: PretrainedConfig) -> Iterator[str]:
-    """Yield what is wrong with norms, special tokens and rotary positions."""
+    """Yield what is wrong with norms and rotary positions."""
     for name in _NORMS:
         value = getattr(config, name, 0.0)
         if not (_is_number(value) and 0 <= value <= 1):
             yield f"{name} is {value!r}, expected 0 to 1"
-    for name in _TOKENS:
-        ids = getattr(config, name, None)
-        for one in ids if isinstance(ids, list) else [ids]:
-            # -1 stands for none in old configs
-            if one is not None and not (type(one) is int and -1 <= one < config.vocab_size):
-                yield f"{name} is {one!r}, with a vocabulary of {config.vocab_size}"
     yield from _rope(getattr(config, "rope_parameters", None) or {})
 
 

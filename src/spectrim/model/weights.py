@@ -138,17 +138,17 @@ def skeleton_of(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedM
         del model.all_tied_weights_keys[name]  # stored apart, with another content
     model.tie_weights(recompute_mapping=False)  # moving parameters to the meta device untied them
     if (folder / "generation_config.json").is_file() and model.can_generate():
-        model.generation_config = _generation(folder, config.vocab_size)
+        model.generation_config = _generation(folder)
     model.eval()
     return model
 
 
-def _generation(folder: Path, vocabulary: int) -> GenerationConfig:
+def _generation(folder: Path) -> GenerationConfig:
     """Return what generation_config.json says; SpectrimError where it cannot be read."""
     file = folder / "generation_config.json"
     try:
         found = GenerationConfig.from_pretrained(folder)
-        refuse_ends(found.eos_token_id, vocabulary)
+        refuse_ends(found.eos_token_id)
     except Exception as error:  # transformers checks its values in many ways
         raise SpectrimError(
             f"{file} is damaged ({str(error).partition(chr(10))[0]}); put it right"

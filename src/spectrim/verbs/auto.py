@@ -101,12 +101,9 @@ def choose(
         if heal:
             trials.healed(asked.seed)
     best = trials.best(heal)
-    recipe = _recipe(
-        common, best.cuts, ENDS, None if best.rate is None else {"learning_rate": best.rate}
-    )
+    recipe = _recipe(common, best.cuts, ENDS, best.healing())
     counted = size.counted(skeleton.config) if isinstance(size, Size) else None
-    why = _why(part, trials, best)
-    return Choice(recipe, why if counted is None else f"{counted} {why}")
+    return Choice(recipe, " ".join(filter(None, (counted, _why(part, trials, best)))))
 
 
 class Way(NamedTuple):
@@ -117,6 +114,10 @@ class Way(NamedTuple):
 
     def __str__(self) -> str:
         return self.cuts if self.rate is None else f"{self.cuts}, healed at {self.rate:g}"
+
+    def healing(self) -> dict[str, Any] | None:
+        """Return what its recipe says of healing, beside what every recipe says."""
+        return None if self.rate is None else {"learning_rate": self.rate}
 
 
 @dataclass

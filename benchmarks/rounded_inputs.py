@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from spectrim.model import sources
 from spectrim.model.sources import Source
 
+SHOWN, MOVES = 5, 0.02  # so many of the worst inputs; what logits have to move by to be counted
 SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 
 
@@ -47,14 +48,18 @@ def main() -> None:
         with rounded(group):
             each[name] = moved(model, worst)
     names = sorted(each, key=lambda name: -each[name])
-    rows += [{"rounded": name, "logits": each[name]} for name in names]
+    rows += [{"rounded": name, "logits": each[name]} for name in names[:SHOWN]]
     with rounded([one for name in names[2:] for one in groups[name]]):
         rows.append({"rounded": "all but the worst two", "logits": moved(model, worst)})
     for one in every:
         one.weight.data = one.weight.data.half().float()
     rows.append({"rounded": "all weights", "logits": moved(model, answers)})
-    publish(asked.output, "rounded_inputs", [{"table": "rounded_inputs", **row} for row in rows],
-            text=f"{len(PROMPTS)} prompts")  # fmt: skip
+    many = sum(far > MOVES for far in each.values())
+    text = f"{len(PROMPTS)} prompts; {many} of {len(each)} inputs alone move logits by {MOVES}"
+    publish(
+        asked.output, "rounded_inputs", [{"table": "rounded_inputs", **row} for row in rows],
+        text=text,
+    )  # fmt: skip
 
 
 def by_input(model: PreTrainedModel) -> dict[str, list[nn.Linear]]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from spectrim.model import stacked_decoding
 from spectrim.model.block_decoding import Decoding
@@ -87,6 +88,29 @@ def test_caches_stay_transformers_own(monkeypatch: pytest.MonkeyPatch) -> None:
     one = torch.tensor([[1]])
     with_mask = model(one, past_key_values=copy.deepcopy(cache), attention_mask=masked).logits
     assert not torch.equal(with_mask, model(one, past_key_values=cache).logits)
+
+
+@torch.no_grad()
+def test_a_window_of_the_models_mask_alone_is_seen() -> None:
+    model = small("quantized_dense", build("mistral").to(torch.bfloat16))
+    model.config.sliding_window = 5
+    ids = tokens(sequences=1, length=12)
+    expected = model(ids, use_cache=False).logits[:, 8:]
+    use_kernels(model)
+    cache = DynamicCache()  # without the config it keeps all tokens, and the mask hides some
+    model(ids[:, :8], past_key_values=cache)
+    found = decoded(model, cache, ids[0, 8:].tolist()).transpose(0, 1)
+    assert off(found, expected) < 0.06
+
+
+@torch.no_grad()
+def test_masks_by_kinds_of_blocks_are_taken() -> None:
+    model = small("quantized_dense", build("qwen2").to(torch.bfloat16))
+    use_kernels(model)
+    cache = model(tokens(sequences=1, length=6), use_cache=True).past_key_values
+    other, one = copy.deepcopy(cache), torch.tensor([[5]])
+    found = model(one, past_key_values=cache, attention_mask={"full_attention": None}).logits
+    assert torch.equal(found, model(one, past_key_values=other).logits)
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ class StackedDecoding:
     def __call__(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
@@ -74,7 +74,7 @@ class StackedDecoding:
         """Become a copy."""
         StackedDecoding.__init__(self, state["model"])
 
-    def _fits(self, mask: Tensor | None, cache: Any, told: dict[str, Any]) -> bool:
+    def _fits(self, mask: Any, cache: Any, told: dict[str, Any]) -> bool:
         """Return whether this call is the plain one: one token behind a cache, nothing masked."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or self.model.training:
             return False
@@ -88,7 +88,9 @@ class StackedDecoding:
             return False
         if told.get("return_dict") is False or config._attn_implementation not in PLAIN_ATTENTION:
             return False
-        plain = mask is None or (mask.ndim == 2 and len(mask) == 1 and bool(mask.all()))
+        plain = mask is None or (
+            isinstance(mask, Tensor) and mask.ndim == 2 and len(mask) == 1 and bool(mask.all())
+        )
         return plain and self._all_blocks()
 
     def _all_blocks(self) -> bool:
@@ -219,7 +221,9 @@ def _made(block: Any, place: int) -> Any:
     decoding, attention = block.__dict__.get("forward"), getattr(block, "self_attn", None)
     if not isinstance(decoding, Decoding) or getattr(attention, "layer_idx", None) != place:
         return None
-    if getattr(attention, "sliding_window", None) is not None:
+    # Mistral's attention has no window of its own: the model's mask makes it, by the config.
+    window = getattr(attention.config, "sliding_window", None)
+    if getattr(attention, "sliding_window", window) is not None:
         return None
     return None if decoding.pointer() is None else decoding.kept.found
 

@@ -176,8 +176,9 @@ class Bench:
 
     def _more(self, name: str, kind: Any) -> float:
         """Return how much more a table loses with ggml's own codes than with ours."""
-        packed = [self.tables.packed(name, kind, plain=plain) for plain in (True, False)]
-        plain, fed = (self.tables.error(name, one, kind) for one in packed)
+        rows = self.tables.sample(name)
+        packed = [self.tables.packed(name, kind, plain=one, some=rows) for one in (True, False)]
+        plain, fed = (self.tables.error(name, one, kind, rows) for one in packed)
         return plain / fed
 
     def bytes(self, name: str, kind: Any) -> int:

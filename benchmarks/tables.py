@@ -244,6 +244,10 @@ TABLES = {
     "exports": Table("exports", exports),
     "exports_onnx": Table("exports_onnx", exports_onnx),
     "llama_cpp_types": Table("llama_cpp_types", types, told=True),
+    "llama_cpp_types_gemma": Table(
+        "llama_cpp_types_gemma", types, rows="llama_cpp_types", told=True
+    ),
+    "llama_cpp_types_wide": Table("llama_cpp_types_wide", types, rows="llama_cpp_types"),
     "decode_large": Table("decode", _decode),
     "kernels": Table("kernels", kernels),
     "kernels_large": Table("kernels_large", kernels, rows="kernels"),

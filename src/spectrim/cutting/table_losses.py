@@ -27,6 +27,7 @@ from spectrim.walk.walk import HEAD_CHUNK, BlockWalk
 
 MEASURED = 4.5  # bits of the type whose divergence is measured
 SEQUENCES = 8  # of the calibration text: what the head reads is of few dimensions
+SAMPLE = 1 << 16  # rows: what types lose beside each other is told from so many of a large table
 DESCENT = 1 << 26  # numbers: of larger tables the codes are chosen once
 
 
@@ -46,15 +47,25 @@ class Tables:
         """Return the numbers of a table, float32."""
         return self.job.model.get_parameter(name).detach().float()
 
+    def sample(self, name: str) -> slice:
+        """Return rows that stand for all of a table: every one, or every so many."""
+        return slice(None, None, -(-len(self.values(name)) // SAMPLE))
+
     def packed(
-        self, name: str, kind: GGMLQuantizationType, *, best: bool = False, plain: bool = False
+        self,
+        name: str,
+        kind: GGMLQuantizationType,
+        *,
+        best: bool = False,
+        plain: bool = False,
+        some: slice = slice(None),
     ) -> np.ndarray:
-        """Return a table in a type's blocks, uint8 [vocabulary, row_bytes].
+        """Return rows of a table in a type's blocks, uint8 [vocabulary, row_bytes].
 
         The head's errors make up for each other by what it reads; an embedding reads nothing.
-        best: take time for it. plain: as ggml quantises it.
+        best: take time for it. plain: as ggml quantises it. some: of which rows.
         """
-        values = self.values(name)
+        values = self.values(name)[some]
         if name == self.embed and not self.tied:
             return quantize(values, kind)
         inputs = damped(self.moment(), DAMPING)
@@ -100,11 +111,17 @@ class Tables:
         small = dense if name == self.head else Stream(other).through(other.block)
         return divergence(self.walk, dense, other, small)
 
-    def error(self, name: str, packed: np.ndarray, kind: GGMLQuantizationType) -> float:
-        """Return what a table's errors amount to, words weighed by how often they come."""
+    def error(
+        self, name: str, packed: np.ndarray, kind: GGMLQuantizationType, some: slice = slice(None)
+    ) -> float:
+        """Return what errors of a table amount to, words weighed by how often they come.
+
+        some: the rows that were packed.
+        """
         ids = self.job.splits.calibration.ids.flatten()
         values = self.values(name)
-        weights = torch.bincount(ids, minlength=len(values)).float() + 0.5
+        weights = (torch.bincount(ids, minlength=len(values)).float() + 0.5)[some]
+        values = values[some]
         weights = (weights / weights.sum())[:, None]
         total = 0.0
         reads = name == self.head or self.tied
@@ -125,7 +142,7 @@ def table_offers(job: Job, mean: float) -> list[Offer]:
     """
     tables = Tables(job)
     kinds = [one.name for one in offered(tables.width, mean)]
-    key = key_of("tables", 1, job.statistics_key, job.splits.search.digest(), kinds)
+    key = key_of("tables", 2, job.statistics_key, job.splits.search.digest(), kinds)
     file = job.cache / "types" / f"{key}.json"
     with locked(file):
         if not file.exists():
@@ -144,7 +161,11 @@ def _offer(tables: Tables, name: str, losses: dict[str, float]) -> Offer:
 
 def _losses(tables: Tables, name: str, mean: float) -> dict[str, float]:
     kinds = offered(tables.width, mean)
-    errors = {one: tables.error(name, tables.packed(name, one, plain=True), one) for one in kinds}
+    some = tables.sample(name)
+    errors = {
+        one: tables.error(name, tables.packed(name, one, plain=True, some=some), one, some)
+        for one in kinds
+    }
     measured = min(kinds, key=lambda one: abs(bits(one) - MEASURED))
     loss = tables.divergence(name, tables.packed(name, measured), measured)
     return {one.name: loss * errors[one] / errors[measured] for one in kinds}

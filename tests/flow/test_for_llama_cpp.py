@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from spectrim.cli import main
+from spectrim.cutting import table_losses
+from spectrim.cutting.table_losses import table_offers
 from spectrim.cutting.type_choice import choose, predicted
 from spectrim.cutting.type_losses import Offer, map_offers, offered
 from spectrim.errors import SpectrimError
@@ -158,6 +160,16 @@ def test_the_choice_depends_on_the_request_alone(made: Path, tmp_path: Path) -> 
     fresh = map_offers(first, 6.0)
     map_offers(second, 7.2)  # as an earlier request of another size
     assert map_offers(second, 6.0) == fresh
+
+
+def test_a_part_of_a_tables_rows_tells_what_types_cost(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = table_offers(_job(made, tmp_path / "whole"), 6.0)
+    monkeypatch.setattr(table_losses, "SAMPLE", 128)
+    (part,) = table_offers(_job(made, tmp_path / "part"), 6.0)
+    assert part.losses != whole.losses  # of another part
+    assert part.losses == pytest.approx(whole.losses, rel=0.15)
 
 
 def test_runs_of_one_model_leave_each_others_work_alone(

@@ -169,7 +169,7 @@ def test_a_part_of_a_tables_rows_tells_what_types_cost(
     monkeypatch.setattr(table_losses, "SAMPLE", 128)
     (part,) = table_offers(_job(made, tmp_path / "part"), 6.0)
     assert part.losses != whole.losses  # of another part
-    assert part.losses == pytest.approx(whole.losses, rel=0.15)
+    assert part.losses == pytest.approx(whole.losses, rel=0.3)
 
 
 def test_runs_of_one_model_leave_each_others_work_alone(

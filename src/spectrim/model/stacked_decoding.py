@@ -218,7 +218,8 @@ class Watched:
 
 def _made(block: Any, place: int) -> Any:
     """Return a block's structure with its tensors, None where it is computed otherwise."""
-    decoding, attention = block.__dict__.get("forward"), getattr(block, "self_attn", None)
+    decoding = block.__dict__.get("forward")
+    attention: Any = getattr(block, "self_attn", None)
     if not isinstance(decoding, Decoding) or getattr(attention, "layer_idx", None) != place:
         return None
     # Mistral's attention has no window of its own: the model's mask makes it, by the config.

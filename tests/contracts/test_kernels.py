@@ -124,3 +124,9 @@ def test_without_the_library_all_is_as_it_was(
         assert not any(isinstance(one.forward, Decoding) for one in model.model.layers)
     finally:
         library.cache_clear()
+
+
+def test_a_library_of_another_version_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loading.ARGUMENTS, "of_tomorrow", ())
+    with pytest.warns(UserWarning, match=r"is of another version.*install spectrim again"):
+        assert loading.library.__wrapped__() is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,13 @@ def checked(code: int) -> None:
 def library() -> Library | None:
     """Return the library, None where it was not built or cannot be loaded."""
     try:
-        found = Library(FILE)
-    except (OSError, AttributeError):
+        return Library(FILE)
+    except OSError:
         return None
-    return found
+    except AttributeError:  # built before this version: it lacks a function
+        warnings.warn(
+            f"{FILE} is of another version, so models run without it, and slower; install "
+            "spectrim again",
+            stacklevel=2,
+        )
+        return None

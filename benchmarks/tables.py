@@ -247,6 +247,7 @@ TABLES = {
     "llama_cpp_types_gemma": Table(
         "llama_cpp_types_gemma", types, rows="llama_cpp_types", told=True
     ),
+    "llama_cpp_types_wide": Table("llama_cpp_types_wide", types, rows="llama_cpp_types"),
     "decode_large": Table("decode", _decode),
     "kernels": Table("kernels", kernels),
     "kernels_large": Table("kernels_large", kernels, rows="kernels"),

@@ -9,7 +9,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from spectrim.engines import Running
 from spectrim.formats import make_format
@@ -21,6 +26,7 @@ from tiny_models import VOCABULARY, _randomise, config
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 MERGES = [("h", "e"), ("t", "he"), ("i", "n"), ("a", "n"), ("o", "u"), ("r", "e"), ("in", "g")]
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }} and {% endfor %}"
 TEXT = "the king and the queen, 12 years ago\nreading"
 
 
@@ -62,6 +68,16 @@ def exportable(
     model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
     _randomise(model, 0)
     return saved(folder, model, words)
+
+
+def chatting(folder: Path, **changes: Any) -> Path:
+    """Save a tiny model whose every token has a text, with a template of chats."""
+    words = byte_pairs()
+    made = exportable(folder, words=words, vocab_size=words.get_vocab_size(), **changes)
+    tokenizer = AutoTokenizer.from_pretrained(made)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(made)
+    return made
 
 
 def saved(folder: Path, model: PreTrainedModel, words: Tokenizer | None = None) -> Path:

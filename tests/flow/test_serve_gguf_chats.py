@@ -10,22 +10,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spectrim.exporters.gguf import gguf
 from spectrim.serve import Limits
-from tiny_exports import byte_pairs, exportable
+from tiny_exports import chatting
 from tiny_server import serving
 
-TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }} and {% endfor %}"
 PROMPTS = ["the king", "an ounce", "in the"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    words = byte_pairs()
-    size = words.get_vocab_size()  # no other tokens, which would have no text
-    made = exportable(tmp_path_factory.mktemp("gguf") / "tiny", words=words, vocab_size=size)
-    tokenizer = AutoTokenizer.from_pretrained(made)
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(made)
-    return made
+    return chatting(tmp_path_factory.mktemp("gguf") / "tiny")
 
 
 @pytest.fixture(scope="module")

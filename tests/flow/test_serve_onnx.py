@@ -11,25 +11,16 @@ from transformers import AutoTokenizer
 
 from spectrim.exporters.onnx import onnx
 from spectrim.serve import Limits
-from tiny_exports import byte_pairs, exportable
+from tiny_exports import chatting
 from tiny_runs import load
 from tiny_server import serving
 
-TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }} and {% endfor %}"
 PROMPTS = ["the king", "an ounce", "in the"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    words = byte_pairs()
-    size = words.get_vocab_size()  # no other tokens, which would have no text
-    made = exportable(
-        tmp_path_factory.mktemp("onnx") / "tiny", words=words, vocab_size=size, head_dim=16
-    )
-    tokenizer = AutoTokenizer.from_pretrained(made)
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(made)
-    return made
+    return chatting(tmp_path_factory.mktemp("onnx") / "tiny", head_dim=16)
 
 
 @pytest.fixture(scope="module")

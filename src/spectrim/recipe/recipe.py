@@ -88,7 +88,8 @@ def _keep(text: str, name: str = "keep") -> dict[str, Any]:
 class Calibration(Part):
     """What the model reads while its statistics are taken.
 
-    text: "default" for the built-in mix, a text or JSONL file, or the name of a hub data set.
+    text: "default" for the text that ships with Spectrim, "hub" for a mix of hub data sets,
+        "sampled" for text from the model itself, a file, or the name of a hub data set.
     tokens: how many sequences of how many tokens, such as 48x1024.
     """
 

@@ -1,35 +1,33 @@
-"""The calibration text for those who bring none.
+"""The calibration texts that have a name, for those who bring none of their own.
 
-With a network: a mix of hub data sets (prose, web, code, technical). Without: what every machine
-has, Python's own documentation and docstrings, and text sampled from the model itself.
+`default` is the text that ships with Spectrim: at once, network or not. `hub` is a mix of hub data
+sets (prose, web, code, technical). `sampled` is drawn from the model itself, with a little of
+Python's documentation and docstrings.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
-from urllib.parse import urlparse
+from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import constants
 from jaxtyping import Int
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList
 
-from spectrim.errors import SpectrimError
 from spectrim.files import atomic_file, key_of, locked
 from spectrim.model import sources
 from spectrim.model.sources import Source
 from spectrim.progress import Progress
+from spectrim.text import shipped
 from spectrim.text.documents import encode, read
+from spectrim.text.readable import refuse_tokens
 from spectrim.text.tokens import Splits, Tokens, join, split, split_sizes
 
 HUB_MIX = (  # data set, part of the sequences: prose, web, code, technical
@@ -38,7 +36,9 @@ HUB_MIX = (  # data set, part of the sequences: prose, web, code, technical
     ("codeparrot/codeparrot-clean-valid", 0.2),
     ("ccdv/arxiv-summarization:document", 0.2),
 )
-OFFLINE_MIX = (("model", 0.9), ("documentation", 0.05), ("docstrings", 0.05))
+SAMPLED_MIX = (("model", 0.9), ("documentation", 0.05), ("docstrings", 0.05))
+DEFAULT = "default"
+SHIPPED = "the text that ships with Spectrim"
 PARTS = ("calibration", "search", "report")
 PIECE = 256  # tokens
 SAMPLED_AT_ONCE = 64  # pieces
@@ -46,90 +46,105 @@ SAMPLED = "sampled.safetensors"  # so far, where a run was interrupted
 SAMPLING = "sampling text from the model"  # what is told of progress, in tokens
 
 
+class Wanted(NamedTuple):
+    """What splits are made for: a model, its tokenizer, their size, and where they are kept."""
+
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+    size: tuple[int, int]  # sequences for calibration, tokens in each
+    seed: int
+    kept: Path  # what has been sampled so far, where a run was interrupted
+    progress: Progress
+
+
 def splits(
+    name: str,
     source: Source,
-    tokenizer: PreTrainedTokenizerBase,
     size: tuple[int, int],
     seed: int,
     cache: Path,
     progress: Progress,
 ) -> tuple[Splits, str]:
-    """Return splits of the default text, and in words which text that was.
+    """Return splits of a text with a name, and in words which text that was.
 
-    size: (sequences for calibration, tokens in each). The text is kept in the cache, so that a
-    later run takes the same, network or not.
+    name: one of NAMES. size: (sequences for calibration, tokens in each). The text is kept in the
+    cache, so that a later run takes the same.
+
+    Raises:
+        SpectrimError: a data set of the hub cannot be had, or the model cannot read the text.
     """
-    folder = cache / "text" / key_of("default", 3, source.fingerprint, size, seed)
-    file = folder / "splits.safetensors"
+    held = shipped.digest() if name == DEFAULT else ""
+    folder = cache / "text" / key_of(name, 4, held, source.fingerprint, size, seed)
+    file, kept = folder / "splits.safetensors", folder / SAMPLED
     with locked(file):
         if not file.exists():
-            made, name = _make(source, tokenizer, size, seed, folder / SAMPLED, progress)
+            wanted = Wanted(source, sources.tokenizer(source), size, seed, kept, progress)
+            made, words = _MAKERS[name](wanted)
             tensors = {part: getattr(made, part).ids for part in PARTS}
             with atomic_file(file) as partial:
-                save_file(tensors, partial, metadata={"name": name})
-            (folder / SAMPLED).unlink(missing_ok=True)
-    held = load_file(file)
-    parts = {part: Tokens.full(ids) for part, ids in held.items()}
+                save_file(tensors, partial, metadata={"name": words})
+            kept.unlink(missing_ok=True)
+    parts = {part: Tokens.full(ids) for part, ids in load_file(file).items()}
     with safe_open(file, framework="pt") as about:
         return Splits(**parts), about.metadata()["name"]
 
 
-def _make(
-    source: Source,
-    tokenizer: PreTrainedTokenizerBase,
-    size: tuple[int, int],
-    seed: int,
-    kept: Path,
-    progress: Progress,
-) -> tuple[Splits, str]:
-    parts = _from_hub(tokenizer, size, seed) if _online() else None
-    if parts is not None:
-        names = ", ".join(name for name, _ in HUB_MIX)
-        return join(parts, seed), f"the default mix of hub data sets ({names})"
+def _shipped(wanted: Wanted) -> tuple[Splits, str]:
+    """Return splits of the text that ships with Spectrim, filled up with text from the model."""
+    sequences, length = wanted.size
+    tokens = encode(shipped.passages(), wanted.tokenizer, length)
+    refuse_tokens(wanted.source, tokens, SHIPPED)
+    full = int(tokens.mask.all(dim=1).sum())
+    held = max((n for n in range(sequences + 1) if sum(split_sizes(n)) <= full), default=0)
+    parts = [split(tokens, held, wanted.seed, SHIPPED)] if held else []
+    if held < sequences:
+        parts.append(_drawn(wanted, sequences - held))
+        words = (
+            f"{SHIPPED}, which gives {held} of {sequences} sequences, and text sampled from the "
+            "model for the others"
+        )
+        return join(parts, wanted.seed), words
+    return parts[0], SHIPPED
+
+
+def _hub(wanted: Wanted) -> tuple[Splits, str]:
+    """Return splits of the mix of hub data sets."""
+    sequences, length = wanted.size
     parts = []
-    for name, share in OFFLINE_MIX:
-        sequences = max(round(share * size[0]), 2)
+    for name, share in HUB_MIX:
+        count = max(round(share * sequences), 2)
+        tokens = read(name, wanted.tokenizer, length, at_most=2 * sum(split_sizes(count)))
+        parts.append(split(tokens, count, wanted.seed, name))
+    names = ", ".join(name for name, _ in HUB_MIX)
+    return join(parts, wanted.seed), f"the mix of hub data sets ({names})"
+
+
+def _sampled(wanted: Wanted) -> tuple[Splits, str]:
+    """Return splits of text sampled from the model, with what every machine has of Python."""
+    parts = []
+    for name, share in SAMPLED_MIX:
+        count = max(round(share * wanted.size[0]), 2)
         if name == "model":
-            needed = sum(split_sizes(sequences))
-            sampled = sample(source, tokenizer, (needed, size[1]), seed, progress, kept)
-            parts.append(
-                split(Tokens.full(sampled), sequences, seed, "text sampled from the model")
-            )
+            parts.append(_drawn(wanted, count))
         else:
             documents = documentation() if name == "documentation" else docstrings()
-            tokens = encode(documents, tokenizer, size[1])
-            parts.append(split(tokens, sequences, seed, f"Python's {name}"))
+            tokens = encode(documents, wanted.tokenizer, wanted.size[1])
+            parts.append(split(tokens, count, wanted.seed, f"Python's {name}"))
     return (
-        join(parts, seed),
-        "the default mix without a network (text sampled from the model, "
-        "Python's documentation and docstrings)",
+        join(parts, wanted.seed),
+        "text sampled from the model, with a little of Python's documentation and docstrings",
     )
 
 
-def _online() -> bool:
-    """Return whether the hub answers, without waiting for it long."""
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
-        return False
-    try:
-        socket.create_connection((urlparse(constants.ENDPOINT).hostname or "", 443), 3).close()
-    except OSError:
-        return False
-    return True
+def _drawn(wanted: Wanted, sequences: int) -> Splits:
+    """Return splits of text sampled from the model."""
+    size = (sum(split_sizes(sequences)), wanted.size[1])
+    ids = sample(wanted.source, wanted.tokenizer, size, wanted.seed, wanted.progress, wanted.kept)
+    return split(Tokens.full(ids), sequences, wanted.seed, "text sampled from the model")
 
 
-def _from_hub(
-    tokenizer: PreTrainedTokenizerBase, size: tuple[int, int], seed: int
-) -> list[Splits] | None:
-    """Return the splits of the hub mix, or None where one of the data sets cannot be had."""
-    parts = []
-    for name, share in HUB_MIX:
-        sequences = max(round(share * size[0]), 2)
-        try:
-            tokens = read(name, tokenizer, size[1], at_most=2 * sum(split_sizes(sequences)))
-            parts.append(split(tokens, sequences, seed, name))
-        except SpectrimError:
-            return None
-    return parts
+_MAKERS = {DEFAULT: _shipped, "hub": _hub, "sampled": _sampled}
+NAMES = tuple(_MAKERS)
 
 
 def documentation() -> list[str]:

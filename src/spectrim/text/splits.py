@@ -19,9 +19,11 @@ def calibration_splits(
     """Return the three splits of the calibration text, and in words which text was used."""
     sequences, length = calibration.sequences, calibration.length
     refuse_length(source, length)
+    if calibration.text in default_mix.NAMES:
+        return default_mix.splits(
+            calibration.text, source, (sequences, length), seed, cache, progress
+        )
     tokenizer = sources.tokenizer(source)
-    if calibration.text == "default":
-        return default_mix.splits(source, tokenizer, (sequences, length), seed, cache, progress)
     tokens = documents.read(calibration.text, tokenizer, length, at_most=2 * sequences)
     refuse_tokens(source, tokens, calibration.text)
     return split(tokens, sequences, seed, calibration.text), calibration.text

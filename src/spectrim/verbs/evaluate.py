@@ -20,7 +20,7 @@ from spectrim.outputs.refusals import refuse_file
 from spectrim.progress import Progress
 from spectrim.recipe.options import parse_tokens
 from spectrim.recipe.recipe import Calibration, Recipe
-from spectrim.text import documents
+from spectrim.text import default_mix, documents
 from spectrim.text.readable import refuse_length, refuse_tokens
 from spectrim.text.splits import calibration_splits
 from spectrim.text.tokens import MOST_SHARED, Tokens, overlap
@@ -58,8 +58,8 @@ def evaluate(
 
     Args:
         name: folder of a smaller model, or any model.
-        text: one or several, as for calibration, the headline first; "default" is the report split
-            of the default text.
+        text: one or several, as for calibration, the headline first; those with a name are
+            their report splits.
         against: the reference; None for the model that the folder was made from.
         tokens: how many windows of how many tokens, from the beginning of the text.
         tasks: suite, tasks, limit, data and whether to ask afresh; None for the texts alone.
@@ -89,9 +89,9 @@ def evaluate(
     asked = [text] if isinstance(text, str) else list(text)
     for one in asked:
         windows, used = held_out(one, tokens, dense, small.folder, cache, progress)
-        refuse_used(windows, small.folder, used if one == "default" else one)
+        refuse_used(windows, small.folder, used if one in default_mix.NAMES else one)
         texts[used] = windows.ids
-    if "default" not in asked:  # of which the documentation is a part
+    if not set(asked) & set(default_mix.NAMES):  # which are mixes already
         second = second_text(tokenizer, next(iter(texts.values())))
         if not _used(Tokens.full(*second.values()), small.folder):
             texts |= second
@@ -132,11 +132,11 @@ def held_out(
     """
     sequences, length = parse_tokens(tokens)
     refuse_length(source, length)
-    if name == "default":
+    if name in default_mix.NAMES:
         asked = Recipe(model=source.name, calibration=Calibration(tokens=f"48x{length}"))
         if (small / "recipe.yaml").is_file():
             asked = Recipe.from_yaml(small / "recipe.yaml")
-        calibration = Calibration(text="default", tokens=asked.calibration.tokens)
+        calibration = Calibration(text=name, tokens=asked.calibration.tokens)
         splits, used = calibration_splits(calibration, asked.seed, source, cache, progress)
         found, used = splits.report, f"report split of {used}"
     else:
@@ -146,7 +146,7 @@ def held_out(
         )
         refuse_tokens(source, found, used)
     full = int(found.mask.all(dim=1).sum())
-    if full < min(sequences, len(found)) or full < sequences and name != "default":
+    if full < min(sequences, len(found)) or full < sequences and name not in default_mix.NAMES:
         raise SpectrimError(
             f"{name} gives {full} full windows of {length} tokens and {sequences} are "
             "wanted; ask for fewer or shorter ones with --tokens, or bring more text"

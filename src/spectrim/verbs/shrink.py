@@ -29,6 +29,7 @@ from spectrim.recipe.options import validate
 from spectrim.recipe.recipe import Recipe
 from spectrim.report import card, page
 from spectrim.stages import stages
+from spectrim.text import default_mix
 from spectrim.verbs.comparison import compare_folders, second_text, small_model
 from spectrim.verbs.evaluate import write_scores
 from spectrim.verbs.refusals import (

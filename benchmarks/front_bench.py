@@ -19,10 +19,9 @@ from transformers import PreTrainedModel
 from spectrim.errors import SpectrimError
 from spectrim.files import key_of
 from spectrim.metrics import Evaluation, Pair, harness, read
-from spectrim.metrics.size import size
+from spectrim.metrics.size import size, tensor_bytes
 from spectrim.model import sites, sources
 from spectrim.model.sources import Source
-from spectrim.model.tensor_files import stored
 from spectrim.outputs.folder import output_folder
 from spectrim.recipe.options import validate
 from spectrim.recipe.recipe import Recipe
@@ -201,12 +200,12 @@ def bytes_of(model: PreTrainedModel, folder: Path) -> dict[str, int]:
     """Return the bytes that the file holds of the blocks' linear maps, and in all."""
     counted = size(model, folder)
     inside = tuple(f"{site.name}." for site in sites.find(model) if site.block >= 0)
-    linear = sum(one.size for name, one in stored(folder).items() if name.startswith(inside))
-    assert counted.bytes_on_disk is not None
+    linear = sum(held for name, held in tensor_bytes(folder).items() if name.startswith(inside))
+    assert counted.bytes_of_weights is not None
     return {
         "linear_bytes": linear,
         "linear_numbers": counted.linear_numbers,
-        "bytes": counted.bytes_on_disk,
+        "bytes": counted.bytes_of_weights,
     }
 
 

@@ -94,7 +94,7 @@ def _measures(together: dict[str, Any], labels: list[str]) -> list[dict[str, Any
         if line.key.endswith("_part"):  # which the report works out: bytes beside the dense model's
             width = {"fp16_part": 2, "fp32_part": 4}[line.key]
             whole = width * (value(models[0], "numbers") or 0.0)
-            stored = [value(row, "bytes_on_disk") for row in models]
+            stored = [value(row, "bytes_of_weights") for row in models]
             cells = [None if one is None else one / whole for one in stored]
         about = {"measure": line.name.strip(), "better": BETTER[line.arrow], "unit": unit}
         models_ = dict(zip(labels, cells, strict=True))

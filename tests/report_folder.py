@@ -98,7 +98,7 @@ def row(label: str, loss: float, linear: int, speed: float) -> dict[str, Any]:
         "numbers": score(numbers, "numbers", "lower"),
         "linear_numbers": score(linear, "numbers", "lower"),
         "embedding_share": score(28_311_552 / numbers, "share", "none"),
-        "bytes_on_disk": score(2 * numbers, "bytes", "lower"),
+        "bytes_of_weights": score(2 * numbers, "bytes", "lower"),
         "bytes_in_memory": score(2 * numbers + 256, "bytes", "lower"),
         "multiply_adds": score(numbers, "per token", "lower"),
         "attention_multiply_adds": score(35_389_440, "per token", "lower", **attention),

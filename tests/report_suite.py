@@ -37,7 +37,7 @@ def quality(label: str, text: str, dense: float, over: float) -> dict[str, Any]:
 def baseline(label: str, loss: float, size: int) -> dict[str, Any]:
     """Return the row of a dense model stored in fewer bits: its bytes are counted, no tasks."""
     texts = {"wikitext-2": quality(label, "wikitext-2", 2.99, loss - 2.99)}
-    held = {"bytes_on_disk": score(size, "bytes", "lower")}
+    held = {"bytes_of_weights": score(size, "bytes", "lower")}
     return {"label": label, **texts["wikitext-2"], **held, "texts": texts, "tasks": {}}
 
 
@@ -53,7 +53,7 @@ def with_tasks(scores: dict[str, Any], *, baselines: bool = True) -> dict[str, A
     if baselines:
         rows += [baseline("int8", 2.991, 136_000_000), baseline("int4", 3.004, 78_300_000)]
     left_out = {"topics": "needs the package bertopic; pip install 'spectrim[evaluation]'"}
-    earlier = {"name": "runs/monday", "bytes_on_disk": 221_000_000, "loss": 3.17}
+    earlier = {"name": "runs/monday", "bytes_of_weights": 221_000_000, "loss": 3.17}
     earlier |= {"excess_loss": 0.18, "linear_share": 0.78, "small": "5a", "date": "2026-11-20"}
     return scores | {"rows": rows, "left_out": left_out, "earlier": earlier if baselines else None}
 

@@ -22,6 +22,7 @@ from transformers import (
 import spectrim
 from spectrim.cutting import trial
 from spectrim.cutting.allocation import allocate, units
+from spectrim.formats.packed import entropy
 from spectrim.job.job import Job
 from spectrim.model import sources
 from spectrim.model.sources import Source
@@ -91,10 +92,21 @@ def load(folder: Path) -> PreTrainedModel:
 
 
 def stored(folder: Path) -> dict[str, Tensor]:
-    """Return all tensors in a folder's weight files."""
+    """Return all tensors in a folder's weight files, those that are entropy-coded decoded."""
     parts = [load_file(file) for file in sorted(folder.glob("*.safetensors"))]
     assert sum(len(part) for part in parts) == len({name for part in parts for name in part})
-    return {name: tensor for part in parts for name, tensor in part.items()}
+    held = {name: tensor for part in parts for name, tensor in part.items()}
+    if not any(map(entropy.is_coded, held)):
+        return held
+    like = load(folder)
+    return {
+        entropy.plain_name(name): entropy.decoded(
+            tensor, name, like.get_buffer(entropy.plain_name(name))
+        )
+        if entropy.is_coded(name)
+        else tensor
+        for name, tensor in held.items()
+    }
 
 
 def plan_of(folder: Path) -> Plan:

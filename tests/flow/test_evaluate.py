@@ -40,7 +40,7 @@ def test_dense_small_and_both_baselines_on_every_text(small: Path) -> None:
     names = [f"{small.parent.name}/{seed}.txt" for seed in (1, 2)]
     for row in found["rows"]:
         assert [text for text in row["texts"] if text in names] == names
-    dense, little, eight, four = (row["bytes_on_disk"]["value"] for row in found["rows"])
+    dense, little, eight, four = (row["bytes_of_weights"]["value"] for row in found["rows"])
     assert four < eight < dense and little < dense
     excess = [row["excess_loss"]["value"] for row in found["rows"][1:]]
     assert abs(excess[1]) < abs(excess[2])  # int8 is nearer to dense than int4

@@ -70,7 +70,7 @@ def test_rows_hold_what_their_files_hold(frame):
     dense, small = (run(module, bench, row) for row in rows_of(module))
     counted = size(load(bench.source.folder), bench.source.folder)
     assert dense["linear_bytes"] == 4 * counted.linear_numbers  # float32
-    assert dense["bytes"] == counted.bytes_on_disk
+    assert dense["bytes"] == counted.bytes_of_weights
     assert small["linear_numbers"] <= 0.6 * dense["linear_numbers"]
     # beside the numbers there are the places of the pivots
     assert 4 * small["linear_numbers"] <= small["linear_bytes"] < dense["linear_bytes"]

@@ -104,7 +104,7 @@ def test_tables_are_stored_and_counted_once(made: Made) -> None:
     assert len(tables) == (1 if tied(dense) else 2)
     table = dense.get_input_embeddings().weight
     saved = len(tables) * (table.numel() - 2 * len(table))  # a byte a number, but for the steps
-    assert before.bytes_on_disk - counted.bytes_on_disk == saved
+    assert before.bytes_of_weights - counted.bytes_of_weights == saved
     shown = {one["role"]: one for one in inspect(str(made.small))["sites"]}
     assert (shown["embed"]["bits"], shown["embed"]["stored"]) == (8, table.numel())
 

@@ -9,7 +9,7 @@ import pytest
 
 from spectrim.errors import SpectrimError
 from spectrim.job.job import Job
-from spectrim.metrics.size import bytes_on_disk
+from spectrim.metrics.size import bytes_of_weights
 from spectrim.model import sources
 from spectrim.model.runtime import Size
 from spectrim.model.sites import find
@@ -48,7 +48,7 @@ def test_the_model_is_as_small_as_asked(plain: Made) -> None:
     small = plain.folder / "forty"
     with quiet():
         shrink(choice.recipe, small, cache=plain.folder / "cache", evaluate=False, why=choice.why)
-    part = bytes_on_disk(small) / bytes_on_disk(plain.source)
+    part = bytes_of_weights(small) / bytes_of_weights(plain.source)
     assert 0.3 < part <= 0.4
     from_pretrained(plain, small)
     assert choice.why.count(". ") == 2  # three sentences
@@ -184,7 +184,7 @@ def test_a_front_is_gone_on_with_and_ends_in_one_page(plain: Made) -> None:
     assert not first.made and [str(size) for size in first.left] == ["60% of bytes", "45% of bytes"]
     found = searched(None)
     assert [folder.name for folder in found.made] == ["60_of_bytes", "45_of_bytes"]
-    sizes = [bytes_on_disk(folder) / bytes_on_disk(plain.source) for folder in found.made]
+    sizes = [bytes_of_weights(folder) / bytes_of_weights(plain.source) for folder in found.made]
     assert 0.45 < sizes[0] <= 0.6 and sizes[1] <= 0.45
     for folder in found.made:
         said = plan_of(folder).about["found"]

@@ -114,7 +114,7 @@ def test_the_size_of_a_baseline_is_its_packed_size() -> None:
         Evaluation(baselines={"int4": baselines.stored_bytes(four)}),
     )
     scores = {score.name: score.value for score in measure(pair)["int4"]}
-    assert scores["bytes_on_disk"] == baselines.stored_bytes(four)
+    assert scores["bytes_of_weights"] == baselines.stored_bytes(four)
     assert scores["numbers"] == sum(one.numel() for one in model.parameters())
     assert not {"bytes_in_memory", "linear_share", "numbers_share"} & scores.keys()
 

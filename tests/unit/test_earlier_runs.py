@@ -19,12 +19,12 @@ HASH = earlier.content(IDS)
 def row(small: str, size: int | None, excess: float | None, **more: Any) -> dict[str, Any]:
     texts = {"wiki": {"hash": HASH, "loss": 3.0, "excess_loss": excess}}
     plain = {"name": f"{small}/", "date": "2026", "linear_share": 0.5, "texts": texts}
-    return {"dense": "d", "small": small, "bytes_on_disk": size, **plain, **more}
+    return {"dense": "d", "small": small, "bytes_of_weights": size, **plain, **more}
 
 
 def scores(size: float, excess: float) -> dict[str, Any]:
     on = {"loss": {"value": 3.5}, "excess_loss": {"value": excess}}
-    small = {"label": "small", "bytes_on_disk": {"value": size}, "linear_share": {"value": 0.6}}
+    small = {"label": "small", "bytes_of_weights": {"value": size}, "linear_share": {"value": 0.6}}
     rows = [{"label": "dense", "texts": {}}, {**small, "texts": {"wiki": on}}]
     return {"rows": rows, "settings": {"date": "2026-11-22"}}
 
@@ -77,7 +77,7 @@ def test_a_run_is_recorded_and_the_next_one_hears_of_it(tmp_path: Path) -> None:
         "name": "one/",
         "small": "first",
         "date": "2026-11-22",
-        "bytes_on_disk": 80,
+        "bytes_of_weights": 80,
         "linear_share": 0.6,
         "loss": 3.5,
         "excess_loss": 0.4,

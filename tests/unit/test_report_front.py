@@ -98,9 +98,9 @@ def test_the_grid_is_told_beside_four_bits_alone(small: Output) -> None:
 def test_the_best_earlier_run_is_a_point_where_there_is_one(small: Output) -> None:
     one = points.points(small.scores)[-1]
     assert (one.label, one.size, one.loss, one.over) == (EARLIER, 221_000_000, 3.17, 0.18)
-    nameless = points.points(small.scores | {"earlier": {"bytes_on_disk": 5, "loss": 2.0}})[-1]
+    nameless = points.points(small.scores | {"earlier": {"bytes_of_weights": 5, "loss": 2.0}})[-1]
     assert nameless.label == "best earlier run"
-    for nothing in (None, {}, {"bytes_on_disk": None, "loss": 2.0}):
+    for nothing in (None, {}, {"bytes_of_weights": None, "loss": 2.0}):
         found = points.points(small.scores | {"earlier": nothing})
         assert [point.label for point in found] == ["dense", "small", "int8", "int4"]
 

@@ -213,7 +213,7 @@ def test_broken_or_missing_scores_are_shown_as_missing(folder: Path, tmp_path: P
     scores = json.loads((folder / "scores.json").read_text())
     for name in ("loss", "perplexity", "excess_loss", "kl", "agreement", "decode"):
         scores["rows"][1][name] |= {"value": None, "interval": None}
-    del scores["rows"][1]["bytes_on_disk"]
+    del scores["rows"][1]["bytes_of_weights"]
     more = {"prediction": None, "refinement": None, "warnings": [], "samples": []}
     tree = parsed(edited(folder, tmp_path / "out", scores=scores | more))
     said = words_of(tree)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,11 @@ def write_model(job: Job, folder: Path) -> None:
         save_file(job.rest(), rest)
         places = [at for at in job.each_block() if at.name not in shared]
         parts = [job.block_file(blocks, place) for place in places]
-        parts = [stock.plain(job, part) for part in parts] if widths else parts
-        checkpoint.write_shards([rest, *parts], folder)
+        parts = [rest, *([stock.plain(job, part) for part in parts] if widths else parts)]
+        with tempfile.TemporaryDirectory(dir=job.work) as coded:
+            checkpoint.write_shards(
+                [checkpoint.entropy_coded(part, Path(coded) / part.name) for part in parts], folder
+            )
     if widths:
         config |= widths
         factored = {}

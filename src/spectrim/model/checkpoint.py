@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from spectrim.errors import SpectrimError
 from spectrim.formats import formats, link
+from spectrim.formats.packed import entropy
 from spectrim.model.architectures import Place, architecture_of
 from spectrim.model.decoding import use_kernels
 from spectrim.model.experts import unpack_experts
@@ -28,7 +31,7 @@ from spectrim.model.sites import replace
 from spectrim.model.tensor_files import DTYPES, Entry, stored_in
 
 NAME = "spectrim"
-VERSION = 2  # 1 stored steps of packed numbers otherwise
+VERSION = 3  # 1 stored steps of packed numbers otherwise, 2 no codes entropy-coded
 SHARD_BYTES = 5_000_000_000
 COPIED = 1 << 22  # bytes at a time
 ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")  # in a file
@@ -86,7 +89,19 @@ class SpectrimQuantizer(HfQuantizer):
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
         use_kernels(model)
+        target: Any = model  # or `save_pretrained` would write plain codes under coded names
+        target._weight_conversions = [
+            one for one in target._weight_conversions or [] if not _decodes(one)
+        ]
         return model
+
+    def get_weight_conversions(self) -> list[Any]:
+        """Return what decodes entropy-coded codes while transformers loads them."""
+        return [
+            WeightConverter([rf"\.{part}{suffix}$"], [f".{part}"], [Decode(suffix)], force_cpu=True)
+            for part in entropy.PARTS
+            for suffix in (entropy.BYTES, entropy.SIX_BITS)
+        ]
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         """Return True: `save_pretrained` writes the factors as they are."""
@@ -106,6 +121,35 @@ class SpectrimQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """Return True: `torch.compile` sees ordinary linear maps."""
         return True
+
+
+class Decode(ConversionOps):
+    """Packed codes as they are in memory, of those that a file holds entropy-coded.
+
+    suffix: of the coded tensor's name.
+    """
+
+    def __init__(self, suffix: str) -> None:
+        self.suffix = suffix
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        *,
+        full_layer_name: str,
+        model: PreTrainedModel,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the decoded tensor under its own name."""
+        (frame,) = next(iter(input_dict.values()))
+        like = model.get_buffer(full_layer_name)
+        return {full_layer_name: entropy.decoded(frame, full_layer_name + self.suffix, like)}
+
+
+def _decodes(conversion: Any) -> bool:
+    return any(isinstance(one, Decode) for one in getattr(conversion, "operations", ()))
 
 
 def install(model: PreTrainedModel, sites: dict[str, dict[str, Any]]) -> None:
@@ -177,6 +221,15 @@ def attach(model: PreTrainedModel, sites: dict[str, dict[str, Any]]) -> None:
     target.config.quantization_config = config
     target.hf_quantizer = SpectrimQuantizer(config)
     target.is_quantized = True
+
+
+def entropy_coded(part: Path, target: Path) -> Path:
+    """Return a safetensors file with its packed codes entropy-coded: target, or part without any."""
+    if not any(name.rpartition(".")[2] in entropy.PARTS for name in stored_in(part)):
+        return part
+    tensors = dict(entropy.coded(name, tensor) for name, tensor in load_file(part).items())
+    save_file(tensors, target)
+    return target
 
 
 def write_shards(parts: list[Path], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:

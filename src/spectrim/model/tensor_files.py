@@ -92,6 +92,13 @@ def stored_in(file: Path) -> dict[str, Entry]:
     return entries
 
 
+def head(entry: Entry, size: int) -> bytes:
+    """Return the first bytes of a tensor, all of them where it has no more."""
+    with entry.file.open("rb") as stream:
+        stream.seek(entry.start)
+        return stream.read(min(size, entry.size))
+
+
 def read(stream: FileIO, entry: Entry) -> Tensor:
     """Return one tensor, which owns its memory, from its open file.
 

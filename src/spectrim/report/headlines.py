@@ -28,7 +28,7 @@ def headlines(scores: dict[str, Any]) -> list[Headline]:
     return [
         *_quality(dense, small),
         _kept(dense, small, "linear_numbers", "of the linear numbers kept", words.count),
-        _kept(dense, small, "bytes_on_disk", "of the bytes on disk kept", words.bytes_),
+        _kept(dense, small, "bytes_of_weights", "of the bytes of weights kept", words.bytes_),
         *_speed(dense, small),
     ]
 
@@ -51,7 +51,7 @@ def _kept(dense: dict[str, Any], small: dict[str, Any], key: str, name: str, sho
     part = after / before if before and after is not None else None
     detail = f"{show(after)} of {show(before)}."
     numbers = value(dense, "numbers")
-    if key == "bytes_on_disk" and numbers and after is not None:
+    if key == "bytes_of_weights" and numbers and after is not None:
         halves = [words.share(after / (width * numbers), 0) for width in (2, 4)]
         detail += f" Of dense in fp16 {halves[0]}, in fp32 {halves[1]}."
     return Headline(words.share(part), "", name, detail)

@@ -63,7 +63,7 @@ def points(scores: dict[str, Any]) -> list[Point]:
     """Return the rows that have bytes and a loss as points."""
     found = []
     for label, row in rows(scores).items():
-        disk, loss = value(row, "bytes_on_disk"), value(row, "loss")
+        disk, loss = value(row, "bytes_of_weights"), value(row, "loss")
         size = disk or value(row, "bytes_in_memory")
         if not size or loss is None:
             continue
@@ -78,7 +78,7 @@ def points(scores: dict[str, Any]) -> list[Point]:
 
 def _earlier(run: dict[str, Any] | None) -> list[Point]:
     """Return the best earlier run on the same text and dense model, where there is one."""
-    size, loss = value(run, "bytes_on_disk"), value(run, "loss")
+    size, loss = value(run, "bytes_of_weights"), value(run, "loss")
     if not run or not size or loss is None:
         return []
     name = str(run.get("name") or "").rstrip("/").rpartition("/")[2]

@@ -55,9 +55,10 @@ _MEASURES = (
     _Measure("Size", "Numbers in linear maps", "linear_numbers", words.count, "ratio"),
     _Measure("Size", "  zeros among them, stored all the same", "zeros", _parts, better="none"),
     _Measure("Size", "Numbers in all", "numbers", words.count, "ratio"),
-    _Measure("Size", "Bytes on disk", "bytes_on_disk", words.bytes_, "ratio"),
+    _Measure("Size", "Bytes of weights", "bytes_of_weights", words.bytes_, "ratio"),
     _Measure("Size", "  against dense in fp16", "fp16_part", _parts),
     _Measure("Size", "  against dense in fp32", "fp32_part", _parts),
+    _Measure("Size", "Bytes on disk, entropy-coded", "bytes_on_disk", words.bytes_, "ratio"),
     _Measure("Size", "Bytes in memory", "bytes_in_memory", words.bytes_, "ratio"),
     _Measure("Size", "Share of embedding and head", "embedding_share", _parts, better="none"),
     _Measure("Cost", "Multiply-adds per token", "multiply_adds", words.count, "ratio"),
@@ -156,8 +157,8 @@ def columns(scores: dict[str, Any]) -> list[str]:
 
 
 def _with_parts(row: dict[str, Any], dense: dict[str, Any]) -> dict[str, Any]:
-    """Add the bytes on disk as parts of the dense model in other dtypes."""
-    numbers, stored = value(dense, "numbers"), value(row, "bytes_on_disk")
+    """Add the bytes of weights as parts of the dense model in other dtypes."""
+    numbers, stored = value(dense, "numbers"), value(row, "bytes_of_weights")
     if not numbers or stored is None:
         return row
     return row | {"fp16_part": stored / (2 * numbers), "fp32_part": stored / (4 * numbers)}

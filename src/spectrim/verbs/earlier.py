@@ -32,10 +32,10 @@ def record(
     row = _row(scores, identities, texts, name)
     keep(cache, row)
     headline = next(iter(texts), None)
-    if row["bytes_on_disk"] is None or headline not in row["texts"]:
+    if row["bytes_of_weights"] is None or headline not in row["texts"]:
         return None
     known = row["texts"][headline]["hash"]
-    return best(cache, row["dense"], row["bytes_on_disk"], known, but_not=row["small"])
+    return best(cache, row["dense"], row["bytes_of_weights"], known, but_not=row["small"])
 
 
 def keep(cache: Path, row: Mapping[str, Any]) -> None:
@@ -60,26 +60,26 @@ def best(
 ) -> dict[str, Any] | None:
     """Return the earlier run with the lowest excess loss on a text, None where there is none.
 
-    The row holds name, small, bytes_on_disk, linear_share and, on that text, loss and excess_loss.
+    The row holds name, small, bytes_of_weights, linear_share and, on that text, loss and excess_loss.
 
     Args:
         cache: folder kept between runs.
         dense: the dense model's identity.
-        most_bytes: bytes on disk that it may have at most.
+        most_bytes: bytes of weights that it may have at most.
         text: ``content`` of the text's windows.
         but_not: identity of a smaller model that does not count.
     """
     found = []
     for row in _rows(_file(cache, dense)):
         on = next((one for one in row["texts"].values() if one["hash"] == text), None)
-        small_enough = row["bytes_on_disk"] is not None and (row["bytes_on_disk"] <= most_bytes)
+        small_enough = row["bytes_of_weights"] is not None and (row["bytes_of_weights"] <= most_bytes)
         if on and on["excess_loss"] is not None and small_enough and row["small"] != but_not:
             measured = {"loss": on["loss"], "excess_loss": on["excess_loss"]}
             found.append({key: row[key] for key in _KEPT} | measured)
-    return min(found, key=lambda one: (one["excess_loss"], one["bytes_on_disk"]), default=None)
+    return min(found, key=lambda one: (one["excess_loss"], one["bytes_of_weights"]), default=None)
 
 
-_KEPT = ("name", "small", "date", "bytes_on_disk", "linear_share")
+_KEPT = ("name", "small", "date", "bytes_of_weights", "linear_share")
 
 
 def _row(
@@ -94,7 +94,7 @@ def _row(
         "small": identities["small"],
         "name": name,
         "date": scores["settings"]["date"],
-        "bytes_on_disk": _value(small, "bytes_on_disk"),
+        "bytes_of_weights": _value(small, "bytes_of_weights"),
         "linear_share": _value(small, "linear_share"),
         "texts": {
             text: {

@@ -171,7 +171,7 @@ def test_a_later_layout_is_refused(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path)
     later = SpectrimConfig(version=checkpoint.VERSION + 1).to_dict()
     change_config(tmp_path, quantization_config=later)
-    told = "this model was written in layout 3 and this spectrim reads up to 2; install a newer"
+    told = "this model was written in layout 4 and this spectrim reads up to 3; install a newer"
     with pytest.raises(SpectrimError, match=told), quiet():
         AutoModelForCausalLM.from_pretrained(tmp_path)
     packed = {"model.layers.0.mlp.up_proj": {"format": "quantized_dense"}}

@@ -60,7 +60,7 @@ def best(
 ) -> dict[str, Any] | None:
     """Return the earlier run with the lowest excess loss on a text, None where there is none.
 
-    The row holds name, small, bytes_of_weights, linear_share and, on that text, loss and excess_loss.
+    The row holds name, small, bytes_of_weights, linear_share, and loss and excess on that text.
 
     Args:
         cache: folder kept between runs.
@@ -72,7 +72,9 @@ def best(
     found = []
     for row in _rows(_file(cache, dense)):
         on = next((one for one in row["texts"].values() if one["hash"] == text), None)
-        small_enough = row["bytes_of_weights"] is not None and (row["bytes_of_weights"] <= most_bytes)
+        small_enough = row["bytes_of_weights"] is not None and (
+            row["bytes_of_weights"] <= most_bytes
+        )
         if on and on["excess_loss"] is not None and small_enough and row["small"] != but_not:
             measured = {"loss": on["loss"], "excess_loss": on["excess_loss"]}
             found.append({key: row[key] for key in _KEPT} | measured)

@@ -224,7 +224,7 @@ def attach(model: PreTrainedModel, sites: dict[str, dict[str, Any]]) -> None:
 
 
 def entropy_coded(part: Path, target: Path) -> Path:
-    """Return a safetensors file with its packed codes entropy-coded: target, or part without any."""
+    """Return a file of the same tensors, packed codes entropy-coded; part itself without any."""
     if not any(name.rpartition(".")[2] in entropy.PARTS for name in stored_in(part)):
         return part
     tensors = dict(entropy.coded(name, tensor) for name, tensor in load_file(part).items())

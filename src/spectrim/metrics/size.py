@@ -21,8 +21,8 @@ class Size:
     the blocks, biases apart; ``embedding_numbers`` those of embedding and head.
     A packed number is a number, its step none. ``bytes_in_memory`` are parameters and buffers, not
     what a forward pass needs besides. ``bytes_of_weights`` are those of the checkpoint's tensors as
-    they are read, which sizes and plans count; ``bytes_on_disk`` those of its files, in which packed
-    codes are entropy-coded.
+    they are read, which sizes and plans count; ``bytes_on_disk`` those of its files, in which
+    packed codes are entropy-coded.
     """
 
     numbers: int

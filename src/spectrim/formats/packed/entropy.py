@@ -1,13 +1,13 @@
-"""Packed codes entropy-coded on disk, by zstd's Huffman codes, and decoded once when a model is read.
+"""Packed codes entropy-coded on disk by zstd's Huffman codes, decoded once when a model is read.
 
 Codes are not equally frequent: of 2, 3 and 4 bits they hold about 1.92, 2.83 and 3.78, the codes of
 scales 6.9 and those of offsets 5.3 of 8. A Huffman code over whole bytes comes within a hundredth
 of a bit of that wherever codes begin at bytes. Codes of 3 bits lie across bytes; pairs of them, six
 bits, are then the symbols. Nothing is lost, and nothing differs in memory.
 
-A tensor ``name`` is stored as ``name_zstd``, one zstd frame of its bytes, or, where that is shorter,
-as ``name_zstd6``: a frame with a byte for every six bits (RFC 8878; three bytes are read as one
-number, lowest byte and lowest six bits first; one or two bytes left at the end follow as they are).
+A tensor ``name`` is stored as ``name_zstd``, one zstd frame (RFC 8878) of its bytes, or, where that
+is shorter, as ``name_zstd6``: a frame with a byte for every six bits. Three bytes are read as one
+number, lowest byte and lowest six bits first; one or two left at the end follow as they are.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def decoded(frame: UInt8[Tensor, " bytes"], name: str, like: Tensor) -> Tensor:
         plain = _whole_bytes(plain)
     if len(plain) != like.nbytes:
         raise SpectrimError(
-            f"{name} holds {len(plain)} bytes where config.json says {like.nbytes}; fetch the model "
-            "again"
+            f"{name} holds {len(plain)} bytes where config.json says {like.nbytes}; fetch the "
+            "model again"
         )
     return torch.from_numpy(plain).view(like.dtype).reshape(like.shape)
 

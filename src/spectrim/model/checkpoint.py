@@ -137,15 +137,16 @@ class Decode(ConversionOps):
         input_dict: dict[str, Any],
         source_patterns: list[str],
         target_patterns: list[str],
-        *,
-        full_layer_name: str,
-        model: PreTrainedModel,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Return the decoded tensor under its own name."""
+        """Return the decoded tensor under its own name.
+
+        kwargs: ``model``, and ``full_layer_name``, that of the tensor in it.
+        """
+        name: str = kwargs["full_layer_name"]
         (frame,) = next(iter(input_dict.values()))
-        like = model.get_buffer(full_layer_name)
-        return {full_layer_name: entropy.decoded(frame, full_layer_name + self.suffix, like)}
+        like = kwargs["model"].get_buffer(name)
+        return {name: entropy.decoded(frame, name + self.suffix, like)}
 
 
 def _decodes(conversion: Any) -> bool:

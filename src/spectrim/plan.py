@@ -91,7 +91,7 @@ class Group:
 
         grid: the bits that a stored number gets, None for the checkpoint's own.
         """
-        bits: dict[str, Any] = {} if grid is None else {"bits": grid.bits, "group": grid.group}
+        bits: dict[str, Any] = {} if grid is None else vars(grid)
         if not self.method:
             return [replace(left_dense(self.site), predicted_loss=loss, **bits)]
         return [

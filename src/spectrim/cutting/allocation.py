@@ -11,7 +11,8 @@ import torch
 from spectrim.allocators import Measure, allocators
 from spectrim.cutting.curves import dense_curve, envelope, read_curves, undominated
 from spectrim.errors import SpectrimError
-from spectrim.job.job import Job, inner_sites
+from spectrim.job.job import Job
+from spectrim.model.sites import Site
 from spectrim.plan import Curve, Decision, Plan
 from spectrim.recipe.options import Factorize
 
@@ -35,16 +36,15 @@ class Unit:
 
 def units(job: Job, curves: list[Curve]) -> list[Unit]:
     """Return what is bought together: the sites one by one, or with those that a method joins."""
-    alone: dict[str, list[Curve]] = {site.name: [] for site in inner_sites(job)}
+    sites = offered_sites(job, curves)
+    alone: dict[str, list[Curve]] = {site.name: [] for site in sites}
     joint: list[Curve] = []
     for curve in curves:
         if len(curve.sites) > 1:
             joint.append(curve)
         else:
             alone[curve.site.name].append(curve)
-    single = {
-        site.name: envelope(alone[site.name]) or dense_curve(job, site) for site in inner_sites(job)
-    }
+    single = {site.name: envelope(alone[site.name]) or dense_curve(job, site) for site in sites}
     made: list[Unit] = []
     left = dict(single)
     joint = _enveloped(joint)
@@ -54,8 +54,14 @@ def units(job: Job, curves: list[Curve]) -> list[Unit]:
         names = list(dict.fromkeys(site.name for curve in members for site in curve.sites))
         made.append(_united(members, [left.pop(name) for name in names]))
     made += [Unit(curve) for curve in left.values()]
-    order = {site.name: place for place, site in enumerate(inner_sites(job))}
+    order = {site.name: place for place, site in enumerate(sites)}
     return sorted(made, key=lambda unit: order[unit.curve.site.name])
+
+
+def offered_sites(job: Job, curves: list[Curve]) -> list[Site]:
+    """Return the sites inside the blocks, and before or behind them the ends that have a curve."""
+    offered = {curve.site.name for curve in curves}
+    return [site for site in job.sites if site.block >= 0 or site.name in offered]
 
 
 def _enveloped(joint: list[Curve]) -> list[Curve]:
@@ -176,7 +182,7 @@ def decided(bought: list[Unit], chosen: list[int]) -> tuple[Decision, ...]:
 
 
 def available(job: Job, curves: list[Curve]) -> float:
-    """Return what the sites inside the blocks may take together.
+    """Return what the sites that are bought may take together.
 
     Raises:
         SpectrimError: what cannot be factored, or the smallest cuts, already exceed the budget.
@@ -199,7 +205,7 @@ def meets(job: Job, curves: list[Curve]) -> bool:
 
 
 def _taken(job: Job, curves: list[Curve]) -> tuple[float, float]:
-    """Return what is 100% of the unit of the budget, and what of it is outside the blocks.
+    """Return what is 100% of the unit of the budget, and what of it is not for sale.
 
     A part is a part of the model as it came, whatever earlier stages have made of it.
     """

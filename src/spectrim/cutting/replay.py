@@ -11,7 +11,7 @@ from spectrim.cutting.groups import centred, groups, open_ended
 from spectrim.cutting.mixture import restored
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, formats, low_rank_formats
-from spectrim.job.job import Job, inner_sites
+from spectrim.job.job import Job
 from spectrim.methods import methods
 from spectrim.model.architectures import Place
 from spectrim.model.sites import Site
@@ -45,7 +45,8 @@ def named(plan: Plan) -> Plan:
 
 def refuse_unfit(job: Job, plan: Plan) -> None:
     """Raise SpectrimError where a plan is of another model or another calibration text."""
-    check(plan, inner_sites(job))
+    named_here = {one.site for one in plan.decisions}
+    check(plan, [site for site in job.sites if site.block >= 0 or site.name in named_here])
     needed = {"fingerprint": job.source.fingerprint, "statistics": job.statistics_key}
     for what, key in (("model", "fingerprint"), ("calibration text", "statistics")):
         if plan.about.get(key, needed[key]) != needed[key]:

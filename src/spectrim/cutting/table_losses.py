@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from typing import Any
 
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from spectrim.cutting.tables import divergence_with, head_moment
 from spectrim.cutting.type_losses import Offer, offered
 from spectrim.files import atomic_file, key_of, locked
 from spectrim.job.job import Job
@@ -20,13 +18,10 @@ from spectrim.model import sites
 from spectrim.rounding.few_bits import DAMPING
 from spectrim.rounding.ggml import bits, dequantize, quantize
 from spectrim.rounding.ggml_feedback import quantize_with_feedback
-from spectrim.text.tokens import Tokens
-from spectrim.walk.moments import SecondMoment, damped, inverse_root
+from spectrim.walk.moments import damped, inverse_root
 from spectrim.walk.stream import Stream
-from spectrim.walk.walk import HEAD_CHUNK, BlockWalk
 
 MEASURED = 4.5  # bits of the type whose divergence is measured
-SEQUENCES = 8  # of the calibration text: what the head reads is of few dimensions
 SAMPLE = 1 << 16  # rows: what types lose beside each other is told from so many of a large table
 DESCENT = 1 << 26  # numbers: of larger tables the codes are chosen once
 
@@ -76,40 +71,12 @@ class Tables:
 
     def moment(self) -> Float[Tensor, "hidden hidden"]:
         """Return the second moment of what the head reads; kept in the cache."""
-        file = (
-            self.job.cache / "types" / f"{key_of('head', 1, self.job.statistics_key)}.safetensors"
-        )
-        with locked(file):
-            if not file.exists():
-                with atomic_file(file) as partial:
-                    save_file({"moment": self._moment()}, partial)
-        return load_file(file)["moment"]
-
-    def _moment(self) -> Tensor:
-        text = self.job.splits.calibration
-        walk = self.job.walk(Tokens(text.ids[:SEQUENCES], text.mask[:SEQUENCES]))
-        stream = Stream(walk).through(walk.block)
-        head: Any = walk.model.get_submodule(self.job.architecture.head)
-        sums = SecondMoment.zeros(head.weight.shape[1])
-        hook = head.register_forward_pre_hook(lambda _, args: sums.add(args[0].flatten(0, -2)))
-        try:
-            for at, hidden in stream.hidden.items():
-                for rows in hidden[walk.mask(at)].split(HEAD_CHUNK):
-                    walk.logits(rows)
-        finally:
-            hook.remove()
-        return sums.moment() / sums.tokens
+        return head_moment(self.job)
 
     def divergence(self, name: str, packed: np.ndarray, kind: GGMLQuantizationType) -> float:
         """Return the mean KL divergence on the search split that a table in a type leads to."""
-        changed = copy.deepcopy(self.job.model)
-        with torch.no_grad():
-            changed.get_parameter(name).copy_(dequantize(packed, kind))
-        tokens = self.walk.tokens
-        other = BlockWalk(changed, self.job.architecture, self.job.weights, tokens, self.walk.batch)
         dense = Stream(self.walk).through(self.walk.block)
-        small = dense if name == self.head else Stream(other).through(other.block)
-        return divergence(self.walk, dense, other, small)
+        return divergence_with(dense, name, dequantize(packed, kind), job=self.job)
 
     def error(
         self, name: str, packed: np.ndarray, kind: GGMLQuantizationType, some: slice = slice(None)
@@ -169,22 +136,3 @@ def _losses(tables: Tables, name: str, mean: float) -> dict[str, float]:
     measured = min(kinds, key=lambda one: abs(bits(one) - MEASURED))
     loss = tables.divergence(name, tables.packed(name, measured), measured)
     return {one.name: loss * errors[one] / errors[measured] for one in kinds}
-
-
-@torch.no_grad()
-def divergence(walk: BlockWalk, dense: Stream, other: BlockWalk, small: Stream) -> float:
-    """Return the mean KL divergence of what follows every token, nats; both read one text."""
-    total, tokens = 0.0, 0
-    for at in walk.starts:
-        mask = walk.mask(at)
-        pairs = zip(
-            dense.hidden[at][mask].split(HEAD_CHUNK),
-            small.hidden[at][mask].split(HEAD_CHUNK),
-            strict=True,
-        )
-        for one, two in pairs:
-            right = torch.log_softmax(walk.logits(one).float(), -1)
-            wrong = torch.log_softmax(other.logits(two).float(), -1)
-            total += float((right.exp() * (right - wrong)).sum().double())
-            tokens += len(one)
-    return total / tokens

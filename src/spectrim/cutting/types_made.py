@@ -13,7 +13,8 @@ from gguf import GGMLQuantizationType
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from spectrim.cutting.table_losses import Tables, divergence
+from spectrim.cutting.table_losses import Tables
+from spectrim.cutting.tables import divergence
 from spectrim.cutting.type_choice import DENSE
 from spectrim.cutting.type_losses import BlockMaker, replaced
 from spectrim.files import atomic_file, key_of

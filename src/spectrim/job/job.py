@@ -260,6 +260,11 @@ def inner_sites(job: Job) -> list[Site]:
     return [site for site in job.sites if site.block >= 0]
 
 
+def end_sites(job: Job) -> list[Site]:
+    """Return embedding and head, or the one table that serves as both."""
+    return [site for site in job.sites if site.block < 0]
+
+
 def dense_plan(job: Job) -> Plan:
     """Return the plan that leaves every site as it is."""
     about = {"model": job.source.name, "fingerprint": job.source.fingerprint}

@@ -29,7 +29,7 @@ def write_model(job: Job, folder: Path) -> None:
     factored = job.ends | {
         decision.site: {"format": decision.stored_as, **job.empty_format(decision).shape()}
         for decision in job.plan.decisions
-        if decision.replaced
+        if decision.replaced and decision.block >= 0
     }
     shared = repeats(job)
     if job.blocks is None and not shared:  # no stage cut anything

@@ -164,6 +164,8 @@ class Factorize(Part):
     rank_multiple: chosen ranks are multiples of this, from 1.
     bits: also offer every cut, and the whole matrix, with its numbers in so many bits, of 2, 3, 4
         and 8; a stage `quantize` must follow, and carries out what was chosen.
+    ends: bits that embedding and head may have, of 2, 3, 4 and 8; they are bought along with the
+        maps, from one budget of the bytes of the whole model.
     cut: also offer smaller ranks; without, bits alone are chosen.
     group: of how many neighbours along the input a step of these is, 32, 64 or 128; 0: of a row.
     split_fused: take a map that computes queries, keys and values at once as three maps.
@@ -180,6 +182,7 @@ class Factorize(Part):
     damp_gradient: float = Field(default=1e-2, ge=0)
     rank_multiple: int = Field(default=8, ge=1)
     bits: tuple[Literal[2, 3, 4, 8], ...] = ()
+    ends: tuple[Literal[2, 3, 4, 8], ...] = ()
     cut: bool = True
     group: Literal[0, 32, 64, 128] = 64
     split_fused: bool = False

@@ -13,6 +13,10 @@ from spectrim.errors import SpectrimError
 from spectrim.registry import Registry
 
 TRAINED = "trained"  # what a stage leaves that heals
+ENDS_ARE_OUTSIDE = (
+    "factorize buys embedding and head, which are outside the linear maps; keep a part of the "
+    "whole model, such as keep: 25% of bytes, or leave out ends"
+)
 BITS_SAVE_BYTES = (
     "factorize offers few bits, which save no numbers; keep a part of the bytes, such as "
     "keep: 25% of linear bytes"
@@ -37,7 +41,7 @@ def refuse_order(stages: Sequence[tuple[str, Any]]) -> None:
         for fact in _facts("CLEARS", name, options):
             left.pop(fact, None)
         left |= dict.fromkeys(_facts("LEAVES", name, options), name)
-        if name == "factorize" and options.bits:
+        if name == "factorize" and (options.bits or options.ends):
             _refuse_bits(options, [made for one, made in stages[at:] if one == "quantize"])
 
 
@@ -68,6 +72,16 @@ def _refuse_bits(factorize: Any, quantize: list[Any]) -> None:
         raise SpectrimError(
             "factorize chooses bits, which the stage quantize gives; add the stage quantize "
             "behind it, or leave out bits"
+        )
+    if factorize.ends and not factorize.bits:
+        raise SpectrimError(
+            "factorize buys embedding and head along with the bits of the maps; name bits too, "
+            "such as bits: [2, 3, 4, 8], or leave out ends"
+        )
+    if factorize.ends and quantize[0].ends:
+        raise SpectrimError(
+            "factorize chooses the bits of embedding and head, so ends of quantize would say "
+            "nothing; leave out one of the two"
         )
     usual = type(quantize[0])()
     for key in _GIVEN:

@@ -21,7 +21,7 @@ from pydantic import Field, model_serializer, model_validator
 
 from spectrim.errors import SpectrimError, did_you_mean
 from spectrim.recipe.options import Amount, Factorize, Part, parse_tokens, validate
-from spectrim.recipe.order import BITS_SAVE_BYTES, heals, refuse_order
+from spectrim.recipe.order import BITS_SAVE_BYTES, ENDS_ARE_OUTSIDE, heals, refuse_order
 from spectrim.registry import Registry
 
 _STAGES = Registry("stage", "spectrim.stages")
@@ -171,6 +171,8 @@ class Recipe(Part):
         refuse_order([(stage.name, stage.options) for stage in self.stages])
         if self.keep.of == "linear" and self.factorize is not None and self.factorize.bits:
             raise SpectrimError(BITS_SAVE_BYTES)
+        if self.keep.of != "bytes" and self.factorize is not None and self.factorize.ends:
+            raise SpectrimError(ENDS_ARE_OUTSIDE)
         return self
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,29 +13,61 @@ from spectrim.formats import formats
 from spectrim.formats.packed.quantized import Quantized
 from spectrim.formats.packed.scales import Grid
 from spectrim.job.job import Job, load_rest
-from spectrim.rounding.nearest import nearest
+from spectrim.rounding.gptq import gptq
+from spectrim.rounding.nearest import QuantizedMatrix, nearest
+from spectrim.walk.moments import damped, inverse_root
 
 GRIDS = {8: Grid(8, 0, True), 4: Grid(4, 32, False)}
 AT_ONCE = 1 << 22  # weights that are rounded at a time
+DAMPING = 1e-2  # of the mean diagonal of what a table's errors are measured by
 
 
-def quantize_embedding_and_head(job: Job, bits: int) -> dict[str, Tensor]:
+class TableRounding(NamedTuple):
+    """How a table is rounded."""
+
+    grid: Grid
+    metric: Float[Tensor, "hidden hidden"] | None = None
+    """What the errors of a row are measured by, as GPTQ takes it; None: each number by itself."""
+
+    def __call__(
+        self, table: Float[Tensor, "words hidden"], dtype: torch.dtype
+    ) -> list[QuantizedMatrix]:
+        """Return a table rounded, some rows at a time, as a large one takes much memory else.
+
+        dtype: of the row scales.
+
+        Raises:
+            ArithmeticError: the metric is far from positive semidefinite.
+        """
+        some = table.split(max(1, AT_ONCE // table.shape[1]))
+        if self.metric is None:
+            ones = torch.ones(table.shape[1])
+            return [nearest(rows, ones, self.grid, dtype) for rows in some]
+        inputs = damped(self.metric, DAMPING)
+        root = inverse_root(inputs).float()
+        return [gptq(rows, inputs, self.grid, dtype, root=root) for rows in some]
+
+
+def quantize_embedding_and_head(
+    job: Job, roundings: Mapping[str, TableRounding]
+) -> dict[str, Tensor]:
     """Return all tensors outside the blocks, those of embedding and head packed.
 
     ``job.ends`` gets what is to stand for them, and ``job.model`` the values that they now have, so
     that later stages see what they will work with.
-    bits: 8, with a scale for each word, or 4, with a scale and an offset for every 32 weights.
+    roundings: by the path of the module; what has none stays as it is, a head that is tied to the
+        embedding follows that.
     """
     rest = job.rest()
     embed, head = job.architecture.embed, job.architecture.head
     values: dict[str, Tensor] = {}
     for path in (embed, head):
-        if path in job.ends:  # tied to the embedding
+        if path in job.ends or path not in roundings:  # the first where tied to the embedding
             continue
         module: Any = job.model.get_submodule(path)
         readers = [name for name, _ in _readers(job.model, module.weight)]
         names = [name for reader in readers if (name := f"{reader}.weight") in rest]
-        made = _quantized(rest[names[0]], module, bits, job.weights.dtype())
+        made = _quantized(rest[names[0]], module, roundings[path], job.weights.dtype())
         for name in names:
             del rest[name]
         held = made.part("quantized")
@@ -52,9 +85,12 @@ def _readers(model: nn.Module, table: nn.Parameter) -> list[tuple[str, nn.Module
 
 
 def _quantized(
-    table: Float[Tensor, "out in"], module: nn.Module, bits: int, dtype: torch.dtype
+    table: Float[Tensor, "out in"],
+    module: nn.Module,
+    rounding: TableRounding,
+    dtype: torch.dtype,
 ) -> Quantized:
-    grid, (out, inner) = GRIDS[bits], table.shape
+    grid, (out, inner) = rounding.grid, table.shape
     extra: dict[str, float] = {}
     name = "quantized_dense"
     if isinstance(module, nn.Embedding):
@@ -62,10 +98,7 @@ def _quantized(
     biased = getattr(module, "bias", None) is not None
     made: Quantized = formats.get(name)(inner, out, min(out, inner), biased, grid, **extra)
     made = made.to(dtype)
-    parts = [
-        nearest(rows, torch.ones(inner), grid, dtype).pieces("quantized")
-        for rows in table.split(max(1, AT_ONCE // inner))
-    ]
+    parts = [one.pieces("quantized") for one in rounding(table, dtype)]
     whole = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
     with torch.no_grad():
         made.take(whole)

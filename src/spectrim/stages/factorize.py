@@ -9,6 +9,7 @@ from spectrim.cutting.bit_losses import bit_losses
 from spectrim.cutting.curves import offered, read_curves, shown_curves, unknown_offers
 from spectrim.cutting.cut import cut
 from spectrim.cutting.decompose import decompose
+from spectrim.cutting.end_losses import end_curves, end_losses
 from spectrim.cutting.refinement import refine
 from spectrim.cutting.replay import replayable, restated
 from spectrim.cutting.trial import planned
@@ -50,6 +51,7 @@ def factorize(job: Job, options: Factorize) -> None:
     refinement = options.refine
     if job.plan is None:
         offered_all = curves + in_few_bits(job, options, curves, bit_losses(job, options))
+        offered_all += end_curves(job, options, end_losses(job, options))
         job.plan = planned(job, options, offered_all)
         if options.bits:  # which the stage quantize gives them
             job.wanted = job.plan
@@ -68,6 +70,7 @@ def refuse_impossible(job: Job, options: Factorize) -> None:
     refuse_few_bits(job, options)
     possible = offered(job, options, unknown_offers(job, options)) if options.cut else []
     possible += in_few_bits(job, options, possible, None)
+    possible += end_curves(job, options, None)
     available(job, [unit.curve for unit in units(job, possible)])
 
 

@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from spectrim.cutting.end_losses import end_roundings
 from spectrim.errors import SpectrimError
 from spectrim.files import atomic_file
 from spectrim.formats.fewer_inputs import FewerInputs
@@ -29,7 +30,11 @@ from spectrim.model.architectures import Place
 from spectrim.model.sites import protected
 from spectrim.plan import Decision, Plan
 from spectrim.recipe.options import Part, Regex
-from spectrim.rounding.embedding_and_head import quantize_embedding_and_head
+from spectrim.rounding.embedding_and_head import (
+    GRIDS,
+    TableRounding,
+    quantize_embedding_and_head,
+)
 from spectrim.rounding.few_bits import (
     DAMPING,
     FORMATS,
@@ -51,6 +56,7 @@ REPORT = (
     "nearest]: {bits:counted bits}[left|; {left:count} are not]. Predicted to cost "
     "{predicted_loss:plain} nats/token[without_tokens|, {without_tokens:count} maps that no token "
     "came to apart].[ends| Embedding and head in {ends} bits, which no loss was predicted for.]"
+    "[tables| Outside the blocks, {tables}, measured to cost {predicted_of_tables:plain} more.]"
 )
 BITS = (2, 3, 4, 8)
 
@@ -65,7 +71,8 @@ class Options(Part):
     order: GPTQ rounds the inputs with the largest moment first, with scales of the matrix as it is.
     damping: part of the mean diagonal of A that GPTQ adds to it before it inverts it, from 0.
     ends: bits of embedding and head, 8 with a scale for each word or 4 with a scale and an offset
-        for every 32 numbers, rounded to the nearest; 0 leaves both as they are.
+        for every 32 numbers, rounded to the nearest; 0 leaves both as they are, or as factorize
+        has bought them.
     protect: regular expressions; a site keeps its numbers where one is found in its name, its
         role, or "block N".
     """
@@ -88,8 +95,8 @@ def quantize(job: Job, options: Options) -> None:
             left to work on.
     """
     plan = job.plan or dense_plan(job)
-    chosen = decided(job, options, plan)
-    refuse(job, options, plan, chosen)
+    chosen, tables = decided(job, options, plan), decided_tables(job)
+    refuse(job, options, plan, chosen | tables)
     folder, places = next_step(job, "quantize"), job.each_block()
     losses: dict[str, float | None] = {}
     for done, place in enumerate(places, start=1):
@@ -98,12 +105,26 @@ def quantize(job: Job, options: Options) -> None:
     before = copy.copy(job)
     if job.reference is None or any(job.healings):
         job.reference = lambda place: current_block(before, place, torch.float32)
-    go_on_with(
-        job, folder, quantize_embedding_and_head(job, options.ends) if options.ends else None
-    )
+    roundings = end_roundings(job, tables) if tables else _usual(job, options)
+    go_on_with(job, folder, quantize_embedding_and_head(job, roundings) if roundings else None)
+    chosen |= tables
     decisions = tuple(chosen.get(one.site, one) for one in plan.decisions)
     job.plan = replace(plan, decisions=decisions)
     job.notes[NOTE] = note(options, job.plan, losses)
+
+
+def decided_tables(job: Job) -> dict[str, Decision]:
+    """Return the decisions of the plan that rules for embedding and head, where it has bits."""
+    wanted = job.wanted.decisions if job.wanted else ()
+    return {one.site: one for one in wanted if one.block < 0 and one.bits}
+
+
+def _usual(job: Job, options: Options) -> dict[str, TableRounding]:
+    """Return how both tables are rounded where no plan says it."""
+    if not options.ends:
+        return {}
+    paths = (job.architecture.embed, job.architecture.head)
+    return dict.fromkeys(paths, TableRounding(GRIDS[options.ends]))
 
 
 def decided(job: Job, options: Options, plan: Plan) -> dict[str, Decision]:
@@ -191,12 +212,18 @@ def _kept(block: nn.Module) -> dict[str, Tensor]:
 
 def note(options: Options, plan: Plan, losses: dict[str, float | None]) -> dict[str, Any]:
     """Return what is noted: how many sites have which bits, what is left, what it should cost."""
-    bits = Counter(one.bits for one in plan.decisions if one.bits)
+    maps = [one for one in plan.decisions if one.block >= 0]
+    bits = Counter(one.bits for one in maps if one.bits)
+    tables = [one for one in plan.decisions if one.block < 0 and one.bits]
+    of_tables = {
+        "tables": ", ".join(f"{one.role} in {one.bits} bits" for one in tables),
+        "predicted_of_tables": sum(one.predicted_loss for one in tables),
+    }
     return {
         "bits": {str(each): bits[each] for each in sorted(bits)},
         "rounding": options.rounding,
         "ends": options.ends,
-        "left": [one.site for one in plan.decisions if not one.bits],
+        "left": [one.site for one in maps if not one.bits],
         "without_tokens": [site for site, loss in losses.items() if loss is None],
         "predicted_loss": sum(loss for loss in losses.values() if loss is not None),
-    }
+    } | (of_tables if tables else {})

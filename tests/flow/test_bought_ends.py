@@ -1,0 +1,177 @@
+"""Embedding and head bought along with the maps from one budget: sizes, prices, bits, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spectrim.cutting import end_losses
+from spectrim.errors import SpectrimError
+from spectrim.formats.packed.scales import Grid
+from spectrim.job.job import Job
+from spectrim.job.opening import open_job
+from spectrim.metrics.size import bytes_on_disk
+from spectrim.model import sources
+from spectrim.model.sites import find, tied
+from spectrim.recipe.options import Factorize
+from spectrim.recipe.recipe import Recipe
+from spectrim.rounding.embedding_and_head import TableRounding
+from tiny_models import logits, tokens
+from tiny_runs import (
+    TOKENS,
+    Made,
+    family_folder,
+    files,
+    from_pretrained,
+    load,
+    plan_of,
+    shrink,
+    write_text,
+)
+
+BOUGHT = {"factorize": {"bits": [2, 4, 8], "ends": [2, 4, 8], "cut": False, "group": 32}}
+
+
+def asked(source: Path, keep: str, *stages: object) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "model": str(source),
+            "keep": keep,
+            "stages": list(stages),
+            "calibration": {
+                "text": str(write_text(source.parent / "text.txt")),
+                "tokens": TOKENS,
+            },
+        }
+    )
+
+
+def opened(recipe: Recipe, cache: Path) -> Job:
+    source = sources.resolve(recipe.model, cache)
+    return open_job(recipe, source, cache, lambda *_: None)
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3_text"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Return a tiny model, its head its own or its embedding's, a quarter of whose bytes stay."""
+    folder = tmp_path_factory.mktemp(request.param)
+    source = family_folder(folder / "source", request.param, dtype=torch.bfloat16)
+    small = shrink(asked(source, "30% of bytes", BOUGHT, "quantize"), folder / "small")
+    return Made(request.param, source, folder / "text.txt", small)
+
+
+def bought(made: Made) -> dict[str, Any]:
+    return {one.role: one for one in plan_of(made.small).decisions if one.block < 0}
+
+
+def test_the_whole_file_is_as_small_as_asked(made: Made) -> None:
+    whole = bytes_on_disk(made.source)
+    assert 0.2 * whole < bytes_on_disk(made.small) <= 0.3 * whole + 4096  # names of tensors
+    roles = {"embed"} if tied(load(made.source)) else {"embed", "head"}
+    assert bought(made).keys() == roles
+    assert all(one.bits in (2, 4, 8) for one in bought(made).values())
+
+
+def test_the_tables_are_those_of_the_plan_head_by_gptq(made: Made) -> None:
+    model, dense = from_pretrained(made, made.small), load(made.source)
+    embed = model.get_input_embeddings()
+    one = bought(made)["embed"]
+    assert embed.grid == Grid(one.bits, one.group, one.symmetric)
+    job = opened(asked(made.source, "30% of bytes", BOUGHT, "quantize"), made.folder / "cache")
+    metric = end_losses.metric_of(job, job.architecture.embed)
+    assert (metric is None) == (not tied(dense))
+    table = dense.get_input_embeddings().weight.detach()
+    (expected,) = TableRounding(embed.grid, metric)(table, torch.bfloat16)
+    held = embed.dense().float()
+    assert torch.allclose(held, expected.dequantize(one.group), rtol=1e-2, atol=1e-3)
+    assert logits(model, tokens()).isfinite().all()
+
+
+def test_prices_are_what_the_loss_rises_by(made: Made) -> None:
+    """The divergence of a table's rounding, seen from the outside: by the whole model's logits."""
+    recipe = asked(made.source, "30% of bytes", BOUGHT, "quantize")
+    job = opened(recipe, made.folder / "cache")
+    options = recipe.factorize
+    assert options is not None
+    losses = end_losses.end_losses(job, options)
+    ids = end_losses.measured_tokens(job).ids
+    for site in (one for one in find(load(made.source)) if one.block < 0):
+        low, middle, high = losses[site.name]
+        assert low > middle > high > 0
+        changed, dense = load(made.source), load(made.source)
+        grid = Grid(2, 32, symmetric=False)
+        table = dense.get_submodule(site.name).weight.detach()
+        parts = TableRounding(grid, end_losses.metric_of(job, site.name))(table, torch.bfloat16)
+        with torch.no_grad():
+            changed.get_submodule(site.name).weight.copy_(parts[0].dequantize(32))
+            right = dense(ids).logits.float().log_softmax(-1)
+            wrong = changed(ids).logits.float().log_softmax(-1)
+        measured = float((right.exp() * (right - wrong)).sum(-1).mean())
+        assert low == pytest.approx(measured, rel=0.1)
+
+
+def test_a_dearer_table_gets_more_bits(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = asked(made.source, "30% of bytes", BOUGHT, "quantize")
+    job = opened(recipe, made.folder / "cache")
+    options = recipe.factorize
+    assert options is not None
+    from spectrim.cutting.allocation import allocate, units
+    from spectrim.cutting.bit_curves import in_few_bits
+    from spectrim.cutting.bit_losses import bit_losses
+
+    maps = in_few_bits(job, options, [], bit_losses(job, options))
+    known = end_losses.end_losses(job, options)
+
+    def bits(times: float) -> int:
+        priced = {name: [times * loss for loss in each] for name, each in known.items()}
+        ends = end_losses.end_curves(job, options, priced)
+        plan = allocate(job, options, units(job, maps + ends))
+        assert plan.decisions[0].role == "embed"
+        return min(one.bits or 16 for one in plan.decisions if one.block < 0)
+
+    assert bits(1e-6) == 2 and bits(1e6) > 2
+
+
+def test_the_plan_is_replayed_to_the_bit(made: Made) -> None:
+    again = made.folder / "again" / "small"
+    recipe = asked(made.source, "30% of bytes", BOUGHT, "quantize")
+    shrink(recipe, again, plan=made.small / "plan.json")
+    assert files(again) == files(made.small)
+
+
+def test_protected_tables_stay(tmp_path: Path) -> None:
+    source = family_folder(tmp_path / "source", "llama", dtype=torch.bfloat16)
+    recipe = asked(source, "50% of bytes", BOUGHT, "quantize")
+    job = opened(recipe, tmp_path / "cache")
+    options = Factorize(bits=(4,), ends=(4,), protect=("embed",))
+    assert [one.site.role for one in end_losses.end_curves(job, options, None)] == ["head"]
+
+
+@pytest.mark.parametrize(
+    ("keep", "factorize", "quantize", "said"),
+    [
+        ("25% of linear bytes", {"bits": [4], "ends": [4]}, {}, "outside the linear maps; keep"),
+        ("25% of bytes", {"ends": [4]}, {}, "name bits too"),
+        ("25% of bytes", {"bits": [4], "ends": [4]}, {"ends": 8}, "leave out one of the two"),
+        ("25% of bytes", {"bits": [4], "ends": [5]}, {}, "it should be 2, 3, 4 or 8"),
+    ],
+)
+def test_what_cannot_be_bought_is_refused(
+    keep: str, factorize: dict[str, Any], quantize: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SpectrimError, match=said):
+        Recipe.build(
+            None,
+            {"model": "m", "keep": keep, "stages": [{"factorize": factorize},
+                                                    {"quantize": quantize}]},
+        )  # fmt: skip
+
+
+def test_too_small_a_file_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    source = family_folder(tmp_path / "source", "llama", dtype=torch.bfloat16)
+    with pytest.raises(SpectrimError, match="^cannot keep 5% of bytes: what is not factored"):
+        shrink(asked(source, "5% of bytes", BOUGHT, "quantize"), tmp_path / "small")
+    assert not list((tmp_path / "cache").glob("decompositions/*"))

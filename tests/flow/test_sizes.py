@@ -17,7 +17,7 @@ from spectrim.model.weights import Weights, quiet
 from spectrim.recipe.recipe import Keep, Recipe
 from spectrim.stages import stages
 from spectrim.verbs import auto
-from spectrim.verbs.auto import Choice, linear_part
+from spectrim.verbs.auto import Choice, refuse_too_small
 from spectrim.verbs.search import Front, search
 from spectrim.verbs.shrink import shrink
 from tiny_runs import TOKENS, Made, from_pretrained, make, plan_of
@@ -52,6 +52,7 @@ def test_the_model_is_as_small_as_asked(plain: Made) -> None:
     assert 0.3 < part <= 0.4
     from_pretrained(plain, small)
     assert choice.why.count(". ") == 2  # three sentences
+    assert choice.why.count(": ") == 2  # each of three ways was tried on the model as it came
 
 
 def test_the_same_seed_chooses_the_same_and_tries_once(
@@ -123,27 +124,28 @@ def test_healing_on_trial_decides_how_it_is_healed(
     )
 
 
-def test_a_part_of_the_whole_leaves_the_linear_maps_what_the_ends_do_not_take(plain: Made) -> None:
+def test_sizes_are_refused_where_the_least_bits_leave_too_little(plain: Made) -> None:
     source = sources.resolve(str(plain.source), plain.folder / "cache")
     skeleton = sources.skeleton(source)
     weights, sites = Weights(source.folder, skeleton), find(skeleton)
-    assert linear_part(weights, sites, Keep.parse("25% of linear bytes")) == 0.25
-    assert linear_part(weights, sites, Keep.parse("100%")) == 1.0
-    part = linear_part(weights, sites, Keep.parse("50%"))
-    linear = 4 * sum(s.out_features * s.in_features for s in sites if s.block >= 0)
-    ends = sum(s.out_features * s.in_features + 4 * s.out_features for s in sites if s.block < 0)
-    others = (
-        weights.bytes()
-        - linear
-        - 4 * sum(s.out_features * s.in_features for s in sites if s.block < 0)
-    )
-    assert part * linear + ends + others == pytest.approx(0.5 * weights.bytes())
+    for allowed in ("4% of linear bytes", "50%", "100%"):
+        refuse_too_small(weights, sites, Keep.parse(allowed))
     with pytest.raises(SpectrimError, match="ask for (.*) or more") as error:
-        linear_part(weights, sites, Keep.parse("2%"))
+        refuse_too_small(weights, sites, Keep.parse("2%"))
     least = int(re.findall(r"ask for (\d+)% of bytes", str(error.value))[0])
-    assert linear_part(weights, sites, Keep.parse(f"{least}%")) >= 0.04
+    refuse_too_small(weights, sites, Keep.parse(f"{least}%"))
     with pytest.raises(SpectrimError, match="no model any more"):
-        linear_part(weights, sites, Keep.parse(f"{least - 1}%"))
+        refuse_too_small(weights, sites, Keep.parse(f"{least - 1}%"))
+    dense = {site.role: site.out_features * site.in_features for site in sites if site.block < 0}
+    assert least * weights.bytes() / 100 > sum(dense.values()) / 4  # two bits each
+
+
+def test_a_part_of_the_whole_buys_embedding_and_head_as_well(plain: Made) -> None:
+    of_all, of_maps = chosen(plain, "40%").recipe, chosen(plain, "40% of linear bytes").recipe
+    assert of_all.factorize is not None and of_maps.factorize is not None
+    assert (of_all.factorize.ends, of_all.stages[1].options.ends) == (auto.BITS, 0)
+    assert (of_maps.factorize.ends, of_maps.stages[1].options.ends) == ((), auto.ENDS)
+    assert (str(of_all.keep), str(of_maps.keep)) == ("40% of bytes", "40% of linear bytes")
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
 """A size in, a recipe out: which ranks, bits and healing lose least, tried and measured.
 
-The budget of bytes is first parted: embedding and head go to 8 bits, norms and biases stay, and the
-linear maps get what is left. How that is best spent on ranks and bits, map by map, is the
-allocator's affair. What it cannot know is tried and measured on the search split: first whether
-cutting ranks, or the widths of MLPs too, pays at all; then, of the two ways that lost least, which
-is better after a little healing, and how fast it should learn (optuna). Healing at last ends after
-the steps that distil takes by itself, or before, where that split gains nothing more.
+Of a part of the whole model's bytes, norms and biases take theirs, and embedding, head and linear
+maps share the rest; of a part of the linear maps' bytes these have all, and embedding and head go
+to 8 bits. How that is best spent on ranks and bits, map by map, is the allocator's affair. What it
+cannot know is tried and measured on the search split: first whether cutting ranks, or the widths of
+MLPs too, pays at all; then, of the two ways that lost least, which is better after a little
+healing, and how fast it should learn (optuna). Healing at last ends after the steps that distil
+takes by itself, or before, where that split gains nothing more.
 """
 
 from __future__ import annotations
 
+import copy
 import shutil
 from dataclasses import dataclass, field, replace
 from math import ceil, inf, isfinite
@@ -33,7 +35,7 @@ from spectrim.stages import stages
 from spectrim.stages.distil import Options as Distil
 from spectrim.verbs.refusals import refuse_smaller
 
-ENDS = 8  # bits of embedding and head
+ENDS = 8  # bits of embedding and head, where they are outside the budget
 LEAST = 0.04  # of the linear maps' bytes: what no plan reaches
 BITS = (2, 3, 4, 8)
 CUTS: dict[str, dict[str, Any]] = {
@@ -83,13 +85,14 @@ def choose(
     refuse_smaller(source, "shrink")
     skeleton = sources.skeleton(source)
     weights = Weights(source.folder, skeleton)
-    part = linear_part(weights, find(skeleton), part_of(size, weights.bytes(), skeleton.config))
+    keep = part_of(size, weights.bytes(), skeleton.config)
+    refuse_too_small(weights, find(skeleton), keep)
     common: dict[str, Any] = {
         "model": asked.model,
         "calibration": asked.calibration.model_dump(),
         "seed": asked.seed,
         "trust_remote_code": asked.trust_remote_code,
-        "keep": str(Keep(fraction=part, of="linear bytes")),
+        "keep": str(keep),
     }
     job = open_job(_recipe(common, next(iter(CUTS))), source, cache, progress)
     key = key_of(
@@ -101,9 +104,9 @@ def choose(
         if heal:
             trials.healed(asked.seed)
     best = trials.best(heal)
-    recipe = _recipe(common, best.cuts, ENDS, best.healing())
+    recipe = _recipe(common, best.cuts, best.healing(), ends=ENDS)
     counted = size.counted(skeleton.config) if isinstance(size, Size) else None
-    return Choice(recipe, " ".join(filter(None, (counted, _why(part, trials, best)))))
+    return Choice(recipe, " ".join(filter(None, (counted, _why(keep, trials, best)))))
 
 
 class Way(NamedTuple):
@@ -183,8 +186,7 @@ class _Trials:
         if str(way) not in record.values:
             short: dict[str, Any] = {"steps": STEPS, "every": STEPS // 2, "warmup": STEPS // 6}
             short["learning_rate"] = way.rate
-            # the ends cost every way the same
-            made = _recipe(self.common, way.cuts, 0, None if way.rate is None else short)
+            made = _recipe(self.common, way.cuts, None if way.rate is None else short)
             try:
                 loss = _measured(self.job, made, self.folder)
             except SpectrimError as error:  # too small for it; another way may reach the size
@@ -201,11 +203,10 @@ def part_of(size: Keep | Size, whole: int, config: Any) -> Keep:
     return Keep(fraction=min(size.of(whole, config) / whole, 1.0), of="bytes")
 
 
-def linear_part(weights: Weights, sites: list[Site], size: Keep) -> float:
-    """Return which part of their bytes the linear maps of the blocks may take.
+def refuse_too_small(weights: Weights, sites: list[Site], size: Keep) -> None:
+    """Raise SpectrimError for a size that leaves too little for the linear maps of the blocks.
 
-    Raises:
-        SpectrimError: the size is one of numbers, or what is outside the maps takes it all.
+    That is also one of numbers, which few bits do not save.
     """
     if size.of == "linear":
         raise SpectrimError(
@@ -216,9 +217,8 @@ def linear_part(weights: Weights, sites: list[Site], size: Keep) -> float:
     whole, others = linear, 0.0
     if size.of == "bytes":
         ends = sum(s.out_features * s.in_features for s in sites if s.block < 0)
-        steps = sum(width * s.out_features for s in sites if s.block < 0)
         whole = weights.bytes()
-        others = whole - linear - width * ends + ends * ENDS / 8 + steps
+        others = whole - linear - width * ends + ends * min(BITS) / 8
     part = (size.fraction * whole - others) / linear
     if part < LEAST:
         least = ceil(100 * (LEAST * linear + others) / whole)
@@ -226,15 +226,21 @@ def linear_part(weights: Weights, sites: list[Site], size: Keep) -> float:
             f"{size} leaves {max(part, 0):.1%} of their bytes for the linear maps, which is no "
             f"model any more; ask for {least}% of {size.of} or more"
         )
-    return min(part, 1.0)
 
 
 def _recipe(
-    common: dict[str, Any], cuts: str, ends: int = 0, heal: dict[str, Any] | None = None
+    common: dict[str, Any], cuts: str, heal: dict[str, Any] | None = None, *, ends: int = 0
 ) -> Recipe:
-    """Return the recipe of a way to cut; heal: options of the healing, None for none."""
+    """Return the recipe of a way to cut; heal: options of the healing, None for none.
+
+    ends: bits of embedding and head, where they are outside the budget; 0 on trial, as they cost
+        every way the same.
+    """
     factorize = {"format": "low_rank", "refine": "off", "bits": BITS, **CUTS[cuts]}
-    made: list[dict[str, Any]] = [{"factorize": factorize}, {"quantize": {"ends": ends}}]
+    quantize: dict[str, Any] = {"ends": ends}
+    if Keep.parse(common["keep"]).of == "bytes":
+        factorize["ends"], quantize = BITS, {}
+    made: list[dict[str, Any]] = [{"factorize": factorize}, {"quantize": quantize}]
     if heal is not None:
         made.append({"distil": heal})
     return Recipe.model_validate({**common, "stages": made})
@@ -243,7 +249,8 @@ def _recipe(
 def _measured(job: Job, recipe: Recipe, folder: Path) -> float:
     """Return the loss on the search split of what a recipe makes, nats per token."""
     budget = Budget(recipe.keep.fraction, recipe.keep.of)
-    tried = replace(job, work=folder, budget=budget, notes=dict(job.notes), curves={})
+    tried = replace(job, work=folder, budget=budget, notes=dict(job.notes), curves={}, ends={})
+    tried.model = copy.deepcopy(job.model)  # whose embedding and head are about to change
     try:
         for stage in recipe.stages:
             stages.get(stage.name)(tried, stage.options)
@@ -257,12 +264,17 @@ def _measured(job: Job, recipe: Recipe, folder: Path) -> float:
     return loss
 
 
-def _why(part: float, trials: _Trials, best: Way) -> str:
+def _why(keep: Keep, trials: _Trials, best: Way) -> str:
     """Return three sentences: what the budget leaves, how it is cut, how it is healed."""
     cuts = Way(best.cuts)
     said = (
-        f"Embedding and head go to {ENDS} bits, which leaves {part:.1%} of their bytes for the "
-        f"linear maps of the blocks. Choosing {cuts} for them loses {trials.losses[cuts]:.3f} nats "
+        "Embedding, head and the linear maps of the blocks share one budget of bytes. "
+        if keep.of == "bytes"
+        else f"The linear maps keep {keep.fraction:.1%} of their bytes; embedding and head go to "
+        f"{ENDS} bits. "
+    )
+    said += (
+        f"Choosing {cuts} for them loses {trials.losses[cuts]:.3f} nats "
         f"per token on the search split{_others(trials, cuts)}. "
     )
     if best.rate is None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from spectrim.cutting import end_losses
+from spectrim.cutting.tables import embedding_moment, head_moment
 from spectrim.errors import SpectrimError
 from spectrim.formats.packed.scales import Grid
 from spectrim.job.job import Job
@@ -19,6 +21,7 @@ from spectrim.model.sites import find, tied
 from spectrim.recipe.options import Factorize
 from spectrim.recipe.recipe import Recipe
 from spectrim.rounding.embedding_and_head import TableRounding
+from spectrim.walk.statistics import embedding_file
 from tiny_models import logits, tokens
 from tiny_runs import (
     TOKENS,
@@ -82,7 +85,10 @@ def test_the_tables_are_those_of_the_plan_head_by_gptq(made: Made) -> None:
     assert embed.grid == Grid(one.bits, one.group, one.symmetric)
     job = opened(asked(made.source, "30% of bytes", BOUGHT, "quantize"), made.folder / "cache")
     metric = end_losses.metric_of(job, job.architecture.embed)
-    assert (metric is None) == (not tied(dense))
+    gradients = embedding_moment(job)
+    factor = float(getattr(dense.get_input_embeddings(), "embed_scale", 1.0))
+    read = head_moment(job) if tied(dense) else torch.zeros_like(gradients)
+    assert torch.allclose(metric, read + factor**2 * gradients, rtol=2e-2)
     table = dense.get_input_embeddings().weight.detach()
     (expected,) = TableRounding(embed.grid, metric)(table, torch.bfloat16)
     held = embed.dense().float()
@@ -111,6 +117,30 @@ def test_prices_are_what_the_loss_rises_by(made: Made) -> None:
             wrong = changed(ids).logits.float().log_softmax(-1)
         measured = float((right.exp() * (right - wrong)).sum(-1).mean())
         assert low == pytest.approx(measured, rel=0.1)
+
+
+def test_gradients_in_front_of_the_blocks_are_the_models(made: Made) -> None:
+    """The moment is what back-propagation through the whole model gives, also from old caches."""
+    job = opened(asked(made.source, "30% of bytes", BOUGHT, "quantize"), made.folder / "cache")
+    found = embedding_moment(job)
+    model, ids = load(made.source), job.splits.calibration.ids
+    flows: list[torch.Tensor] = []
+    model.get_input_embeddings().register_forward_hook(
+        lambda _, __, delivered: delivered.register_hook(flows.append) and None
+    )
+    predicted = ids[:, 1:]
+    logits_of = model(ids).logits[:, :-1].float()
+    torch.nn.functional.cross_entropy(
+        logits_of.flatten(0, 1), predicted.flatten(), reduction="sum"
+    ).backward()
+    rows = flows[0].float().flatten(0, 1)
+    expected = rows.T @ rows / predicted.numel()
+    assert (found - expected).norm() < 0.1 * expected.norm()
+    file = embedding_file(job.statistics())
+    file.unlink()
+    again = embedding_moment(job)
+    assert (again - found).norm() < 0.5 * found.norm()
+    save_file({"gradient_moment": found}, file)
 
 
 def test_a_dearer_table_gets_more_bits(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.cutting.tables import divergence_with, head_moment
+from spectrim.cutting.tables import divergence_with, embedding_moment, head_moment
 from spectrim.files import atomic_file, key_of, locked
 from spectrim.formats import formats
 from spectrim.formats.packed.scales import Grid
@@ -26,7 +26,7 @@ from spectrim.job.job import Job, end_sites
 from spectrim.model.sites import Site, protected, tied
 from spectrim.plan import Curve, Decision, Group
 from spectrim.recipe.options import Factorize
-from spectrim.rounding.embedding_and_head import GRIDS, TableRounding
+from spectrim.rounding.embedding_and_head import GRIDS, TableRounding, row_factor
 from spectrim.text.tokens import Tokens
 from spectrim.walk.stream import Stream
 
@@ -115,13 +115,19 @@ def end_roundings(job: Job, decisions: Mapping[str, Decision]) -> dict[str, Tabl
     }
 
 
-def metric_of(job: Job, name: str) -> Float[Tensor, "hidden hidden"] | None:
-    """Return what the errors of a table's rows are measured by: the moment of what a head reads.
+def metric_of(job: Job, name: str) -> Float[Tensor, "hidden hidden"]:
+    """Return what the errors δ of a table's rows are measured by, δᵀ M δ.
 
-    An embedding's numbers are each rounded by itself.
+    Of a head M is the moment of what it reads; of an embedding that of the gradients of what it
+    delivers, times the square of what its rows are multiplied by; of a table that serves as both
+    it is the sum, as words come in text about as often as the model expects them.
     name: of the table's site.
     """
-    return head_moment(job) if name == job.architecture.head or tied(job.model) else None
+    if name == job.architecture.head:
+        return head_moment(job)
+    factor = row_factor(job.model.get_submodule(name), job.weights.dtype())
+    delivered = factor**2 * embedding_moment(job)
+    return delivered + head_moment(job) if tied(job.model) else delivered
 
 
 @dataclass(frozen=True)
@@ -154,11 +160,7 @@ def _losses(job: Job, dense: Stream, site: Site, grids: list[Grid]) -> list[floa
     return [measured[grid].loss for grid in grids]
 
 
-def _error(
-    errors: Float[Tensor, "words hidden"], metric: Float[Tensor, "hidden hidden"] | None
-) -> float:
+def _error(errors: Float[Tensor, "words hidden"], metric: Float[Tensor, "hidden hidden"]) -> float:
     """Return the mean square of errors, as the metric measures them."""
-    if metric is None:
-        return float(errors.square().mean(dtype=torch.float64))
     total = sum(float(((rows @ metric) * rows).sum()) for rows in errors.split(CHUNK))
     return total / errors.numel()

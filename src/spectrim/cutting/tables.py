@@ -14,7 +14,9 @@ from spectrim.files import atomic_file, key_of, locked
 from spectrim.job.job import Job
 from spectrim.text.tokens import Tokens
 from spectrim.walk.moments import SecondMoment
+from spectrim.walk.statistics import embedding_file
 from spectrim.walk.stream import Stream
+from spectrim.walk.sweeps import collect
 from spectrim.walk.walk import HEAD_CHUNK, BlockWalk
 
 SEQUENCES = 8  # of the calibration text: what the head reads is of few dimensions
@@ -28,6 +30,22 @@ def head_moment(job: Job) -> Float[Tensor, "hidden hidden"]:
             with atomic_file(file) as partial:
                 save_file({"moment": _moment(job)}, partial)
     return load_file(file)["moment"]
+
+
+def embedding_moment(job: Job) -> Float[Tensor, "hidden hidden"]:
+    """Return the moment of the loss's gradients of what the embedding delivers, of E[g gᵀ].
+
+    It comes with the statistics; where those are of an earlier version, a part of the text is run
+    through the blocks once more.
+    """
+    folder = job.statistics()
+    if not embedding_file(folder).exists():
+        text = job.splits.calibration
+        walk = job.walk(Tokens(text.ids[:SEQUENCES], text.mask[:SEQUENCES]))
+        folder = job.cache / "statistics" / key_of("embedding", 1, job.statistics_key)
+        with locked(folder):
+            collect(walk, folder, [], job.progress)
+    return load_file(embedding_file(folder))["gradient_moment"]
 
 
 def _moment(job: Job) -> Float[Tensor, "hidden hidden"]:

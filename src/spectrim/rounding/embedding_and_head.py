@@ -94,7 +94,7 @@ def _quantized(
     extra: dict[str, float] = {}
     name = "quantized_dense"
     if isinstance(module, nn.Embedding):
-        name, extra["embed_scale"] = "quantized_embedding", _row_factor(module, dtype)
+        name, extra["embed_scale"] = "quantized_embedding", row_factor(module, dtype)
     biased = getattr(module, "bias", None) is not None
     made: Quantized = formats.get(name)(inner, out, min(out, inner), biased, grid, **extra)
     made = made.to(dtype)
@@ -118,7 +118,7 @@ def _entries(
             continue
         tied: dict[str, Any] = {**shape, "owner": path}
         if isinstance(module, nn.Embedding):
-            scale = _row_factor(module, made.weight.dtype)
+            scale = row_factor(module, made.weight.dtype)
             entries[reader] = {
                 "format": "tied_embedding",
                 **tied,
@@ -131,7 +131,7 @@ def _entries(
     return entries
 
 
-def _row_factor(module: nn.Module, dtype: torch.dtype) -> float:
+def row_factor(module: nn.Module, dtype: torch.dtype) -> float:
     """Return what a family multiplies the rows of its embedding by, a tensor cast as it does."""
     scale = getattr(module, "embed_scale", 1.0)
     return float(scale.to(dtype)) if isinstance(scale, Tensor) else float(scale)

@@ -41,6 +41,14 @@ def statistics_file(folder: Path, place: Place) -> Path:
     return folder / f"{place.name}.safetensors"
 
 
+def embedding_file(folder: Path) -> Path:
+    """Return where the moment of the gradients of what embeddings deliver lies, [hidden, hidden].
+
+    Statistics of an earlier version lack it.
+    """
+    return folder / "embedding.safetensors"
+
+
 def without_tokens(folder: Path, place: Place) -> list[str]:
     """Return the sites of one block that no token reached, as experts that none is routed to."""
     with safe_open(statistics_file(folder, place), framework="pt") as file:

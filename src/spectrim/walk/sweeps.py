@@ -23,7 +23,8 @@ from spectrim.model.sites import Site
 from spectrim.progress import Progress
 from spectrim.walk.activations import Activations
 from spectrim.walk.collector import Collector
-from spectrim.walk.statistics import statistics_file
+from spectrim.walk.moments import SecondMoment
+from spectrim.walk.statistics import embedding_file, statistics_file
 from spectrim.walk.walk import BlockWalk
 
 
@@ -40,6 +41,7 @@ def collect(walk: BlockWalk, folder: Path, sites: list[Site], progress: Progress
         if not sweep.complete():
             sweep.forward()
             sweep.reverse()
+        sweep.embedded()
     except SpectrimError:  # the model's fault: nothing of it is of use
         shutil.rmtree(folder)
         raise
@@ -229,6 +231,21 @@ class Sweep:
         before.finish()
         if encoder is not None:
             outside_before.finish()
+
+    def embedded(self) -> None:
+        """Write the moment of the gradients that come out at the front, where embeddings enter."""
+        target = embedding_file(self.folder)
+        entering = [self.file(Place(stack, 0), "gradient") for stack in self.stacks]
+        if target.exists() or not all(file.exists() for file in entering):
+            return
+        total = SecondMoment.zeros(self.walk.hidden_size(self.stacks[0]))
+        for stack, file in zip(self.stacks, entering, strict=True):
+            for start in self.walk.starts:
+                mask = self.walk.stack_mask(stack, start)
+                total.add(file.read(start, self.walk.batch)[mask])
+        moment = total.moment() / self.walk.predicted()
+        with atomic_file(target) as partial:
+            save_file({"gradient_moment": moment}, partial)
 
     def clear(self) -> None:
         """Remove all work files."""

@@ -9,8 +9,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spectrim.cutting import end_losses
-from spectrim.cutting.tables import embedding_moment, head_moment
+from spectrim.cutting import end_losses, tables
+from spectrim.cutting.tables import (
+    divergence,
+    divergence_of_words,
+    embedding_moment,
+    head_moment,
+    with_rows,
+    words_of,
+)
 from spectrim.errors import SpectrimError
 from spectrim.formats.packed.scales import Grid
 from spectrim.job.job import Job
@@ -22,6 +29,7 @@ from spectrim.recipe.options import Factorize
 from spectrim.recipe.recipe import Recipe
 from spectrim.rounding.embedding_and_head import TableRounding
 from spectrim.walk.statistics import embedding_file
+from spectrim.walk.stream import Stream
 from tiny_models import logits, tokens
 from tiny_runs import (
     TOKENS,
@@ -117,6 +125,27 @@ def test_prices_are_what_the_loss_rises_by(made: Made) -> None:
             wrong = changed(ids).logits.float().log_softmax(-1)
         measured = float((right.exp() * (right - wrong)).sum(-1).mean())
         assert low == pytest.approx(measured, rel=0.1)
+
+
+def test_some_words_tell_what_all_would(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = asked(made.source, "30% of bytes", BOUGHT, "quantize")
+    job = opened(recipe, made.folder / "cache")
+    walk = job.walk(end_losses.measured_tokens(job))
+    dense = Stream(walk).through(walk.block)
+    name = f"{job.architecture.head}.weight"
+    table = job.model.get_parameter(name).detach().float()
+    noise = torch.randn(table.shape, generator=torch.Generator().manual_seed(0))
+    changed = with_rows(dense, name, table + 0.3 * table.std() * noise, job=job)
+    exact = divergence(walk, dense, *changed)
+    every = words_of(dense)
+    assert len(every.rows) == len(table) and bool((every.counted == 1).all())
+    assert divergence_of_words(dense, every, *changed) == pytest.approx(exact, rel=1e-2)
+    monkeypatch.setattr(tables, "LIKELY", 1)
+    monkeypatch.setattr(tables, "OTHERS", 16)
+    few = words_of(dense)
+    assert len(few.rows) < len(table)
+    assert float(few.counted.sum()) == pytest.approx(len(table))
+    assert divergence_of_words(dense, few, *changed) == pytest.approx(exact, rel=0.2)
 
 
 def test_gradients_in_front_of_the_blocks_are_the_models(made: Made) -> None:

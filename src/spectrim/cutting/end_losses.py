@@ -18,7 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.cutting.tables import divergence_with, embedding_moment, head_moment
+from spectrim.cutting.tables import (
+    Words,
+    divergence_of_words,
+    embedding_moment,
+    head_moment,
+    with_rows,
+    words_of,
+)
 from spectrim.files import atomic_file, key_of, locked
 from spectrim.formats import formats
 from spectrim.formats.packed.scales import Grid
@@ -89,9 +96,10 @@ def end_losses(job: Job, options: Factorize) -> EndLosses:
         if not file.exists():
             walk, found = job.walk(tokens), EndLosses()
             dense = Stream(walk).through(walk.block)
+            words = words_of(dense)
             grids = [grid_of(one, options.group) for one in bits]
             for done, site in enumerate(sites, start=1):
-                found[site.name] = _losses(job, dense, site, grids)
+                found[site.name] = _losses(job, dense, words, site, grids)
                 job.progress(done, len(sites), "measuring what bits cost embedding and head")
             with atomic_file(file) as partial:
                 partial.write_text(json.dumps(found), encoding="utf-8")
@@ -138,13 +146,13 @@ class _Measured:
     error: float
 
 
-def _losses(job: Job, dense: Stream, site: Site, grids: list[Grid]) -> list[float]:
+def _losses(job: Job, dense: Stream, words: Words, site: Site, grids: list[Grid]) -> list[float]:
     """Return what a table loses on each of the grids, nats per token.
 
-    dense: the dense model's states behind its last block.
+    dense: the dense model's states behind its last block. words: that are rounded to tell it.
     """
     name, metric = f"{site.name}.weight", metric_of(job, site.name)
-    values = job.model.get_parameter(name).detach().float()
+    values = job.model.get_parameter(name).detach()[words.rows].float()
     measured: dict[Grid, _Measured] = {}
     for grid in grids:
         parts = TableRounding(grid, metric)(values, job.weights.dtype())
@@ -155,7 +163,8 @@ def _losses(job: Job, dense: Stream, site: Site, grids: list[Grid]) -> list[floa
             close = min(known, key=lambda one: one.error)
             loss = close.loss * error / max(close.error, 1e-30)
         else:
-            loss = divergence_with(dense, name, rounded, job=job)
+            other = with_rows(dense, name, rounded, job=job, rows=words.rows)
+            loss = divergence_of_words(dense, words, *other)
         measured[grid] = _Measured(loss, error)
     return [measured[grid].loss for grid in grids]
 

@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType
 from jaxtyping import Float
 from torch import Tensor
 
-from spectrim.cutting.tables import divergence_with, head_moment
+from spectrim.cutting.tables import divergence, head_moment, with_rows
 from spectrim.cutting.type_losses import Offer, offered
 from spectrim.files import atomic_file, key_of, locked
 from spectrim.job.job import Job
@@ -76,7 +76,8 @@ class Tables:
     def divergence(self, name: str, packed: np.ndarray, kind: GGMLQuantizationType) -> float:
         """Return the mean KL divergence on the search split that a table in a type leads to."""
         dense = Stream(self.walk).through(self.walk.block)
-        return divergence_with(dense, name, dequantize(packed, kind), job=self.job)
+        other, small = with_rows(dense, name, dequantize(packed, kind), job=self.job)
+        return divergence(self.walk, dense, other, small)
 
     def error(
         self, name: str, packed: np.ndarray, kind: GGMLQuantizationType, some: slice = slice(None)

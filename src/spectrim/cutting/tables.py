@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,6 +21,9 @@ from spectrim.walk.sweeps import collect
 from spectrim.walk.walk import HEAD_CHUNK, BlockWalk
 
 SEQUENCES = 8  # of the calibration text: what the head reads is of few dimensions
+LIKELY = 256  # words that the model expects most at a token, of which nearly all losses come
+ALL = slice(None)
+OTHERS = 4096  # words that stand for all that are never likely
 
 
 def head_moment(job: Job) -> Float[Tensor, "hidden hidden"]:
@@ -64,21 +68,76 @@ def _moment(job: Job) -> Float[Tensor, "hidden hidden"]:
     return sums.moment() / sums.tokens
 
 
-def divergence_with(
-    dense: Stream, name: str, values: Float[Tensor, "vocabulary hidden"], *, job: Job
-) -> float:
-    """Return the mean divergence, nats, of a model in which one table has other values.
+def with_rows(
+    dense: Stream, name: str, values: Float[Tensor, "some hidden"], *, job: Job, rows: Any = ALL
+) -> tuple[BlockWalk, Stream]:
+    """Return the model with other values in rows of a table, and its states behind its last block.
 
-    dense: the dense model's states behind its last block. name: of the parameter.
+    dense: those of the dense model. name: of the parameter. rows: an index.
     """
     changed, walk = copy.deepcopy(job.model), dense.walk
     with torch.no_grad():
-        changed.get_parameter(name).copy_(values)
+        table = changed.get_parameter(name)
+        table[rows] = values.to(table.dtype)
     other = BlockWalk(changed, job.architecture, job.weights, walk.tokens, walk.batch)
-    embed = changed.get_parameter(f"{job.architecture.embed}.weight")
-    read_first = changed.get_parameter(name) is embed
-    small = Stream(other).through(other.block) if read_first else dense
-    return divergence(walk, dense, other, small)
+    read_first = table is changed.get_parameter(f"{job.architecture.embed}.weight")
+    return other, Stream(other).through(other.block) if read_first else dense
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of a vocabulary that matter to a text, and some that stand for all others."""
+
+    rows: Int[Tensor, " some"]
+    """Their rows of the table."""
+    counted: Float[Tensor, " some"]
+    """How many words each stands for."""
+
+
+@torch.no_grad()
+def words_of(dense: Stream) -> Words:
+    """Return the words that a text has, or that a model expects in it, and others drawn.
+
+    dense: the states behind the last block.
+    """
+    walk = dense.walk
+    matter = torch.zeros(walk.logits(next(iter(dense.hidden.values()))[0, :1]).shape[1])
+    for at in walk.starts:
+        mask = walk.mask(at)
+        matter[walk.ids(at)[mask]] = 1.0
+        for states in dense.hidden[at][mask].split(HEAD_CHUNK):
+            likely = walk.logits(states).topk(min(LIKELY, len(matter))).indices
+            matter[likely.flatten()] = 1.0
+    others = (matter == 0).nonzero()[:, 0]
+    drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[:OTHERS]
+    matter[others[drawn]] = len(others) / max(len(drawn), 1)
+    rows = matter.nonzero()[:, 0]
+    return Words(rows, matter[rows])
+
+
+@torch.no_grad()
+def divergence_of_words(dense: Stream, words: Words, other: BlockWalk, small: Stream) -> float:
+    """Return the mean KL divergence, nats, of what follows every token, estimated from some words.
+
+    With errors δ of the logits it is log E[exp δ] - E[δ], a mean over words as the dense model
+    expects them.
+    """
+    walk, total, tokens = dense.walk, 0.0, 0
+    for at in walk.starts:
+        mask = walk.mask(at)
+        pairs = zip(
+            dense.hidden[at][mask].split(HEAD_CHUNK),
+            small.hidden[at][mask].split(HEAD_CHUNK),
+            strict=True,
+        )
+        for one, two in pairs:
+            right = walk.logits(one).float()[:, words.rows]
+            errors = other.logits(two).float()[:, words.rows] - right
+            expected = (right + words.counted.log()).log_softmax(-1)
+            mean = (expected.exp() * errors).sum(-1)
+            total += float(((expected + errors).logsumexp(-1) - mean).sum().double())
+            tokens += len(one)
+    return total / tokens
 
 
 @torch.no_grad()

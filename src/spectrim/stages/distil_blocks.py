@@ -8,7 +8,6 @@ and the hidden states of the text before and behind it are in memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -18,21 +17,18 @@ from torch import Tensor, nn
 
 from spectrim.cutting.samples import spread
 from spectrim.healing.balanced import balance, pivot
+from spectrim.healing.block_by_block import block_by_block, dense_and_small, windows_of
 from spectrim.healing.judging import ensure_plan, keep_if_better, make_trainable, text_name
 from spectrim.healing.learned_codes import learn, settle
 from spectrim.healing.windows import Goal, Window, match
 from spectrim.job.blocks import current_block, next_step, write_block
-from spectrim.job.job import BATCH, Job, load_rest
+from spectrim.job.job import Job
 from spectrim.job.repeats import repeats
-from spectrim.model import sources
-from spectrim.model.architectures import Place, architecture_of
-from spectrim.model.sources import Weights
+from spectrim.model.architectures import Place
 from spectrim.recipe.options import Part
-from spectrim.text.tokens import Tokens
 from spectrim.walk.moments import damped
 from spectrim.walk.statistics import block_statistics
 from spectrim.walk.stream import Stream
-from spectrim.walk.walk import BlockWalk
 
 DAMPING = 1e-2
 LEAVES = ("changed maps", "trained")
@@ -69,11 +65,9 @@ def distil_blocks(job: Job, options: Options) -> None:
     ensure_plan(job)
     tokens = spread(job.splits.calibration, options.sequences)
     healing = _Healing(job, options, next_step(job, "distil_blocks"), repeats(job))
-    teacher, student = _streams(job, tokens, options)
-    windows = _windows(job, options.window)
-    for done, places in enumerate(windows, start=1):
-        teacher, student = healing.window(places, teacher, student)
-        job.progress(done, len(windows), "matching blocks to the dense ones")
+    windows = windows_of(job, options.window)
+    streams = dense_and_small(job, tokens, options.batch)
+    block_by_block(job, healing.folder, windows, streams, healing.train)
     note = {
         "stage": "distil_blocks",
         "steps": options.steps,
@@ -82,37 +76,6 @@ def distil_blocks(job: Job, options: Options) -> None:
         "text": text_name(job),
     }
     keep_if_better(job, healing.folder, note)
-
-
-def _windows(job: Job, size: int) -> list[list[Place]]:
-    """Return the blocks in groups of ``size``; none reaches over the end of a stack."""
-    found = []
-    for _, run in groupby(job.each_block(), key=lambda place: place.stack.path):
-        places = list(run)
-        found += [places[at : at + size] for at in range(0, len(places), size)]
-    return found
-
-
-def _streams(job: Job, tokens: Tokens, options: Options) -> tuple[Stream, Stream]:
-    """Return teacher and student before the first block: the model that came, if its blocks fit.
-
-    Sparse weights lie in a folder of their own, so the model of the job is sparse already. Of a
-    model with other blocks, or turned into another basis, only itself can be the target.
-    """
-    batch = options.batch or max(1, BATCH // tokens.ids.shape[1])
-    student = Stream(BlockWalk(job.model, job.architecture, job.weights, tokens, batch))
-    if job.original is None or not job.sparsified or job.orders:
-        return student, student
-    model = sources.skeleton(job.original)
-    architecture = architecture_of(model.config)
-    weights = Weights(job.original.folder, model)
-    stacks = tuple(f"{stack.path}." for stack in architecture.stacks)
-    rest = weights.read(name for name in weights.names() if not name.startswith(stacks))
-    now = job.weights.read(rest)
-    if any(not torch.equal(rest[name], now[name]) for name in rest):
-        return student, student
-    load_rest(model, rest, job.compute_dtype)
-    return Stream(BlockWalk(model, architecture, weights, tokens, batch)), student
 
 
 @dataclass(frozen=True)
@@ -126,21 +89,6 @@ class _Healing:
     options: Options
     folder: Path
     twins: dict[str, str]
-
-    def window(
-        self, places: list[Place], teacher: Stream, student: Stream
-    ) -> tuple[Stream, Stream]:
-        """Train one window, write it, and return both streams behind it."""
-        teacher, student = teacher.reach(places[0]), student.reach(places[0])
-        target = teacher
-        for place in places:
-            target = target.behind(target.walk.block(place), place)
-        if not all(self.job.block_file(self.folder, place).exists() for place in places):
-            self.train(places, target, teacher, student)
-        for place in places:
-            block = self.job.stored_block(self.folder, place, student.walk.dtype)
-            student = student.behind(block, place)
-        return target, student
 
     def train(self, places: list[Place], target: Stream, teacher: Stream, student: Stream) -> None:
         """Train the blocks of a window and write them; one that repeats an earlier one follows."""

@@ -1,0 +1,87 @@
+"""Packed matrices whose codes are learnt: made dense once a pass, so that a step costs its products.
+
+Rounding has no gradient, so that of the rounded matrix is passed on to what was rounded
+(straight-through, 1308.3432), as in SignRound (2309.05516).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spectrim.formats.packed.matrix import PackedMatrix
+from spectrim.formats.packed.scales import Grid
+from spectrim.healing.learned_codes import LearnedMatrix
+
+
+class RoundedMatrix(LearnedMatrix):
+    """A packed matrix with learnt codes, of which a dense copy is held in each pass."""
+
+    latent: nn.Parameter
+
+    def __init__(self, held: PackedMatrix) -> None:
+        super().__init__(held, codes=True)
+
+    def product(self, x: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch rows"]:
+        """Return x Wᵀ; gradients reach codes, scales and offsets."""
+        mixed = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if mixed else x.dtype
+        whole: Tensor = Dequantized.apply(  # type: ignore[no-untyped-call]
+            self.latent, self.scales(), self.offsets(), self.grid, dtype
+        )
+        return functional.linear(x, whole)
+
+
+def learn_rounding(block: nn.Module) -> nn.Module:
+    """Let codes, scales and offsets of every packed matrix in a block be trained, and return it."""
+    for name, module in list(block.named_modules()):
+        if type(module) is PackedMatrix:
+            block.set_submodule(name, RoundedMatrix(module).train(module.training))
+    return block
+
+
+class Dequantized(torch.autograd.Function):
+    """scale round(latent) + offset, the gradient of round taken as one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        latent: Float[Tensor, "rows columns"],
+        scale: Float[Tensor, "rows groups"],
+        offset: Float[Tensor, "rows groups"] | None,
+        grid: Grid,
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "rows columns"]:
+        """Return the matrix in a dtype; latent: codes before they are rounded."""
+        codes = _in_groups(latent.round().clamp_(*grid.codes), scale.shape[1], grid)
+        ctx.save_for_backward(codes.to(torch.int8), scale)
+        ctx.grid, ctx.offset = grid, offset is not None
+        values = codes * scale[..., None]
+        if offset is not None:
+            values += offset[..., None]
+        return values.flatten(1)[:, : latent.shape[1]].to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of codes, scales and offsets."""
+        codes, scale = ctx.saved_tensors
+        columns = upstream[0].shape[1]
+        gradient = _in_groups(upstream[0].to(scale.dtype), scale.shape[1], ctx.grid)
+        of_offset = gradient.sum(-1) if ctx.offset else None
+        of_scale = (gradient * codes).sum(-1)
+        of_latent = (gradient * scale[..., None]).flatten(1)[:, :columns]
+        return of_latent, of_scale, of_offset, None, None
+
+
+def _in_groups(
+    matrix: Float[Tensor, "rows columns"], groups: int, grid: Grid
+) -> Float[Tensor, "rows groups size"]:
+    """Return the groups of each row, a short last one filled up with zeros."""
+    size = grid.group or matrix.shape[1]
+    if spare := groups * size - matrix.shape[1]:
+        matrix = functional.pad(matrix, (0, spare))
+    return matrix.view(len(matrix), groups, size)

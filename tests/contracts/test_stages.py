@@ -29,7 +29,10 @@ SHORT: dict[str, dict[str, Any]] = {  # what has no default, and what makes a ru
     "drop_blocks": {"drop": 1, "protect_first": 0, "protect_last": 0},
     "quantize": {"bits": 3, "group": 32},
 }
-DAMAGED = ["sparsify"]  # what stands in front of a stage that makes up for something
+BEFORE: dict[str, list[Any]] = {  # what stands in front of a stage that needs so much of the model
+    "damage": ["sparsify"],
+    "packed": [{"quantize": {"bits": 2, "group": 32}}],
+}
 
 
 class KilledError(Exception):
@@ -76,7 +79,7 @@ def run(name: str, folder: Path, stop: int = 0) -> int:
         if told == stop:
             raise KilledError
 
-    before = DAMAGED if "damage" in sentences(name, "NEEDS") else []
+    before = [one for fact in sentences(name, "NEEDS") for one in BEFORE.get(fact, [])]
     asked = {
         "model": "source",
         "keep": "70% of linear",

@@ -28,6 +28,8 @@ class RoundedMatrix(LearnedMatrix):
 
     def product(self, x: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch rows"]:
         """Return x Wᵀ; gradients reach codes, scales and offsets."""
+        with torch.no_grad():  # clamped in the graph, what is outside would never come back
+            self.latent.clamp_(*self.grid.codes)
         mixed = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if mixed else x.dtype
         whole: Tensor = Dequantized.apply(  # type: ignore[no-untyped-call]

@@ -41,19 +41,24 @@ class Goal:
 
     inputs: windows of the same blocks, taken in turn. measured: the one on which the error is
     compared with what it was. target: hidden states behind the dense blocks. metric: weights of
-    errors, [hidden, hidden]; None weighs all dimensions alike.
+    errors, [hidden, hidden]; None weighs all dimensions alike. alike: every token counts alike,
+    however large its states are: a norm behind the block divides by that.
     """
 
     inputs: list[Window]
     measured: Window
     target: States
     metric: Tensor | None = None
+    alike: bool = False
 
     def error(self, window: Window, at: int) -> Tensor:
         """Return tr(Eᵀ G E) over the tokens of a batch that are text, as a part of tr(Yᵀ G Y)."""
         mask = window.stream.walk.stack_mask(window.places[0].stack, at)
         wanted = self.target[at][mask].float()  # [tokens, hidden]
         missed = window.run(at)[mask].float() - wanted
+        if self.alike:
+            size = wanted.square().mean(1, keepdim=True).clamp_min(1e-12).rsqrt()
+            missed, wanted = missed * size, wanted * size
         return self._size(missed) / self._size(wanted).clamp_min(1e-12)
 
     def _size(self, rows: Tensor) -> Tensor:

@@ -1,0 +1,75 @@
+"""Rounding learnt block by block: it loses less than trained scales, and ends after a kill alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spectrim.formats.packed.matrix import PackedMatrix
+from spectrim.plan import Plan
+from tiny_healing import asked, note
+from tiny_runs import load, plan_of, shrink, stored
+from tiny_trained import trained_folder, write_learnable
+
+TWO_BITS: dict[str, Any] = {"quantize": {"bits": 2, "group": 32}}
+WHOLE = "100% of linear"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny trained model with its text beside it."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_learnable(folder / "text.txt", words=80 * 32)
+    return trained_folder(folder / "source")
+
+
+@pytest.fixture(scope="module")
+def rounded(source: Path) -> Path:
+    return shrink(asked(source, TWO_BITS, keep=WHOLE), source.parent / "rounded")
+
+
+def codes(folder: Path) -> dict[str, torch.Tensor]:
+    found = load(folder).named_modules()
+    return {name: one.codes() for name, one in found if isinstance(one, PackedMatrix)}
+
+
+def test_codes_change_and_less_is_lost_than_with_scales_alone(
+    source: Path, rounded: Path, tmp_path: Path
+) -> None:
+    learnt = shrink(
+        asked(source, TWO_BITS, {"learn_rounding": {"steps": 100}}, keep=WHOLE), tmp_path / "codes"
+    )
+    scales = shrink(
+        asked(source, TWO_BITS, {"distil_blocks": {"inputs": "propagated"}}, keep=WHOLE),
+        tmp_path / "scales",
+    )
+    lost, other = note(learnt)["search_loss"], note(scales)["search_loss"]
+    assert note(learnt)["used"] and lost["before"] == pytest.approx(other["before"])
+    assert lost["after"] < other["after"] < lost["before"]
+    before, after = codes(rounded), codes(learnt)
+    moved = [float((before[name] != after[name]).float().mean()) for name in before]
+    assert before.keys() == after.keys() and 0.01 < sum(moved) / len(moved) < 0.5
+    shapes = [{k: (t.shape, t.dtype) for k, t in stored(one).items()} for one in (rounded, learnt)]
+    assert shapes[0] == shapes[1]
+    assert isinstance(plan_of(learnt), Plan)
+
+
+def test_two_factors_and_narrower_maps_are_learnt_jointly(source: Path, tmp_path: Path) -> None:
+    methods = "loss_aware_svd,loss_aware_neuron_selection"
+    cut = {"factorize": {"method": methods, "format": "low_rank", "refine": "off"}}
+    stages = (cut, {"quantize": {"bits": 3, "group": 32}}, {"learn_rounding": {"steps": 60}})
+    small = shrink(asked(source, *stages), tmp_path / "small")
+    formats = {one.format for one in plan_of(small).decisions}
+    assert formats > {"low_rank"} or "low_rank" in formats
+    assert note(small)["used"]
+
+
+def test_without_steps_the_bits_stay(source: Path, rounded: Path, tmp_path: Path) -> None:
+    stages = (TWO_BITS, {"learn_rounding": {"steps": 0}})
+    small = shrink(asked(source, *stages, keep=WHOLE), tmp_path / "small")
+    assert not note(small)["used"]
+    one, other = stored(small), stored(rounded)
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)

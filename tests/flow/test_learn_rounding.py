@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from spectrim.formats.packed.matrix import PackedMatrix
-from spectrim.plan import Plan
 from tiny_healing import asked, note
 from tiny_runs import load, plan_of, shrink, stored
 from tiny_trained import trained_folder, write_learnable
@@ -40,30 +39,28 @@ def test_codes_change_and_less_is_lost_than_with_scales_alone(
     source: Path, rounded: Path, tmp_path: Path
 ) -> None:
     learnt = shrink(
-        asked(source, TWO_BITS, {"learn_rounding": {"steps": 100}}, keep=WHOLE), tmp_path / "codes"
+        asked(source, TWO_BITS, {"learn_rounding": {"steps": 60, "code_rate": 0.06}}, keep=WHOLE), tmp_path / "codes"
     )
     scales = shrink(
-        asked(source, TWO_BITS, {"distil_blocks": {"inputs": "propagated"}}, keep=WHOLE),
+        asked(source, TWO_BITS, {"distil_blocks": {"inputs": "propagated", "steps": 60}}, keep=WHOLE),
         tmp_path / "scales",
     )
     lost, other = note(learnt)["search_loss"], note(scales)["search_loss"]
     assert note(learnt)["used"] and lost["before"] == pytest.approx(other["before"])
-    assert lost["after"] < other["after"] < lost["before"]
+    assert lost["after"] < lost["before"] - 5 * (lost["before"] - other["after"]) < lost["before"]
     before, after = codes(rounded), codes(learnt)
     moved = [float((before[name] != after[name]).float().mean()) for name in before]
     assert before.keys() == after.keys() and 0.01 < sum(moved) / len(moved) < 0.5
     shapes = [{k: (t.shape, t.dtype) for k, t in stored(one).items()} for one in (rounded, learnt)]
     assert shapes[0] == shapes[1]
-    assert isinstance(plan_of(learnt), Plan)
 
 
 def test_two_factors_and_narrower_maps_are_learnt_jointly(source: Path, tmp_path: Path) -> None:
     methods = "loss_aware_svd,loss_aware_neuron_selection"
     cut = {"factorize": {"method": methods, "format": "low_rank", "refine": "off"}}
-    stages = (cut, {"quantize": {"bits": 3, "group": 32}}, {"learn_rounding": {"steps": 60}})
+    stages = (cut, {"quantize": {"bits": 3, "group": 32}}, {"learn_rounding": {"steps": 30, "code_rate": 0.06}})
     small = shrink(asked(source, *stages), tmp_path / "small")
-    formats = {one.format for one in plan_of(small).decisions}
-    assert formats > {"low_rank"} or "low_rank" in formats
+    assert {"low_rank", "fewer_inputs"} <= {one.format for one in plan_of(small).decisions}
     assert note(small)["used"]
 
 

@@ -39,7 +39,8 @@ HELP = {
     "protect": "Leave sites dense whose name, role or 'block N' this regular expression finds, "
     "such as 'down' or 'block 0$'. May be repeated.",
     "seed": "For everything drawn at random; same seed, same bits.",
-    "no-heal": "Leave out the recipe's stages that train: distil, distil_blocks, lora, low_memory.",
+    "no-heal": "Leave out the recipe's stages that train: distil, distil_blocks, learn_rounding, "
+    "lora, low_memory.",
     "plan": "Replay a plan.json bit for bit instead of allocating; it says what to keep.",
     "recipe": "Start from a recipe, such as recipes/default.yaml; other options change it.",
     "cache": "Folder for converted models and statistics, shared by all runs.",

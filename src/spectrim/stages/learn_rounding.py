@@ -43,7 +43,7 @@ class Options(Part):
     """
 
     steps: int = Field(default=200, ge=0)
-    code_rate: float = Field(default=0.01, gt=0)
+    code_rate: float = Field(default=0.03, gt=0)
     learning_rate: float = Field(default=3e-3, gt=0)
     sequences: int = Field(default=96, ge=1)
     batch: int = Field(default=0, ge=0)

@@ -39,10 +39,13 @@ def test_codes_change_and_less_is_lost_than_with_scales_alone(
     source: Path, rounded: Path, tmp_path: Path
 ) -> None:
     learnt = shrink(
-        asked(source, TWO_BITS, {"learn_rounding": {"steps": 60, "code_rate": 0.06}}, keep=WHOLE), tmp_path / "codes"
+        asked(source, TWO_BITS, {"learn_rounding": {"steps": 60, "code_rate": 0.06}}, keep=WHOLE),
+        tmp_path / "codes",
     )
     scales = shrink(
-        asked(source, TWO_BITS, {"distil_blocks": {"inputs": "propagated", "steps": 60}}, keep=WHOLE),
+        asked(
+            source, TWO_BITS, {"distil_blocks": {"inputs": "propagated", "steps": 60}}, keep=WHOLE
+        ),
         tmp_path / "scales",
     )
     lost, other = note(learnt)["search_loss"], note(scales)["search_loss"]
@@ -58,7 +61,11 @@ def test_codes_change_and_less_is_lost_than_with_scales_alone(
 def test_two_factors_and_narrower_maps_are_learnt_jointly(source: Path, tmp_path: Path) -> None:
     methods = "loss_aware_svd,loss_aware_neuron_selection"
     cut = {"factorize": {"method": methods, "format": "low_rank", "refine": "off"}}
-    stages = (cut, {"quantize": {"bits": 3, "group": 32}}, {"learn_rounding": {"steps": 30, "code_rate": 0.06}})
+    stages = (
+        cut,
+        {"quantize": {"bits": 3, "group": 32}},
+        {"learn_rounding": {"steps": 30, "code_rate": 0.06}},
+    )
     small = shrink(asked(source, *stages), tmp_path / "small")
     assert {"low_rank", "fewer_inputs"} <= {one.format for one in plan_of(small).decisions}
     assert note(small)["used"]

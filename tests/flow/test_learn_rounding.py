@@ -1,4 +1,4 @@
-"""Rounding learnt block by block: it loses less than trained scales, and ends after a kill alike."""
+"""Rounding learnt block by block: codes change, and less is lost than with trained scales."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rounded(source: Path) -> Path:
+    """Return that model in two bits."""
     return shrink(asked(source, TWO_BITS, keep=WHOLE), source.parent / "rounded")
 
 
 def codes(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the codes of every packed matrix of a model."""
     found = load(folder).named_modules()
     return {name: one.codes() for name, one in found if isinstance(one, PackedMatrix)}
 

@@ -1,4 +1,4 @@
-"""Learn how packed maps are rounded: each block is trained, codes and all, to do what the dense does.
+"""Learn how packed maps are rounded: each block is trained, codes and all, to do as the dense one.
 
 What GPTQ chose for each map by itself is where the codes begin. They are then moved together with
 scales, offsets and norms, so that the errors of the maps of a block make up for each other, and for

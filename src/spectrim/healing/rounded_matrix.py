@@ -1,4 +1,4 @@
-"""Packed matrices whose codes are learnt: made dense once a pass, so that a step costs its products.
+"""Packed matrices whose codes are learnt: dense once a pass, so that a step costs its products.
 
 Rounding has no gradient, so that of the rounded matrix is passed on to what was rounded
 (straight-through, 1308.3432), as in SignRound (2309.05516).

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from spectrim.cutting import refinement
-from spectrim.cutting.refinement import _Crossed, _solve
+from spectrim.cutting.refinement import _solve
 from spectrim.formats import FactoredLinear, from_factors, low_rank_formats
 from spectrim.methods import methods
+from spectrim.walk.crossed import Crossed
 from spectrim.walk.moments import Damping
 from spectrim.walk.statistics import Statistics
 
@@ -40,7 +41,7 @@ class Case:
 
     def solve(self, delivered: Tensor) -> None:
         x, y = self.x.double(), delivered.double()
-        moments = _Crossed((y.T @ y).float(), (x.T @ y).float(), TOKENS)
+        moments = Crossed((y.T @ y).float(), (x.T @ y).float(), TOKENS)
         _solve(self.module, self.statistics, moments)
 
     def error(self, delivered: Tensor) -> float:
@@ -83,7 +84,7 @@ def test_few_tokens_do_not_carry_the_factor_away(case: Case) -> None:
     """Two tokens say little about 16 dimensions; the calibration moments hold the rest."""
     before = case.module.right().detach().clone()
     y = case.x[:2].double() + 0.1
-    moments = _Crossed((y.T @ y).float(), (case.x[:2].double().T @ y).float(), 2)
+    moments = Crossed((y.T @ y).float(), (case.x[:2].double().T @ y).float(), 2)
     with torch.no_grad():
         _solve(case.module, case.statistics, moments)
     moved = (case.module.right() - before).norm() / before.norm()

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from spectrim.cutting.refinement import catching
 from spectrim.job.job import Job
 from spectrim.text.tokens import Tokens
+from spectrim.walk.crossed import catching
 from spectrim.walk.stream import Stream
 
 

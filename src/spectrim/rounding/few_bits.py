@@ -19,6 +19,7 @@ from spectrim.job.job import Job
 from spectrim.model import sites
 from spectrim.model.sites import weight
 from spectrim.plan import Decision
+from spectrim.rounding.descent import descended
 from spectrim.rounding.gptq import gptq
 from spectrim.rounding.nearest import QuantizedMatrix, nearest
 from spectrim.walk.moments import Damping, cholesky, damped, expected_loss, inverse_root
@@ -66,6 +67,8 @@ class Rounding:
     """Whether GPTQ goes from the largest input to the smallest."""
     damping: float = DAMPING
     """Part of the mean diagonal of a moment that is added before GPTQ inverts it."""
+    cycles: int = 0
+    """How often codes and scales are improved in turn once GPTQ has chosen them, at most."""
     roots: InverseRoots = field(default_factory=InverseRoots)
     """What was inverted already, for the maps of one block."""
 
@@ -88,7 +91,8 @@ class Rounding:
         reused = shared and not self.act_order
         root = self.roots.of(inputs, self.damping) if reused else None
         moment = damped(inputs, self.damping)
-        return gptq(matrix, moment, self.grid, self.dtype, act_order=self.act_order, root=root)
+        rounded = gptq(matrix, moment, self.grid, self.dtype, act_order=self.act_order, root=root)
+        return descended(matrix, moment, rounded, self.grid, self.cycles)
 
 
 def matrix_of(module: nn.Module) -> Float[Tensor, "out in"]:
@@ -123,45 +127,53 @@ def narrowed(
 
 
 def quantized_pieces(
-    module: nn.Module, moment: Float[Tensor, "in in"], rounding: Rounding
+    module: nn.Module,
+    moment: Float[Tensor, "in in"],
+    rounding: Rounding,
+    aim: Float[Tensor, "out in"] | None = None,
 ) -> dict[str, Tensor]:
     """Return what the quantised format of a map takes; moment: A, of the inputs that it reads.
+
+    aim: the matrix to come near; by default the map's own.
 
     Raises:
         TypeError: the map's format is not one of FORMATS.
     """
     if isinstance(module, LowRank):
-        factors = (module.first, module.second)
-        return _factor_pieces(("first", "second"), factors, moment, rounding)
+        aim = matrix_of(module) if aim is None else aim
+        return _factor_pieces(("first", "second"), (module.first, aim), moment, rounding)
     if isinstance(module, Pivoted):
-        factors = (module.rows, module.coefficients)
-        found = _factor_pieces(("rows", "coefficients"), factors, moment, rounding)
+        aim = matrix_of(module) if aim is None else aim
+        rows, others = aim[module.order.long().argsort()].tensor_split([module.rank])
+        found = _factor_pieces(("rows", "coefficients"), (rows, others), moment, rounding)
         return {**found, "order": module.order}
+    matrix = matrix_of(module) if aim is None else aim
     if isinstance(module, FewerOutputs):
-        return rounding(module.rows, moment).pieces("rows")
+        return rounding(matrix, moment).pieces("rows")
     if isinstance(module, FewerInputs) and not isinstance(module, PickedInputs):
-        return rounding(module.columns, moment, shared=False).pieces("columns")
+        return rounding(matrix, moment, shared=False).pieces("columns")
     if isinstance(module, FactoredLinear):
         raise TypeError(f"{type(module).__name__} cannot be packed")
-    return rounding(weight(module), moment).pieces("quantized")
+    return rounding(matrix, moment).pieces("quantized")
 
 
 def _factor_pieces(
     names: tuple[str, str],
-    factors: tuple[Float[Tensor, "rank in"], Float[Tensor, "some rank"]],
+    wanted: tuple[Float[Tensor, "rank in"], Float[Tensor, "some in"]],
     moment: Float[Tensor, "in in"],
     rounding: Rounding,
 ) -> dict[str, Tensor]:
     """Return the pieces of both factors, the second solved anew for what the first one delivers.
 
     Rounded apart from each other, the errors of the first pass through the second unmended.
+    wanted: the first factor, and what the second makes of it.
     """
-    first, second = (factor.double() for factor in factors)
+    first, product = wanted[0], wanted[1].double()
     quantized = rounding(first, moment)
     delivered = quantized.dequantize(rounding.grid.group).double()
     across = delivered @ damped(moment, SOLVING)  # [rank, in]
     own = across @ delivered.T
-    solved = torch.cholesky_solve(across @ (second @ first).T, cholesky(own)).T
+    solved = torch.cholesky_solve(across @ product.T, cholesky(own)).T
     return {**quantized.pieces(names[0]), **rounding(solved, own, shared=False).pieces(names[1])}
 
 
@@ -171,20 +183,22 @@ def few_bits(
     module: nn.Module,
     decision: Decision,
     known: Statistics,
+    aim: Float[Tensor, "out in"] | None = None,
 ) -> tuple[nn.Module, float | None]:
     """Return the packed map for a map, and the loss that is predicted, None without tokens.
 
     rounding: of all maps of a block; the grid is the one that the decision names.
     known: the moments of what this map reads and delivers, which may be less than the dense one.
+    aim: the matrix to come near, from which the loss is predicted too; by default the map's own.
     """
     rounding = replace(rounding, grid=Grid(decision.bits, decision.group, decision.symmetric))
     reached = known.tokens > 0 and known.input_moment is not None
-    matrix = matrix_of(module)
+    matrix = matrix_of(module) if aim is None else aim
     moment = known.input_moment if reached else torch.eye(matrix.shape[1])
     assert moment is not None
     made = formats.get(decision.stored_as).from_shape(job.empty_format(decision).shape())
     with torch.no_grad():
-        made.take(quantized_pieces(module, moment, rounding))
+        made.take(quantized_pieces(module, moment, rounding, aim))
         if made.bias is not None:
             made.bias.copy_(sites.bias(module))
         if not reached or known.gradient_moment is None:

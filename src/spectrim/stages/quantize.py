@@ -30,6 +30,7 @@ from spectrim.model.architectures import Place
 from spectrim.model.sites import protected
 from spectrim.plan import Decision, Plan
 from spectrim.recipe.options import Part, Regex
+from spectrim.rounding.delivered import Delivered, DeliveredBlock
 from spectrim.rounding.embedding_and_head import (
     GRIDS,
     TableRounding,
@@ -69,6 +70,10 @@ class Options(Part):
     symmetric: no offset beside the scale; an eighth of a bit a number less in groups of 64.
     rounding: "gptq" lets what is left of a row make up for each error; "nearest" does not.
     order: GPTQ rounds the inputs with the largest moment first, with scales of the matrix as it is.
+    inputs: what GPTQ rounds a map for: "rounded", what the blocks that are rounded already deliver,
+        or "dense", what the model as it came does.
+    cycles: how often, at most, the codes that GPTQ chose and their scales are improved in turn,
+        each to what is best given the others.
     damping: part of the mean diagonal of A that GPTQ adds to it before it inverts it, from 0.
     ends: bits of embedding and head, 8 with a scale for each word or 4 with a scale and an offset
         for every 32 numbers, rounded to the nearest; 0 leaves both as they are, or as factorize
@@ -82,6 +87,8 @@ class Options(Part):
     symmetric: bool = False
     rounding: Literal["gptq", "nearest"] = "gptq"
     order: bool = False
+    inputs: Literal["rounded", "dense"] = "rounded"
+    cycles: int = Field(default=4, ge=0)
     damping: float = Field(default=DAMPING, ge=0)
     ends: Literal[0, 4, 8] = 0
     protect: tuple[Regex, ...] = ()
@@ -98,18 +105,20 @@ def quantize(job: Job, options: Options) -> None:
     chosen, tables = decided(job, options, plan), decided_tables(job)
     refuse(job, options, plan, chosen | tables)
     folder, places = next_step(job, "quantize"), job.each_block()
+    rounded = _with_bits(plan, chosen)
+    walked = Delivered(job, rounded, folder) if _walks(job, options, chosen) else None
     losses: dict[str, float | None] = {}
+    within = [any(site.name in chosen for site in job.block_sites(place)) for place in places]
     for done, place in enumerate(places, start=1):
-        losses |= _block(job, options, place, chosen, folder)
+        goes_on = walked if any(within[done - 1 :]) else None  # no further than it is needed
+        losses |= _block(job, options, place, chosen, folder, goes_on)
         job.progress(done, len(places), "rounding")
     before = copy.copy(job)
     if job.reference is None or any(job.healings):
         job.reference = lambda place: current_block(before, place, torch.float32)
     roundings = end_roundings(job, tables) if tables else _usual(job, options)
     go_on_with(job, folder, quantize_embedding_and_head(job, roundings) if roundings else None)
-    chosen |= tables
-    decisions = tuple(chosen.get(one.site, one) for one in plan.decisions)
-    job.plan = replace(plan, decisions=decisions)
+    job.plan = _with_bits(plan, chosen | tables)
     job.notes[NOTE] = note(options, job.plan, losses)
 
 
@@ -169,36 +178,96 @@ def refuse(job: Job, options: Options, plan: Plan, chosen: dict[str, Decision]) 
             )
 
 
+def _with_bits(plan: Plan, chosen: dict[str, Decision]) -> Plan:
+    """Return a plan with the decisions for the sites that are packed."""
+    return replace(plan, decisions=tuple(chosen.get(one.site, one) for one in plan.decisions))
+
+
+def _walks(job: Job, options: Options, chosen: dict[str, Decision]) -> bool:
+    """Return whether maps are rounded for what the rounded blocks deliver.
+
+    Eight bits change nothing that is worth a walk, and the zeros of a sparse matrix have to stay.
+    """
+    asked = options.rounding == "gptq" and options.inputs == "rounded" and not job.sparsified
+    return asked and any(one.bits < 8 for one in chosen.values())
+
+
 def _block(
-    job: Job, options: Options, place: Place, chosen: dict[str, Decision], folder: Path
+    job: Job,
+    options: Options,
+    place: Place,
+    chosen: dict[str, Decision],
+    folder: Path,
+    walked: Delivered | None,
 ) -> dict[str, float | None]:
     """Write one block, where that is not done yet; return what each site is predicted to lose."""
     file = job.block_file(folder, place)
     record = file.with_suffix(".json")
+    if walked is not None:
+        walked.enter(place)
     if not file.exists():
         block = current_block(job, place, torch.float32)
-        known = block_statistics(job.statistics(), place)
-        losses: dict[str, float | None] = {}
-        rounding = Rounding(
-            Grid(options.bits, options.group, options.symmetric),
-            job.weights.dtype(),
-            gptq=options.rounding == "gptq",
-            act_order=options.order,
-            damping=options.damping,
-        )
-        kept = _kept(block)
-        for site in job.block_sites(place):
-            if (one := chosen.get(site.name)) is not None:
-                path = site.name.removeprefix(place.prefix)
-                module = block.get_submodule(path)
-                seen = narrowed(known[site.name], module, kept.get(path.rpartition(".")[0]))
-                made, losses[site.name] = few_bits(job, rounding, module, one, seen)
-                sites.replace(block, path, made)
+        losses = _rounded(job, options, place, chosen, block, walked)
         with atomic_file(record) as partial:
             partial.write_text(json.dumps(losses), encoding="utf-8")
         write_block(job, folder, place, block)
+    elif walked is not None:
+        walked.skip(place)
+    if walked is not None:
+        walked.leave(place)
     found: dict[str, float | None] = json.loads(record.read_text(encoding="utf-8"))
     return found
+
+
+def _rounded(
+    job: Job,
+    options: Options,
+    place: Place,
+    chosen: dict[str, Decision],
+    block: nn.Module,
+    walked: Delivered | None,
+) -> dict[str, float | None]:
+    """Put packed maps into a block; return what each is predicted to lose."""
+    known = block_statistics(job.statistics(), place)
+    losses: dict[str, float | None] = {}
+    rounding = Rounding(
+        Grid(options.bits, options.group, options.symmetric),
+        job.weights.dtype(),
+        gptq=options.rounding == "gptq",
+        act_order=options.order,
+        damping=options.damping,
+        cycles=options.cycles,
+    )
+    kept = _kept(block)
+    walking = None if walked is None else _walking(job, place, chosen, walked)
+    for site in job.block_sites(place):
+        if (one := chosen.get(site.name)) is not None:
+            path = site.name.removeprefix(place.prefix)
+            module = block.get_submodule(path)
+            seen = narrowed(known[site.name], module, kept.get(path.rpartition(".")[0]))
+            target = None if walking is None else walking.target(path, module, seen)
+            if target is None:
+                made, losses[site.name] = few_bits(job, rounding, module, one, seen)
+            else:
+                made, losses[site.name] = few_bits(
+                    job, rounding, module, one, target.known, target.matrix
+                )
+            sites.replace(block, path, made)
+            if walking is not None:
+                walking.put(path, made)
+    return losses
+
+
+def _walking(
+    job: Job, place: Place, chosen: dict[str, Decision], walked: Delivered
+) -> DeliveredBlock:
+    """Return the block to be rounded, its maps but those of experts, whose tokens differ."""
+    names = [
+        site.name.removeprefix(place.prefix)
+        for site in job.block_sites(place)
+        if site.name in chosen and not job.parts_experts(place.name, [site.name])
+    ]
+    return walked.block(place, names)
 
 
 def _kept(block: nn.Module) -> dict[str, Tensor]:

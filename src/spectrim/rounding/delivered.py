@@ -1,0 +1,169 @@
+"""What a map is rounded for: the inputs that rounded blocks deliver, and the dense outputs.
+
+Rounding each block for the dense model's inputs adds the errors of all blocks up. Here the blocks
+are walked in order, and of every input the moments E[x' x'ᵀ] and E[x x'ᵀ] are taken, x' behind what
+is rounded already and x in the dense model. GPTQ then rounds for x', and a map W is replaced by the
+one that turns x' into W x (GPTAQ, 2504.02692), in part, as few tokens say little about it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spectrim.formats import FactoredLinear
+from spectrim.formats.fewer_outputs import FewerOutputs
+from spectrim.job.blocks import current_block
+from spectrim.job.job import Job
+from spectrim.job.loss import walk_now
+from spectrim.model import sites
+from spectrim.model.architectures import Place
+from spectrim.plan import Plan
+from spectrim.rounding.few_bits import matrix_of
+from spectrim.text.tokens import Tokens
+from spectrim.walk.crossed import Crossed, Streams, Wanted, crossed, wanted_inputs
+from spectrim.walk.moments import cholesky, damped
+from spectrim.walk.statistics import Statistics
+from spectrim.walk.stream import Stream
+
+SEQUENCES = 16  # of the calibration text; more cost time and change little
+PRIOR = 1.0  # how much the moments of the whole calibration text count beside those of x'
+SHIFT = 0.5  # 1 aims at W x, 0 at W x'; the full shift chases noise (GPTAQ too takes a part)
+DAMPING = 1e-2  # of the mean diagonal, before a map is solved for
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a map is rounded for: its inputs, and the matrix that its rounding is to come near."""
+
+    known: Statistics
+    matrix: Float[Tensor, "out in"]
+
+
+class Delivered:
+    """The walk through dense and rounded blocks; one block's inputs are in memory at a time."""
+
+    def __init__(self, job: Job, plan: Plan, folder: Path) -> None:
+        """Stand in front of the first block; plan: of the rounded blocks that ``folder`` gets."""
+        calibration = job.splits.calibration
+        tokens = Tokens(calibration.ids[:SEQUENCES], calibration.mask[:SEQUENCES])
+        self.job = job
+        self.plan = plan
+        self.rounded = replace(job, plan=plan, blocks=folder)
+        self.walk = walk_now(job, tokens)
+        self.streams = Streams(Stream(self.walk), Stream(self.walk))
+        self.parted = False
+
+    def enter(self, place: Place) -> None:
+        """Stand in front of a block; the one before it is rounded."""
+        self.streams.dense = self.streams.dense.reach(place)
+        self.streams.small = self.streams.small.reach(place)
+
+    def block(self, place: Place, names: list[str]) -> DeliveredBlock:
+        """Return a block to be rounded, of which the maps of these names are; dense goes on."""
+        dense = self._wanted_block(place)
+        wanted = wanted_inputs(self.walk, self.streams, place, dense, names)
+        return DeliveredBlock(self, place, dense, wanted)
+
+    def skip(self, place: Place) -> None:
+        """Carry the dense stream through a block of which nothing is rounded any more."""
+        self.streams.dense = self.streams.dense.behind(self._wanted_block(place), place)
+
+    def leave(self, place: Place) -> None:
+        """Carry the rounded stream through a block that is written."""
+        changed = any(self.plan[one.name].replaced for one in self.job.block_sites(place))
+        self.parted |= changed or self.job.blocks is not None
+        if not self.parted:  # as yet both are the same
+            self.streams.small = self.streams.dense
+            return
+        block = current_block(self.rounded, place, self.walk.dtype)
+        self.streams.small = self.streams.small.behind(plain(block), place)
+
+    def _wanted_block(self, place: Place) -> nn.Module:
+        """Return the block whose outputs are wanted: the dense one, where none was trained."""
+        if any(self.job.healings):
+            return plain(current_block(self.job, place, self.walk.dtype))
+        return self.walk.block(place)
+
+
+class DeliveredBlock:
+    """A block that is rounded map by map, each for what those before it deliver."""
+
+    def __init__(self, walked: Delivered, place: Place, dense: nn.Module, wanted: Wanted) -> None:
+        self.walked, self.place, self.dense, self.wanted = walked, place, dense, wanted
+        self.small = plain(current_block(walked.job, place, walked.walk.dtype))
+        self.leader = {name: one for one, group in wanted.groups.items() for name in group}
+        self._measured: dict[str, tuple[Crossed, Tensor]] = {}
+
+    def target(self, name: str, module: nn.Module, known: Statistics) -> Target | None:
+        """Return what a map is rounded for, None where its inputs are not those of the walk.
+
+        known: of the inputs and outputs that the map has kept.
+        """
+        if name not in self.leader or known.input_moment is None:
+            return None
+        moments, own = self._moments(name, known.input_moment)
+        aim = aimed(matrix_of(module), self._wanted_matrix(name, module), moments, own)
+        return Target(replace(known, input_moment=own), aim)
+
+    def put(self, name: str, made: nn.Module) -> None:
+        """Go on with a map rounded."""
+        sites.replace(self.small, name, _linear(made, self.walked.walk.dtype))
+
+    def _moments(self, name: str, prior: Tensor) -> tuple[Crossed, Tensor]:
+        """Return the moments of an input, and E[x' x'ᵀ] with the prior, one for all its readers."""
+        leader = self.leader[name]
+        if leader not in self._measured:
+            walked, group = self.walked, self.wanted.groups[leader]
+            given = self.wanted.inputs.pop(leader)
+            found = crossed(walked.walk, walked.streams, self.place, self.small, given, group)
+            own = (found.own / found.tokens + PRIOR * prior) / (1 + PRIOR)
+            self._measured[leader] = found, own
+        return self._measured[leader]
+
+    def _wanted_matrix(self, name: str, module: nn.Module) -> Float[Tensor, "out in"]:
+        """Return what is wanted of the dense inputs; of fewer outputs, what stands for them."""
+        if isinstance(module, FewerOutputs):
+            return matrix_of(module)
+        return matrix_of(self.dense.get_submodule(name))
+
+
+def aimed(
+    matrix: Float[Tensor, "out in"],
+    wanted: Float[Tensor, "out dense_in"],
+    moments: Crossed,
+    own: Float[Tensor, "in in"],
+) -> Float[Tensor, "out in"]:
+    """Return a matrix moved by SHIFT of the way to the one that turns x' into what W makes of x.
+
+    wanted: W, of the inputs x of the dense model, of which there may be more. own: E[x' x'ᵀ].
+    """
+    delivered = matrix.double() @ moments.own.double()
+    missed = (wanted.double() @ moments.across.double() - delivered) / moments.tokens
+    moved = torch.cholesky_solve(missed.T, cholesky(damped(own, DAMPING))).T
+    return (matrix.double() + SHIFT * moved).to(matrix.dtype)
+
+
+def plain(block: nn.Module) -> nn.Module:
+    """Return a block with a matrix in the place of all that is factored or packed."""
+    for name, module in list(block.named_modules()):
+        if isinstance(module, FactoredLinear) and not module.follows and not module.leads:
+            sites.replace(block, name, _linear(module, None))
+    return block
+
+
+@torch.no_grad()
+def _linear(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    matrix = matrix_of(module)
+    dtype = matrix.dtype if dtype is None else dtype
+    bias = sites.bias(module)
+    with torch.device("meta"):
+        made = nn.Linear(matrix.shape[1], matrix.shape[0], bias is not None)
+    made.weight = nn.Parameter(matrix.to(dtype), requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+    return made

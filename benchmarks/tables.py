@@ -24,7 +24,7 @@ from export_tables import (
     serving,
 )
 from suite_tables import measures, tasks, texts
-from type_tables import types
+from type_tables import end_prices, types, whole_file
 
 Row = dict[str, Any]
 Lines = list[list[str]]
@@ -248,6 +248,8 @@ TABLES = {
         "llama_cpp_types_gemma", types, rows="llama_cpp_types", told=True
     ),
     "llama_cpp_types_wide": Table("llama_cpp_types_wide", types, rows="llama_cpp_types"),
+    "end_prices": Table("end_prices", end_prices, told=True),
+    "whole_file": Table("whole_file", whole_file, told=True),
     "decode_large": Table("decode", _decode),
     "kernels": Table("kernels", kernels),
     "kernels_large": Table("kernels_large", kernels, rows="kernels"),

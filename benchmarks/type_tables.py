@@ -1,4 +1,4 @@
-"""The table of llama.cpp's types: what each way to choose and round loses at equal bytes."""
+"""Tables of what llama.cpp's types lose, and few bits in embedding and head, at equal bytes."""
 
 from __future__ import annotations
 
@@ -24,3 +24,32 @@ def _line(row: Row, names: list[str]) -> list[str]:
     measured = [*excess, f"{row['mean']:.3f}", f"{row['part']:.2f}"] if names else []
     about = [row["model"], row["mix"], row["way"], f"{row['bytes'] / 1e6:.1f}"]
     return [*about, *measured, f"{row['predicted']:.3f}", f"{row['predicted_part']:.2f}", kinds]
+
+
+def end_prices(rows: list[Row]) -> list[list[str]]:
+    """Return the lines of the table of what few bits in one table cost, the first of them the head.
+
+    rows: with ``excess`` by text.
+    """
+    names = list(rows[0]["excess"])
+    lines = [["model", "table", "bits", *names, "mean", "price", "mean / price"]]
+    for row in rows:
+        excess = ["{:.4f} ± {:.4f}".format(*row["excess"][name]) for name in names]
+        about = [row["model"], row["role"], str(row["bits"])]
+        ratio = f"{row['mean'] / row['predicted']:.2f}"
+        lines.append([*about, *excess, f"{row['mean']:.4f}", f"{row['predicted']:.4f}", ratio])
+    return lines
+
+
+def whole_file(rows: list[Row]) -> list[list[str]]:
+    """Return the lines of the table of models at a part of the file's bytes, the head first."""
+    names = list(rows[0]["excess"])
+    head = ["model", "of the file", "MB", "embedding and head", "bits of maps", *names, "mean"]
+    lines = [[*head, "predicted"]]
+    for row in rows:
+        excess = ["{:.3f} ± {:.3f}".format(*row["excess"][name]) for name in names]
+        ends = ", ".join(f"{role} {bits}" for role, bits in row["ends"].items())
+        about = [row["model"], f"{row['keep']:.0%}", f"{row['bytes'] / 1e6:.1f}"]
+        about += [f"{row['way']}: {ends}", f"{row['bits']:.2f}"]
+        lines.append([*about, *excess, f"{row['mean']:.3f}", f"{row['predicted']:.3f}"])
+    return lines

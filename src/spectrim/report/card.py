@@ -108,12 +108,13 @@ def _made(output: Output, base: str) -> str:
     found = " ".join(map(_escape, notes.sentences(plan)))
     if "budget" not in plan:  # nothing was factored
         return f"Made from {_escape(base)} with spectrim. {found}\n"
-    stored = [one for one in plan.get("decisions", []) if one["format"] != "dense"]
+    maps = [one for one in plan.get("decisions", []) if one.get("block", 0) >= 0]
+    stored = [one for one in maps if one["format"] != "dense"]
     kinds = ", ".join(f"`{kind}`" for kind in sorted({one["format"] for one in stored}))
     return (
         f"Made from {_escape(base)} with spectrim: {_kept(output)}, "
         f"method `{plan.get('method')}`, allocator "
-        f"`{plan.get('allocator')}`, {len(stored)} of {len(plan.get('decisions', []))} linear maps "
+        f"`{plan.get('allocator')}`, {len(stored)} of {len(maps)} linear maps "
         f"stored as {kinds or 'anything else'}. {found} "
         "`plan.json` says which map is stored how.\n"
     ).replace("  ", " ")

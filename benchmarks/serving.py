@@ -3,10 +3,11 @@
     python benchmarks/serving.py demo -o run/ [--clients 64] [--seconds 120] [--threads 2]
 
 `spectrim serve` runs in a process of its own; OpenAI's client asks it. Every stream is one greedy
-answer to a prompt that no other has. That none was mixed up is proven afterwards: the model itself
-reads each prompt with its answer, and each token has to be (nearly) the likeliest one there. Those
-of another answer are not: the answers of a client's neighbour are read behind its prompts too, to
-show it. Then clients leave in the midst, and a thousand short requests show whether memory grows.
+answer to a prompt that no other has, by the model in fp32, in which a batch rounds like one
+sequence. That none was mixed up is proven afterwards: the model alone reads each prompt with the
+tokens that the server told, and each of them has to be the likeliest one there. Then every answer
+is held against every other prompt, to show that each of these swaps would have been found. Then
+clients leave in the midst, and a thousand short requests show whether memory grows.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import asyncio
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,13 +32,14 @@ import openai
 import psutil
 import torch
 from measuring import publish
+from torch import Tensor
 
 from spectrim.model import sources
 
 TOKENS = 48  # of each answer
 REQUESTS, AT_ONCE = 1000, 16
 LEAVERS = 10
-NEAR = 0.05  # nats that greedy tokens may stay below the likeliest on average, as batches round
+NEAR = 1e-3  # nats that a greedy token may stay below the likeliest, as sums in fp32 round
 SUBJECTS = (
     "volcanoes bread whales chess Rome bees glaciers jazz tea bicycles Mars oak diamonds soccer "
     "pyramids coffee dolphins algebra Paris cheese lightning piano deserts vaccines castles rice "
@@ -73,6 +77,8 @@ class Stream:
 
     prompt: str
     text: str
+    pieces: list[str]
+    """The text of each token, as `logprobs` tells it."""
     first: float
     seconds: float
     tokens: int
@@ -89,31 +95,36 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     asked.output.mkdir(parents=True, exist_ok=True)
-    with serving(asked.model, asked.clients, asked.threads) as server:
-        name = server.plain.get("/v1/models").json()["data"][0]["id"]
-        start = time.perf_counter()
-        streams, dropped = asyncio.run(crowd(server, name, asked.clients, asked.seconds))
-        taken = time.perf_counter() - start  # the last answers end later than was asked
-        print(f"{len(streams)} answers, {dropped} dropped", flush=True)
-        freed = asyncio.run(leave(server, name))
-        print(f"slots freed within {' '.join(f'{one:.2f}' for one in freed)} s", flush=True)
-        memory = asyncio.run(many(server, name))
-    own = list(distances(asked.model, streams))
-    others = swapped(streams)
-    apart = list(distances(asked.model, others))
+    with tempfile.TemporaryDirectory(dir=asked.output) as folder:
+        precise(asked.model, folder)
+        with serving(folder, asked.clients, asked.threads) as server:
+            name = server.plain.get("/v1/models").json()["data"][0]["id"]
+            start = time.perf_counter()
+            streams, dropped = asyncio.run(crowd(server, name, asked.clients, asked.seconds))
+            taken = time.perf_counter() - start  # the last answers end later than was asked
+            print(f"{len(streams)} answers, {dropped} dropped", flush=True)
+            freed = asyncio.run(leave(server, name))
+            print(f"slots freed within {' '.join(f'{one:.2f}' for one in freed)} s", flush=True)
+            memory = asyncio.run(many(server, name))
+        checked = mixed(folder, streams)
     rows = [
         {
             "table": "serving", "clients": asked.clients, "seconds": asked.seconds,
-            "answers": len(streams), "dropped": dropped,
-            "mixed_up": sum(far > NEAR for far in own), "farthest": max(own),
-            "swapped": len(apart), "swapped_found": sum(far > NEAR for far in apart),
+            "answers": len(streams), "dropped": dropped, **checked,
             "tokens_per_second": sum(one.tokens for one in streams) / taken,
             "first_token": median(one.first for one in streams),
             "slot_freed": max(freed), "requests": REQUESTS, "memory_mb": memory,
         }
     ]  # fmt: skip
-    print(publish(asked.output, "serving", rows, model=f"{asked.model}, bf16",
-                  text=f"{TOKENS} greedy tokens to prompts of about 20"))  # fmt: skip
+    print(publish(asked.output, "serving", rows, model=f"{asked.model}, fp32",
+                  text=f"{TOKENS} greedy tokens to prompts of about 10"))  # fmt: skip
+
+
+def precise(name: str, folder: str) -> None:
+    """Write the model in fp32: greedy tokens then do not depend on what else is in a batch."""
+    model, tokenizer = sources.load(name, dtype=torch.float32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 @contextmanager
@@ -148,11 +159,8 @@ async def crowd(
         async with server.client() as client:
             turn = 0
             while time.perf_counter() < until:
-                subjects = SUBJECTS.split()
-                subject = subjects[number % len(subjects)]
-                prompt = f"Client {number}, question {turn}: What is special about {subject}? Well,"
                 try:
-                    streams.append(await stream(client, model, prompt))
+                    streams.append(await stream(client, model, prompt_of(number, turn)))
                 except openai.APIError as error:
                     print(f"dropped: {error}")
                     dropped += 1
@@ -162,30 +170,33 @@ async def crowd(
     return streams, dropped
 
 
-def swapped(streams: list[Stream]) -> list[Stream]:
-    """Return an answer of each client behind a prompt of its neighbour, as if mixed up."""
-    firsts = {one.prompt.partition(",")[0]: one for one in streams}
-    each = list(firsts.values())
-    return [replace(one, text=other.text) for one, other in zip(each, each[1:], strict=False)]
+def prompt_of(client: int, turn: int) -> str:
+    """Return a prompt: no two clients have the same pair of subjects, nor a client in two turns."""
+    subjects = SUBJECTS.split()
+    one, other = client % len(subjects), (client + turn + 1) % len(subjects)
+    return f"A story of {subjects[one]} and {subjects[other]}:"
 
 
 async def stream(client: openai.AsyncOpenAI, model: str, prompt: str) -> Stream:
     """Stream one greedy answer."""
     start, first, text, tokens = time.perf_counter(), 0.0, "", 0
+    pieces: list[str] = []
     async for chunk in await client.completions.create(
-        model=model, prompt=prompt, max_tokens=TOKENS, temperature=0, stream=True,
+        model=model, prompt=prompt, max_tokens=TOKENS, temperature=0, stream=True, logprobs=0,
         stream_options={"include_usage": True},
     ):  # fmt: skip
         first = first or time.perf_counter() - start
         if chunk.choices:
             text += chunk.choices[0].text
+            if told := chunk.choices[0].logprobs:
+                pieces += told.tokens or []
         elif chunk.usage:
             tokens = chunk.usage.completion_tokens
     if not tokens:
         raise openai.APIError(
             "a stream ended without its usage", httpx.Request("POST", "/"), body=None
         )
-    return Stream(prompt, text, first, time.perf_counter() - start, tokens)
+    return Stream(prompt, text, pieces, first, time.perf_counter() - start, tokens)
 
 
 async def leave(server: Server, model: str) -> list[float]:
@@ -225,16 +236,51 @@ async def many(server: Server, model: str) -> list[float]:
     return found
 
 
+def mixed(folder: str, streams: list[Stream]) -> dict[str, Any]:
+    """Return how many answers are not those to their prompts, and how many swaps would be found."""
+    model, tokenizer = sources.load(folder)
+    known = {text: token for token in range(len(tokenizer))
+             if "\N{REPLACEMENT CHARACTER}" not in (text := tokenizer.decode([token]))}  # fmt: skip
+    answers = [[known[piece] for piece in takewhile(known.__contains__, one.pieces)]
+               for one in streams]  # fmt: skip
+    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in answers]
+    other_text = [not one.text.startswith(text) for one, text in zip(streams, texts, strict=True)]
+    padded = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(tokens) for tokens in answers], batch_first=True, padding_value=-1
+    )
+    own, swaps = [], []
+    for at, one in enumerate(streams):
+        below = distances(model, tokenizer(one.prompt).input_ids, answers[at])
+        own.append(float(below.gather(1, padded[at, : len(below), None]).max()))
+        swaps.append(first_other(below, padded, at))
+    others = torch.cat(swaps)
+    return {
+        "mixed_up": sum(text or far > NEAR for text, far in zip(other_text, own, strict=True)),
+        "farthest": max(own), "swaps": len(others), "swaps_found": int((others > NEAR).sum()),
+        "swap_nearest": float(others.min()),
+    }  # fmt: skip
+
+
 @torch.inference_mode()
-def distances(name: str, streams: list[Stream]) -> Iterator[float]:
-    """Yield for each answer how far its tokens stay below the likeliest on average, in nats."""
-    model, tokenizer = sources.load(name)
-    for one in streams:
-        prompt = tokenizer(one.prompt).input_ids
-        answer: Any = tokenizer.encode(one.text, add_special_tokens=False)
-        logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1].float()
-        chosen = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
-        yield float((logits.amax(-1) - chosen).mean()) if answer else 0.0
+def distances(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
+    """Return how far every token is below the likeliest, in nats, [answer, vocabulary]."""
+    logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+    below: Tensor = logits.amax(-1, keepdim=True) - logits
+    return below
+
+
+def first_other(below: Tensor, answers: Tensor, own: int) -> Tensor:
+    """Return how far the first other token of every other answer is below the likeliest, [others].
+
+    It is 0 where an answer ends before any other token: that swap would not be found.
+    """
+    mine, others = answers[own, : len(below)], torch.arange(len(answers)) != own
+    found = answers[others, : len(below)]
+    differ = (found != mine).int()
+    first = differ.argmax(1)
+    token = found.gather(1, first[:, None])[:, 0]
+    known = differ.any(1) & (token >= 0)
+    return torch.where(known, below[first, token.clamp_min(0)], 0.0)
 
 
 if __name__ == "__main__":

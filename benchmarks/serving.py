@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 from statistics import median
@@ -95,32 +95,39 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     asked.output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=asked.output) as folder:
+    folder, file = asked.output / "fp32", asked.output / "answers.json"
+    if not file.exists():
         precise(asked.model, folder)
-        with serving(folder, asked.clients, asked.threads) as server:
-            name = server.plain.get("/v1/models").json()["data"][0]["id"]
-            start = time.perf_counter()
-            streams, dropped = asyncio.run(crowd(server, name, asked.clients, asked.seconds))
-            taken = time.perf_counter() - start  # the last answers end later than was asked
-            print(f"{len(streams)} answers, {dropped} dropped", flush=True)
-            freed = asyncio.run(leave(server, name))
-            print(f"slots freed within {' '.join(f'{one:.2f}' for one in freed)} s", flush=True)
-            memory = asyncio.run(many(server, name))
-        checked = mixed(folder, streams)
-    rows = [
-        {
-            "table": "serving", "clients": asked.clients, "seconds": asked.seconds,
-            "answers": len(streams), "dropped": dropped, **checked,
-            "tokens_per_second": sum(one.tokens for one in streams) / taken,
-            "first_token": median(one.first for one in streams),
-            "slot_freed": max(freed), "requests": REQUESTS, "memory_mb": memory,
-        }
-    ]  # fmt: skip
-    print(publish(asked.output, "serving", rows, model=f"{asked.model}, fp32",
+        row, streams = measured(folder, asked)
+        file.write_text(json.dumps([row, [asdict(one) for one in streams]]))
+    row, told = json.loads(file.read_text())  # checking it may be gone on with
+    row |= mixed(folder, [Stream(**one) for one in told])
+    print(publish(asked.output, "serving", [row], model=f"{asked.model}, fp32",
                   text=f"{TOKENS} greedy tokens to prompts of about 10"))  # fmt: skip
 
 
-def precise(name: str, folder: str) -> None:
+def measured(folder: Path, asked: argparse.Namespace) -> tuple[dict[str, Any], list[Stream]]:
+    """Return what a server of the model in a folder did, and its answers."""
+    with serving(folder, asked.clients, asked.threads) as server:
+        name = server.plain.get("/v1/models").json()["data"][0]["id"]
+        start = time.perf_counter()
+        streams, dropped = asyncio.run(crowd(server, name, asked.clients, asked.seconds))
+        taken = time.perf_counter() - start  # the last answers end later than was asked
+        print(f"{len(streams)} answers, {dropped} dropped", flush=True)
+        freed = asyncio.run(leave(server, name))
+        print(f"slots freed within {' '.join(f'{one:.2f}' for one in freed)} s", flush=True)
+        memory = asyncio.run(many(server, name))
+    row = {
+        "table": "serving", "clients": asked.clients, "seconds": asked.seconds,
+        "answers": len(streams), "dropped": dropped,
+        "tokens_per_second": sum(one.tokens for one in streams) / taken,
+        "first_token": median(one.first for one in streams),
+        "slot_freed": max(freed), "requests": REQUESTS, "memory_mb": memory,
+    }  # fmt: skip
+    return row, streams
+
+
+def precise(name: str, folder: Path) -> None:
     """Write the model in fp32: greedy tokens then do not depend on what else is in a batch."""
     model, tokenizer = sources.load(name, dtype=torch.float32)
     model.save_pretrained(folder)
@@ -128,9 +135,9 @@ def precise(name: str, folder: str) -> None:
 
 
 @contextmanager
-def serving(model: str, clients: int, threads: int) -> Iterator[Server]:
+def serving(model: Path, clients: int, threads: int) -> Iterator[Server]:
     """Run a server with a slot for every client."""
-    command = [sys.executable, "-m", "spectrim", "serve", model, "--port", "0"]
+    command = [sys.executable, "-m", "spectrim", "serve", str(model), "--port", "0"]
     options = ["--slots", str(clients), "--threads", str(threads), "--context", "1024"]
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
     try:
@@ -236,9 +243,9 @@ async def many(server: Server, model: str) -> list[float]:
     return found
 
 
-def mixed(folder: str, streams: list[Stream]) -> dict[str, Any]:
+def mixed(folder: Path, streams: list[Stream]) -> dict[str, Any]:
     """Return how many answers are not those to their prompts, and how many swaps would be found."""
-    model, tokenizer = sources.load(folder)
+    model, tokenizer = sources.load(str(folder))
     known = {text: token for token in range(len(tokenizer))
              if "\N{REPLACEMENT CHARACTER}" not in (text := tokenizer.decode([token]))}  # fmt: skip
     answers = [[known[piece] for piece in takewhile(known.__contains__, one.pieces)]

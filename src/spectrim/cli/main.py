@@ -70,6 +70,7 @@ def shrink(  # Typer reads a command's options from its parameters, so they stan
     format: Annotated[str | None, option("format", default="pivoted")] = None,
     refine: Annotated[Refine | None, option("refine", default="auto")] = None,
     protect: Annotated[list[str] | None, option("protect")] = None,
+    trim_vocabulary: Annotated[str | None, option("trim-vocabulary")] = None,
     seed: Annotated[int | None, option("seed", default="0")] = None,
     no_heal: Annotated[bool, option("no-heal", "--no-heal")] = False,
     plan: Annotated[Path | None, option("plan")] = None,

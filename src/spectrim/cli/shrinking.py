@@ -36,6 +36,7 @@ class ShrinkOptions:
     format: str | None
     refine: str | None
     protect: list[str] | None
+    trim_vocabulary: str | None
     seed: int | None
     no_heal: bool
     plan: Path | None
@@ -61,12 +62,18 @@ class ShrinkOptions:
         }
         if self.plan is not None:
             text = {"calibration": self.calibration, "tokens": self.tokens}
-            others = {"seed": self.seed, "no-heal": self.no_heal or None}
+            others = {"seed": self.seed, "no-heal": self.no_heal or None,
+                      "trim-vocabulary": self.trim_vocabulary}  # fmt: skip
             given.refuse_beside_plan(self.plan, {**factorize, **text, **others})
         if self.size is not None or self.fits is not None or self.target is not None:
             files = {"recipe": self.recipe, "plan": self.plan}
             name = "size" if self.size is not None else "fits" if self.fits is not None else "for"
             given.refuse_beside_size({**files, **factorize}, name)
+            if self.trim_vocabulary is not None:
+                raise SpectrimError(
+                    f"--trim-vocabulary does not go with --{name}; trim first, by a recipe with "
+                    "the stage trim_vocabulary alone, and shrink the folder that it makes"
+                )
         self._refuse_sizes()
 
     def _refuse_sizes(self) -> None:
@@ -108,6 +115,8 @@ class ShrinkOptions:
             raise SpectrimError(
                 "the recipe has no stage factorize; leave out --keep, or add the stage"
             )
+        if self.trim_vocabulary is not None:
+            recipe = recipe.trimmed(self.trim_vocabulary)
         return recipe.unhealed() if self.no_heal else recipe
 
     def budget(self) -> Keep | Size | None:

@@ -190,6 +190,15 @@ class Recipe(Part):
             raise SpectrimError("every stage of the recipe heals; leave out --no-heal")
         return self.model_copy(update={"stages": left})
 
+    def trimmed(self, text: str) -> Recipe:
+        """Return the recipe with the stage in front that leaves out what this text never uses.
+
+        SpectrimError where that cannot stand in front of the other stages.
+        """
+        stage = Stage.model_validate({"trim_vocabulary": {"text": text}})
+        data = self.model_dump() | {"stages": [stage, *self.stages]}
+        return validate(Recipe, data, "the recipe")
+
     @classmethod
     def from_yaml(cls, path: str | Path) -> Recipe:
         """Return the recipe in a file; SpectrimError where it cannot be read or says nonsense."""

@@ -15,6 +15,7 @@ from spectrim.model.architectures import Stack
 from spectrim.recipe.options import Part
 from spectrim.stages._importance import importance, loss_in_order
 
+LEAVES = ("other blocks",)
 CLEARS = ("damage",)  # in other blocks, to which nothing can be compared
 REFUSES = {"changed maps": "drop_blocks takes a model with whole maps; put drop_blocks first"}
 NOTE = "dropped"

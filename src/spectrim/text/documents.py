@@ -26,19 +26,29 @@ def read(name: str, tokenizer: PreTrainedTokenizerBase, length: int, at_most: in
     Raises:
         SpectrimError: no such text, an empty one, or a JSONL file without a text column.
     """
-    path = Path(os.path.expanduser(name))
-    if path.is_file():
-        documents = _lines(path, tokenizer) if path.suffix == ".jsonl" else [_text(path)]
-    elif path.exists():
-        raise SpectrimError(f"{name} is a folder; give a text file, a .jsonl file or a data set")
-    elif path.suffix or name.startswith((".", "/", "~")):
-        raise SpectrimError(f"there is no text file {name}; check the path")
-    else:
-        documents = hub_documents(name, at_most * length * 5)
+    documents = texts(name, tokenizer, at_most * length * 5)
     tokens = encode(documents, tokenizer, length)
     if len(tokens) == 0:
         raise SpectrimError(f"{name} is empty; calibration and evaluation need text")
     return tokens
+
+
+def texts(name: str, tokenizer: PreTrainedTokenizerBase, characters: int = 0) -> list[str]:
+    """Return the documents of a text, named as for `read`.
+
+    characters: of a data set, about so many, 0 for all.
+
+    Raises:
+        SpectrimError: no such text, or a JSONL file without a text column.
+    """
+    path = Path(os.path.expanduser(name))
+    if path.is_file():
+        return _lines(path, tokenizer) if path.suffix == ".jsonl" else [_text(path)]
+    if path.exists():
+        raise SpectrimError(f"{name} is a folder; give a text file, a .jsonl file or a data set")
+    if path.suffix or name.startswith((".", "/", "~")):
+        raise SpectrimError(f"there is no text file {name}; check the path")
+    return hub_documents(name, characters)
 
 
 def encode(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Tokens:

@@ -17,6 +17,7 @@ from spectrim.errors import UnavailableError
 from spectrim.files import key_of
 from spectrim.metrics import Evaluation, compare
 from spectrim.model import sources
+from spectrim.model.fewer_rows import kept_tokens
 from spectrim.model.sources import Source
 from spectrim.progress import Progress
 from spectrim.rounding import baselines
@@ -28,6 +29,11 @@ SECOND = "Python's documentation"
 FLATTERED = (
     "Most of the default text was sampled from the dense model itself, so it flatters both models; "
     "'spectrim evaluate --text' measures on a text of yours."
+)
+
+SAME_TOKENS = (
+    "The dense model is measured with the {count} tokens that the smaller one has left, and its "
+    "bytes are those of that model."
 )
 
 
@@ -70,6 +76,8 @@ def compare_folders(
     )
     scores = compare(big, little, tokenizer, texts, chosen, progress, beside)
     scores["left_out"] |= why
+    if kept := kept_tokens(dense.folder):
+        scores["warnings"].append(SAME_TOKENS.format(count=len(kept)))
     if any("sampled" in text for text in texts):
         scores["warnings"].append(FLATTERED)
     if chosen.cache is not None:

@@ -13,6 +13,7 @@ import torch
 from spectrim.errors import SpectrimError
 from spectrim.metrics import Evaluation, check_tasks
 from spectrim.model import sources
+from spectrim.model.fewer_rows import kept_tokens, renumbered, with_tokens
 from spectrim.model.sources import Source
 from spectrim.outputs.folder import output_file
 from spectrim.outputs.manifest import are_scores
@@ -80,15 +81,15 @@ def evaluate(
     progress = progress or (lambda done, total, what: None)
     small = sources.resolve(name, cache)
     dense = sources.resolve(against or made_from(small.folder), cache)
+    whole, dense = dense, with_same_tokens(dense, small, cache)
     tokenizer = sources.tokenizer(small)
-    if tokenizer.get_vocab() != sources.tokenizer(dense).get_vocab():
-        raise SpectrimError(
-            f"{name} and {dense.name} do not share a tokenizer, so their losses do not compare"
-        )
     texts = {}
     asked = [text] if isinstance(text, str) else list(text)
     for one in asked:
-        windows, used = held_out(one, tokens, dense, small.folder, cache, progress)
+        source = whole if one in default_mix.NAMES else dense  # whose text those are
+        windows, used = held_out(one, tokens, source, small.folder, cache, progress)
+        if source is not dense and (kept := kept_tokens(dense.folder)):
+            windows = replace(windows, ids=renumbered(windows.ids, kept, used))
         refuse_used(windows, small.folder, used if one in default_mix.NAMES else one)
         texts[used] = windows.ids
     if not set(asked) & set(default_mix.NAMES):  # which are mixes already
@@ -101,6 +102,25 @@ def evaluate(
     if json_path is not None:
         write_scores(scores, json_path)
     return scores
+
+
+def with_same_tokens(dense: Source, small: Source, cache: Path) -> Source:
+    """Return a model with the tokens that a smaller one has left.
+
+    Raises:
+        SpectrimError: the two do not share a tokenizer otherwise.
+    """
+    words = sources.tokenizer(small).get_vocab()
+    if words == sources.tokenizer(dense).get_vocab():
+        return dense
+    if kept := kept_tokens(small.folder):
+        old = {kept[place]: word for word, place in words.items() if place < len(kept)}
+        known = {place: word for word, place in sources.tokenizer(dense).get_vocab().items()}
+        if all(known.get(place) == word for place, word in old.items()):
+            return with_tokens(dense, kept, cache)
+    raise SpectrimError(
+        f"{small.name} and {dense.name} do not share a tokenizer, so their losses do not compare"
+    )
 
 
 def _made_with(folder: Path) -> dict[str, Any]:

@@ -26,8 +26,8 @@ REFUSES = {
 NOTE = "trimmed"
 REPORT = (
     "{gone} of {tokens} tokens have left embedding, head and tokenizer, {bytes:mebibytes} MiB: all "
-    "that neither the calibration text[text| nor {text}] uses[scripts| nor text in {scripts}], and "
-    "that no other token is merged from. Text that needs one of them becomes more, shorter tokens. "
+    "that neither what was read for calibration[text| nor {text}] uses[scripts| nor text in "
+    "{scripts}], and that no other token is merged from. Text that needs one of them becomes more, shorter tokens. "
     "The dense model beside it has the same tokens left."
 )
 
@@ -37,7 +37,7 @@ def _names(value: object) -> object:
 
 
 class Options(Part):
-    """The stage that makes the vocabulary smaller; what the calibration text uses always stays.
+    """The stage that makes the vocabulary smaller; what is read for calibration always stays.
 
     text: whose tokens stay too: a text file, a .jsonl file or a data set, as for calibration.
     scripts: all tokens stay that texts in these scripts of Unicode may use: Latin, Cyrillic, Han.
@@ -60,7 +60,9 @@ def trim_vocabulary(job: Job, options: Options) -> None:
     texts = documents.texts(options.text, tokenizer) if options.text else []
     kept = fewer_rows.needed(whole, _used(job, options, tokenizer, texts))
     tokens, before = job.model.config.get_text_config().vocab_size, job.weights.bytes()
+    job.progress(1, 2, "trimming the vocabulary")
     made = fewer_rows.with_tokens(whole, kept, job.cache)
+    job.progress(2, 2, "trimming the vocabulary")
     refuse_other_pieces(tokenizer, sources.tokenizer(made), kept, texts)
     job.adopt_model(made.folder)
     job.original = job.source  # what a teacher says of tokens that have gone is no use

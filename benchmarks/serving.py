@@ -19,7 +19,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import takewhile
@@ -95,36 +95,45 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     asked.output.mkdir(parents=True, exist_ok=True)
-    folder, file = asked.output / "fp32", asked.output / "answers.json"
-    if not file.exists():
+    folder = asked.output / "fp32"
+    if not folder.exists():
         precise(asked.model, folder)
-        row, streams = measured(folder, asked)
-        file.write_text(json.dumps([row, [asdict(one) for one in streams]]))
-    row, told = json.loads(file.read_text())  # checking it may be gone on with
+    with serving(folder, asked.clients, asked.threads) as server:
+        name = server.plain.get("/v1/models").json()["data"][0]["id"]
+        row, told = kept(
+            asked.output / "crowd.json",
+            lambda: answered(server, name, asked.clients, asked.seconds),
+        )
+        freed = kept(asked.output / "leave.json", lambda: asyncio.run(leave(server, name)))
+        memory = kept(asked.output / "many.json", lambda: asyncio.run(many(server, name)))
+    row |= {"slot_freed": max(freed), "requests": REQUESTS, "memory_mb": memory}
     row |= mixed(folder, [Stream(**one) for one in told])
     print(publish(asked.output, "serving", [row], model=f"{asked.model}, fp32",
                   text=f"{TOKENS} greedy tokens to prompts of about 10"))  # fmt: skip
 
 
-def measured(folder: Path, asked: argparse.Namespace) -> tuple[dict[str, Any], list[Stream]]:
-    """Return what a server of the model in a folder did, and its answers."""
-    with serving(folder, asked.clients, asked.threads) as server:
-        name = server.plain.get("/v1/models").json()["data"][0]["id"]
-        start = time.perf_counter()
-        streams, dropped = asyncio.run(crowd(server, name, asked.clients, asked.seconds))
-        taken = time.perf_counter() - start  # the last answers end later than was asked
-        print(f"{len(streams)} answers, {dropped} dropped", flush=True)
-        freed = asyncio.run(leave(server, name))
-        print(f"slots freed within {' '.join(f'{one:.2f}' for one in freed)} s", flush=True)
-        memory = asyncio.run(many(server, name))
+def kept(file: Path, make: Callable[[], Any]) -> Any:
+    """Return what a part of the work gave, done where an earlier run did not get so far."""
+    if not file.exists():
+        file.write_text(json.dumps(make()))
+        print(f"{file.stem} done", flush=True)
+    return json.loads(file.read_text())
+
+
+def answered(
+    server: Server, model: str, clients: int, seconds: float
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the row on many clients at once, and all their answers."""
+    start = time.perf_counter()
+    streams, dropped = asyncio.run(crowd(server, model, clients, seconds))
+    taken = time.perf_counter() - start  # the last answers end later than was asked
     row = {
-        "table": "serving", "clients": asked.clients, "seconds": asked.seconds,
+        "table": "serving", "clients": clients, "seconds": seconds,
         "answers": len(streams), "dropped": dropped,
         "tokens_per_second": sum(one.tokens for one in streams) / taken,
         "first_token": median(one.first for one in streams),
-        "slot_freed": max(freed), "requests": REQUESTS, "memory_mb": memory,
     }  # fmt: skip
-    return row, streams
+    return row, [asdict(one) for one in streams]
 
 
 def precise(name: str, folder: Path) -> None:

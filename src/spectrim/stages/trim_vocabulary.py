@@ -27,8 +27,8 @@ NOTE = "trimmed"
 REPORT = (
     "{gone} of {tokens} tokens have left embedding, head and tokenizer, {bytes:mebibytes} MiB: all "
     "that neither what was read for calibration[text| nor {text}] uses[scripts| nor text in "
-    "{scripts}], and that no other token is merged from. Text that needs one of them becomes more, shorter tokens. "
-    "The dense model beside it has the same tokens left."
+    "{scripts}], and that no other token is merged from. Text that needs one of them becomes more, "
+    "shorter tokens. The dense model beside it has the same tokens left."
 )
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from spectrim.cli.main import main
 from spectrim.errors import SpectrimError
 from spectrim.metrics import Evaluation
 from spectrim.model.fewer_rows import kept_tokens
@@ -173,3 +174,22 @@ def test_it_stands_in_front_of_all_that_changes_the_model(folder: Path) -> None:
 def test_a_text_that_is_not_there_is_refused(folder: Path) -> None:
     with pytest.raises(SpectrimError, match="there is no text file"):
         run(folder, "small", {"trim_vocabulary": {"text": "nowhere.txt"}})
+
+
+def test_the_option_puts_the_stage_in_front(tmp_path: Path) -> None:
+    made = Recipe.build(None, {"model": "demo"}).trimmed("text.txt")
+    assert [stage.name for stage in made.stages] == ["trim_vocabulary", "factorize"]
+    (tmp_path / "recipe.yaml").write_text(made.to_yaml())
+    assert Recipe.from_yaml(tmp_path / "recipe.yaml") == made
+
+
+@pytest.mark.parametrize("other", [["--size", "25%"], ["--for", "llama.cpp", "--size", "9MB"]])
+def test_the_option_does_not_go_with_a_size(
+    other: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(
+            ["shrink", "demo", "--trim-vocabulary", "a.txt", *other, "-o", str(tmp_path / "small")]
+        )
+    assert ended.value.code == 2
+    assert "trim first, by a recipe" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from export_tables import (
     routes,
     serving,
 )
+from moment_tables import moments
 from suite_tables import measures, tasks, texts
 from type_tables import end_prices, types, whole_file
 
@@ -241,6 +242,7 @@ TABLES = {
     "decode": Table("decode", _decode),
     "adapters": Table("adapters", adapters),
     "rounded_inputs": Table("rounded_inputs", rounded_inputs),
+    "moments": Table("moments", moments, told=True),
     "exports": Table("exports", exports),
     "exports_onnx": Table("exports_onnx", exports_onnx),
     "llama_cpp_types": Table("llama_cpp_types", types, told=True),

@@ -11,18 +11,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from spectrim.model.architectures import architecture_of
 from spectrim.model.sites import find
 from spectrim.text.tokens import Tokens
+from spectrim.walk.draws import drawn
 from spectrim.walk.statistics import Statistics, block_statistics
 from spectrim.walk.sweeps import collect
 from spectrim.walk.walk import BlockWalk
 from tiny_models import FAMILIES, unpack
 from tiny_walks import LENGTH, model_of, text, walk_of, wanted, whole
 
+BATCH = 2  # of tiny_walks.walk_of
+Expected = tuple[Statistics, list[Statistics]]
+"""What is known of a site over all sequences, and of the even and the odd ones."""
 PADDED = pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
 
 
@@ -65,18 +68,21 @@ class Watched:
         return flat
 
 
-def naive(model: PreTrainedModel, read: Tokens) -> dict[str, Statistics]:
+def naive(model: PreTrainedModel, read: Tokens) -> dict[str, Expected]:
     """Return the statistics of every site from one pass of the whole model."""
     model = copy.deepcopy(model)
     unpack(model)
     watched = Watched(model)
     targets = wanted(model, read)
+    draws = []
     with torch.enable_grad():
         logits = whole(model.requires_grad_(), read)
-        functional.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), reduction="sum"
-        ).backward()
-    predicted = int((targets != -100).sum())
+        for start in range(0, len(logits), BATCH):  # as the walk does, batch by batch
+            counted = logits[start : start + BATCH][targets[start : start + BATCH] != -100]
+            draw = drawn(counted.detach(), torch.Generator().manual_seed(start))
+            draws.append((counted * draw).sum())
+        sum(draws).backward()
+    predicted = [(targets[half::2] != -100).sum() for half in (0, 1)]
     found = {}
     for site in find(model):
         if site.block >= 0:
@@ -94,20 +100,38 @@ def mask_of(model: PreTrainedModel, role: str, read: Tokens) -> Tensor:
     return read.mask[:, : LENGTH // 2] if of_encoder else read.mask[:, LENGTH // 2 :]
 
 
-def moments(watched: Watched, name: str, mask: Tensor, predicted: int) -> Statistics:
+def moments(watched: Watched, name: str, mask: Tensor, predicted: list[Tensor]) -> Expected:
     if name not in watched.inputs:
-        return Statistics(0)
+        return Statistics(0), []
     counted = watched.counted(name, mask)
     x = watched.inputs[name].flatten(0, -2)[counted].double()
     g = watched.outputs[name].grad.flatten(0, -2)[counted].double()
     if len(x) == 0:
-        return Statistics(0)
-    return Statistics(
+        return Statistics(0), []
+    odd = torch.arange(mask.shape[0])[:, None].expand_as(mask) % 2 == 1
+    odd = watched.counted(name, odd)[counted]
+    known = Statistics(
         len(x),
         input_mean=x.mean(0),
         input_moment=x.T @ x / len(x),
-        gradient_moment=g.T @ g / predicted,
+        gradient_moment=g.T @ g / sum(predicted),
+        weighted_moment=felt(x, g),
     )
+    halves = [
+        Statistics(
+            int(half.sum()),
+            gradient_moment=g[half].T @ g[half] / count,
+            weighted_moment=felt(x[half], g[half]),
+        )
+        for half, count in zip((~odd, odd), predicted, strict=True)
+    ]
+    return known, halves
+
+
+def felt(x: Tensor, g: Tensor) -> Tensor:
+    """Return E[‖g‖² x xᵀ] / E[‖g‖²]."""
+    weights = g.square().sum(1)
+    return (weights[:, None] * x).T @ x / weights.sum()
 
 
 def collected(walk: BlockWalk, folder: Path) -> dict[str, Statistics]:
@@ -131,13 +155,20 @@ def test_statistics_are_those_of_plain_hooks(family: str, padded: bool, tmp_path
     expected = naive(model, read)
     found = collected(walk_of(model, read), tmp_path)
     assert found.keys() == expected.keys()
-    for name, one in expected.items():
+    for name, (one, halves) in expected.items():
         assert found[name].tokens == one.tokens, name
         if one.tokens == 0:
             continue
         assert off(found[name].input_mean, one.input_mean) < 1e-4, name
         assert off(found[name].input_moment, one.input_moment) < 1e-4, name
         assert off(found[name].gradient_moment, one.gradient_moment) < 1e-3, name
+        assert off(found[name].weighted_moment, one.weighted_moment) < 1e-3, name
+        if not all(half.tokens for half in halves):
+            assert found[name].even is None and found[name].odd() is None, name
+            continue
+        for part, half in zip((found[name].even, found[name].odd()), halves, strict=True):
+            assert off(part.gradient_moment, half.gradient_moment) < 1e-3, name
+            assert off(part.weighted_moment, half.weighted_moment) < 1e-3, name
 
 
 def test_experts_count_their_own_tokens(tmp_path: Path) -> None:

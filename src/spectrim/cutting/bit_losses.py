@@ -20,7 +20,7 @@ from spectrim.model.architectures import Place
 from spectrim.model.sites import Site, bias
 from spectrim.plan import Decision, Group, left_dense
 from spectrim.recipe.options import Factorize
-from spectrim.rounding.few_bits import FORMATS, Rounding, few_bits, narrowed
+from spectrim.rounding.few_bits import FORMATS, Rounding, narrowed, rounding_loss
 from spectrim.walk.statistics import block_statistics
 
 QUANTISED = (0.3, 0.7)  # of the full rank: the cuts that are quantised for real
@@ -72,7 +72,7 @@ def _folder(job: Job, options: Factorize, method: str) -> Path:
     """Return where losses of a method's cuts are, or of whole matrices without a method."""
     cut_as = (method, options.format, centred(method, options), options.damp_input,
               options.damp_gradient) if method else ()  # fmt: skip
-    key = key_of("bits", 4, job.statistics_key, options.bits, options.group, cut_as)
+    key = key_of("bits", 5, job.statistics_key, options.bits, options.group, cut_as)
     return job.cache / "decompositions" / key
 
 
@@ -128,10 +128,10 @@ class _Block:
     def _losses(
         self, module: nn.Module, decision: Decision, outputs: Tensor | None
     ) -> Float[Tensor, " bits"]:
-        """Return ½ tr(Δᵀ G Δ A) of rounding a map; outputs: which it has, where they are fewer."""
+        """Return what rounding a map costs; outputs: which it has, where they are fewer."""
         seen = narrowed(self.statistics[decision.site], module, outputs)
         losses = []
         for bits in self.options.bits:
             in_bits = replace(decision, bits=bits, group=self.options.group)
-            losses.append(few_bits(self.job, self.rounding, module, in_bits, seen)[1] or 0.0)
+            losses.append(rounding_loss(self.job, self.rounding, module, in_bits, seen))
         return torch.tensor(losses)

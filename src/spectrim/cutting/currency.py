@@ -25,11 +25,12 @@ def currency_losses(
     Raises:
         ValueError: the statistics hold no gradient moment.
     """
-    if statistics.input_moment is None or statistics.gradient_moment is None:
+    seen = statistics.loss_inputs
+    if seen is None or statistics.gradient_moment is None:
         raise ValueError("the common currency needs the input moment and the gradient moment")
-    if not statistics.input_moment.any() or not statistics.gradient_moment.any():
+    if not seen.any() or not statistics.gradient_moment.any():
         return torch.zeros_like(decomposition.losses)  # nothing reaches the loss
-    inputs = damped(statistics.input_moment, damping.input)
+    inputs = damped(seen, damping.input)
     gradients = damped(statistics.gradient_moment, damping.gradient)
     weight, left = weight.double(), decomposition.left.double()
     right = decomposition.right.double()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spectrim.cutting.currency import currency_losses
 from spectrim.cutting.groups import centred, groups, needs
+from spectrim.cutting.held_out import held_out_losses, priced_apart
 from spectrim.cutting.samples import sampled
 from spectrim.files import atomic_file, key_of, locked
 from spectrim.job.job import Job
@@ -42,7 +43,7 @@ class Offer:
 def decompositions(job: Job, options: Factorize, method: str) -> Path:
     """Return the folder of the cache that holds what a method makes of the model."""
     key = key_of(
-        "decompositions", 5, job.statistics_key, method,
+        "decompositions", 6, job.statistics_key, method,
         options.damp_input, options.damp_gradient, centred(method, options),
     )  # fmt: skip
     return job.cache / "decompositions" / key
@@ -136,12 +137,31 @@ def _decompose_block(
         if group.bias:
             statistics = {name: _centred(one) for name, one in statistics.items()}
         modules = [block.get_submodule(one.name.removeprefix(prefix)) for one in group.sites]
-        decomposition = _decomposed(group, modules, statistics, _damping(options))
+        decomposition = _priced(group, modules, statistics, _damping(options))
         for part in CURVE:
             if (tensor := getattr(decomposition, part)) is not None:
                 tensors[f"{group.site.name}.{part}"] = tensor.contiguous()
         tensors |= _named(group, decomposition.pieces)
     return tensors
+
+
+def _priced(
+    group: Group, modules: list[nn.Module], statistics: dict[str, Statistics], damping: Damping
+) -> Decomposition:
+    """Return what the group's method makes of its maps, priced on text that it was not fitted to.
+
+    Where that cannot be, as where maps share what is stored, the price is that of the fit.
+    """
+    decomposition = _decomposed(group, modules, statistics, damping)
+    halves = {name: one.even for name, one in statistics.items() if one.even is not None}
+    trained = methods.constant(group.method, "SAMPLES") is not None  # which takes long
+    if trained or len(halves) < len(statistics) or not priced_apart(decomposition):
+        return decomposition
+    fitted = _decomposed(group, modules, halves, damping)
+    at = group.roles.index("down") if group.roles else 0
+    matrix = weight(modules[at]).detach().float()
+    losses = held_out_losses(fitted, matrix, statistics[group.sites[at].name], damping)
+    return replace(decomposition, losses=losses)
 
 
 def _decomposed(
@@ -194,4 +214,4 @@ def _centred(statistics: Statistics) -> Statistics:
     whole = statistics.input_moment.double().diagonal().sum()
     if moment.diagonal().sum() < ROUNDING * whole:
         moment = torch.zeros_like(moment)
-    return replace(statistics, input_moment=moment.float())
+    return replace(statistics, input_moment=moment.float(), weighted_moment=None, even=None)

@@ -169,7 +169,8 @@ class BlockMaker:
         known, matrix = self.statistics[site], self.matrix(site)
         if known.gradient_moment is None or not known.gradient_moment.any():
             return lambda packed, kind: 0.0  # nothing reaches the loss
-        inputs = damped(self._moment(site), Damping().input).float()
+        assert known.loss_inputs is not None
+        inputs = damped(known.loss_inputs, Damping().input).float()
         gradients = damped(known.gradient_moment, Damping().gradient).float()
 
         def price(packed: np.ndarray, kind: GGMLQuantizationType) -> float:

@@ -29,7 +29,7 @@ class Metric:
     @classmethod
     def of(cls, statistics: Statistics, damping: Damping) -> Metric:
         """Return the metric of a map; ValueError where a moment is missing."""
-        inputs, gradients = statistics.input_moment, statistics.gradient_moment
+        inputs, gradients = statistics.loss_inputs, statistics.gradient_moment
         if inputs is None or gradients is None:
             raise ValueError("a tensor train needs the input moment and the gradient moment")
         return cls(

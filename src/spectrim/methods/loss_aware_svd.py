@@ -29,13 +29,14 @@ def loss_aware_svd(
     Raises:
         ValueError: the statistics hold no input moment or no gradient moment.
     """
-    if statistics.input_moment is None or statistics.gradient_moment is None:
+    seen = statistics.loss_inputs
+    if seen is None or statistics.gradient_moment is None:
         raise ValueError("loss_aware_svd needs the input moment and the gradient moment")
     damping = damping or Damping()
-    inputs = damped(statistics.input_moment, damping.input)
+    inputs = damped(seen, damping.input)
     gradients = damped(statistics.gradient_moment, damping.gradient)
     found = replace(two_sided_svd(weight, inputs, [gradients]), in_nats=True)
-    if not statistics.input_moment.any() or not statistics.gradient_moment.any():
+    if not seen.any() or not statistics.gradient_moment.any():
         return replace(found, losses=torch.zeros_like(found.losses))  # nothing reaches the loss
     return found
 

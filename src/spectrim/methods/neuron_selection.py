@@ -56,14 +56,15 @@ def narrowed(
         ValueError: the down map's statistics hold no input moment or no gradient moment.
     """
     known = statistics["down"]
-    if known.input_moment is None or known.gradient_moment is None:
+    seen = known.loss_inputs
+    if seen is None or known.gradient_moment is None:
         raise ValueError("neuron selection needs the down map's input and gradient moments")
-    inputs = damped(known.input_moment, damping.input)
+    inputs = damped(seen, damping.input)
     gradients = damped(known.gradient_moment, damping.gradient)
     order = ordering(maps["down"].double(), inputs, gradients)
     columns = maps["down"][:, order]
     root, losses = made_up(columns.double(), inputs[order][:, order], gradients)
-    if not known.input_moment.any() or not known.gradient_moment.any():
+    if not seen.any() or not known.gradient_moment.any():
         losses = torch.zeros_like(losses)  # nothing reaches the loss
     pieces = {"down.columns": columns, "down.root": root.float(), "down.order": order}
     for role in maps.keys() - {"down"}:

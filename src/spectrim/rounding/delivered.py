@@ -8,7 +8,7 @@ one that turns x' into W x (GPTAQ, 2504.02692), in part, as few tokens say littl
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from spectrim.job.loss import walk_now
 from spectrim.model import sites
 from spectrim.model.architectures import Place
 from spectrim.plan import Plan
-from spectrim.rounding.few_bits import matrix_of
+from spectrim.rounding.few_bits import Target, matrix_of
 from spectrim.text.tokens import Tokens
 from spectrim.walk.crossed import Crossed, Streams, Wanted, crossed, wanted_inputs
 from spectrim.walk.moments import cholesky, damped
@@ -34,14 +34,6 @@ SEQUENCES = 16  # of the calibration text; more cost time and change little
 PRIOR = 1.0  # how much the moments of the whole calibration text count beside those of x'
 SHIFT = 0.5  # 1 aims at W x, 0 at W x'; the full shift chases noise (GPTAQ too takes a part)
 DAMPING = 1e-2  # of the mean diagonal, before a map is solved for
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a map is rounded for: its inputs, and the matrix that its rounding is to come near."""
-
-    known: Statistics
-    matrix: Float[Tensor, "out in"]
 
 
 class Delivered:
@@ -97,32 +89,34 @@ class DeliveredBlock:
         self.walked, self.place, self.dense, self.wanted = walked, place, dense, wanted
         self.small = plain(current_block(walked.job, place, walked.walk.dtype))
         self.leader = {name: one for one, group in wanted.groups.items() for name in group}
-        self._measured: dict[str, tuple[Crossed, Tensor]] = {}
+        self._measured: dict[str, Crossed] = {}
 
     def target(self, name: str, module: nn.Module, known: Statistics) -> Target | None:
         """Return what a map is rounded for, None where its inputs are not those of the walk.
 
         known: of the inputs and outputs that the map has kept.
         """
-        if name not in self.leader or known.input_moment is None:
+        if name not in self.leader or known.input_moment is None or known.loss_inputs is None:
             return None
-        moments, own = self._moments(name, known.input_moment)
+        moments = self._moments(name)
+        delivered = moments.own / moments.tokens
+        own = _mixed(delivered, known.input_moment)
         aim = aimed(matrix_of(module), self._wanted_matrix(name, module), moments, own)
-        return Target(replace(known, input_moment=own), aim)
+        return Target(_mixed(delivered, known.loss_inputs), aim)
 
     def put(self, name: str, made: nn.Module) -> None:
         """Go on with a map rounded."""
         sites.replace(self.small, name, _linear(made, self.walked.walk.dtype))
 
-    def _moments(self, name: str, prior: Tensor) -> tuple[Crossed, Tensor]:
-        """Return the moments of an input, and E[x' x'ᵀ] with the prior, one for all its readers."""
+    def _moments(self, name: str) -> Crossed:
+        """Return the moments of an input, the same for all its readers."""
         leader = self.leader[name]
         if leader not in self._measured:
             walked, group = self.walked, self.wanted.groups[leader]
             given = self.wanted.inputs.pop(leader)
-            found = crossed(walked.walk, walked.streams, self.place, self.small, given, group)
-            own = (found.own / found.tokens + PRIOR * prior) / (1 + PRIOR)
-            self._measured[leader] = found, own
+            self._measured[leader] = crossed(
+                walked.walk, walked.streams, self.place, self.small, given, group
+            )
         return self._measured[leader]
 
     def _wanted_matrix(self, name: str, module: nn.Module) -> Float[Tensor, "out in"]:
@@ -130,6 +124,17 @@ class DeliveredBlock:
         if isinstance(module, FewerOutputs):
             return matrix_of(module)
         return matrix_of(self.dense.get_submodule(name))
+
+
+def _mixed(
+    delivered: Float[Tensor, "in in"], prior: Float[Tensor, "in in"]
+) -> Float[Tensor, "in in"]:
+    """Return E[x' x'ᵀ] with the moment of the whole text, brought to its size, beside it.
+
+    That may weigh tokens by how much the loss feels them, which x' of few tokens does not.
+    """
+    size = delivered.diagonal().mean() / prior.diagonal().mean().clamp_min(1e-30)
+    return (delivered + PRIOR * size * prior) / (1 + PRIOR)
 
 
 def aimed(

@@ -22,16 +22,24 @@ from spectrim.plan import Decision
 from spectrim.rounding.descent import descended
 from spectrim.rounding.gptq import gptq
 from spectrim.rounding.nearest import QuantizedMatrix, nearest
-from spectrim.walk.moments import Damping, cholesky, damped, expected_loss, inverse_root
+from spectrim.walk.moments import (
+    Damping,
+    cholesky,
+    damped,
+    expected_loss,
+    inverse_root,
+    of_all_text,
+)
 from spectrim.walk.statistics import Statistics
 
 DAMPING = 1e-2  # of the mean diagonal of A, added before GPTQ inverts it
 SOLVING = 1e-4  # of the mean diagonal of A, added before a second factor is solved for
+KEPT = 4  # roots at once: of the whole text and of a half of it, for one map and the next
 FORMATS = ("dense", "low_rank", "pivoted", "fewer_outputs", "fewer_inputs")  # can be packed
 
 
 class InverseRoots:
-    """Roots of inverted moments, each computed once: q, k and v of a block have the same inputs."""
+    """Roots of inverted moments, the last few of them: a map is rounded to several widths."""
 
     def __init__(self) -> None:
         self._known: list[tuple[Tensor, float, Tensor]] = []  # moment, damping, root
@@ -50,7 +58,7 @@ class InverseRoots:
             if known is moment and used == damping:
                 return root
         root = inverse_root(damped(moment, damping)).float()
-        self._known.append((moment, damping, root))
+        self._known = [*self._known[1 - KEPT :], (moment, damping, root)]
         return root
 
 
@@ -110,20 +118,27 @@ def narrowed(
     that the loss feels them more, is left out.
     known: those of the dense map. outputs: which outputs a map of fewer outputs has kept.
     """
-    inputs, gradients = known.input_moment, known.gradient_moment
-    if isinstance(module, FewerInputs) and inputs is not None:
+    even = None if known.even is None else narrowed(known.even, module, outputs)
+    if isinstance(module, FewerInputs):
         places, mean = module.places.long(), known.input_mean
         return replace(
             known,
             input_mean=None if mean is None else mean[places],
-            input_moment=inputs[places][:, places],
+            input_moment=_part(known.input_moment, places),
+            weighted_moment=_part(known.weighted_moment, places),
+            even=even,
             samples=None,
         )
-    if isinstance(module, FewerOutputs) and gradients is not None:
+    if isinstance(module, FewerOutputs):
         assert outputs is not None
-        places = outputs.long()
-        return replace(known, gradient_moment=gradients[places][:, places])
+        return replace(
+            known, gradient_moment=_part(known.gradient_moment, outputs.long()), even=even
+        )
     return known
+
+
+def _part(moment: Tensor | None, places: Int[Tensor, " some"]) -> Tensor | None:
+    return None if moment is None else moment[places][:, places]
 
 
 def quantized_pieces(
@@ -177,30 +192,65 @@ def _factor_pieces(
     return {**quantized.pieces(names[0]), **rounding(solved, own, shared=False).pieces(names[1])}
 
 
+@dataclass(frozen=True)
+class Target:
+    """What a map is rounded for: the moment of its inputs, and the matrix to come near."""
+
+    inputs: Float[Tensor, "in in"]
+    matrix: Float[Tensor, "out in"]
+
+    @classmethod
+    def of(cls, module: nn.Module, known: Statistics) -> Target:
+        """Return this of a map whose inputs are those of the dense model; I where there are none."""
+        matrix = matrix_of(module)
+        moment = known.loss_inputs if known.tokens else None
+        return cls(torch.eye(matrix.shape[1]) if moment is None else moment, matrix)
+
+
 def few_bits(
     job: Job,
     rounding: Rounding,
     module: nn.Module,
     decision: Decision,
     known: Statistics,
-    aim: Float[Tensor, "out in"] | None = None,
+    target: Target | None = None,
 ) -> tuple[nn.Module, float | None]:
     """Return the packed map for a map, and the loss that is predicted, None without tokens.
 
     rounding: of all maps of a block; the grid is the one that the decision names.
     known: the moments of what this map reads and delivers, which may be less than the dense one.
-    aim: the matrix to come near, from which the loss is predicted too; by default the map's own.
+    target: what to round for, where that is not the map itself and the inputs of the dense model.
     """
+    target = Target.of(module, known) if target is None else target
+    made = _rounded(job, rounding, module, decision, target)
+    if known.tokens == 0 or known.loss_inputs is None or known.gradient_moment is None:
+        return made, None
+    return made, rounding_loss(job, rounding, module, decision, known)
+
+
+@torch.no_grad()
+def rounding_loss(
+    job: Job, rounding: Rounding, module: nn.Module, decision: Decision, known: Statistics
+) -> float:
+    """Return ½ tr(Δᵀ G Δ A_w) that rounding a map is predicted to cost, nats per token.
+
+    Codes chosen on the even sequences are priced on these and on the odd ones (of_all_text).
+    """
+    matrix, odd = matrix_of(module), known.odd()
+    chosen = known if known.even is None else known.even
+    made = matrix_of(_rounded(job, rounding, module, decision, Target.of(module, chosen)))
+    own = expected_loss(matrix, made, chosen, Damping())
+    return own if odd is None else of_all_text(own, expected_loss(matrix, made, odd, Damping()))
+
+
+@torch.no_grad()
+def _rounded(
+    job: Job, rounding: Rounding, module: nn.Module, decision: Decision, target: Target
+) -> FactoredLinear:
     rounding = replace(rounding, grid=Grid(decision.bits, decision.group, decision.symmetric))
-    reached = known.tokens > 0 and known.input_moment is not None
-    matrix = matrix_of(module) if aim is None else aim
-    moment = known.input_moment if reached else torch.eye(matrix.shape[1])
-    assert moment is not None
-    made = formats.get(decision.stored_as).from_shape(job.empty_format(decision).shape())
-    with torch.no_grad():
-        made.take(quantized_pieces(module, moment, rounding, aim))
-        if made.bias is not None:
-            made.bias.copy_(sites.bias(module))
-        if not reached or known.gradient_moment is None:
-            return made, None
-        return made, expected_loss(matrix, matrix_of(made), known, Damping())
+    kind = formats.get(decision.stored_as)
+    made: FactoredLinear = kind.from_shape(job.empty_format(decision).shape())
+    made.take(quantized_pieces(module, target.inputs, rounding, target.matrix))
+    if made.bias is not None:
+        made.bias.copy_(sites.bias(module))
+    return made

@@ -150,6 +150,10 @@ def _mean_cosine(sweep: Sweep, place: Place) -> float:
 class TaylorSweep(Sweep):
     """Sweeps that keep one number of each block, Σ |w ∂ℓ/∂w|, in the place of its moments."""
 
+    def gradient_of(self, hidden: Tensor, start: int) -> Tensor:
+        """Return the gradient of the loss on the text itself, as it is published."""
+        return self.walk.loss_gradient(hidden, start)[0]
+
     def collect(self, place: Place, target: Path) -> None:
         """Write the importance of one block."""
         collector = WeightGradients()

@@ -146,7 +146,7 @@ def _corrected(
     wanted: the matrix before it was rounded or set to zero. dtype: of the row scales.
     """
     held = matrix_of(module).float()
-    if known.input_moment is None or known.gradient_moment is None or torch.equal(held, wanted):
+    if known.loss_inputs is None or known.gradient_moment is None or torch.equal(held, wanted):
         return None
     before = expected_loss(wanted, held, known, Damping())
     best = _Tried(module, *_factors(wanted - held, known, options))
@@ -175,13 +175,14 @@ def _factors(
     missing: Float[Tensor, "out in"], known: Statistics, options: Options
 ) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
     """Return the product of the rank that saves the most of what is missing."""
-    assert known.input_moment is not None and known.gradient_moment is not None
+    assert known.input_moment is not None and known.loss_inputs is not None
+    assert known.gradient_moment is not None
     damping = Damping()
-    gradients = [damped(known.gradient_moment, damping.gradient)]
+    by_loss = options.metric == "loss"
     found = two_sided_svd(
         missing,
-        damped(known.input_moment, damping.input),
-        gradients if options.metric == "loss" else None,
+        damped(known.loss_inputs if by_loss else known.input_moment, damping.input),
+        [damped(known.gradient_moment, damping.gradient)] if by_loss else None,
     )
     return found.factors(min(options.rank, *missing.shape))
 
@@ -190,11 +191,11 @@ def _rounded_again(
     module: nn.Module, matrix: Float[Tensor, "out in"], known: Statistics, dtype: torch.dtype
 ) -> QuantizedDense:
     """Return the map holding another matrix on a grid like its own, rounded by GPTQ."""
-    assert isinstance(module, QuantizedDense) and known.input_moment is not None
+    assert isinstance(module, QuantizedDense) and known.loss_inputs is not None
     rounding = Rounding(module.grid, dtype, gptq=True, damping=GPTQ_DAMPING)
     again = copy.deepcopy(module)
     with torch.no_grad():
-        again.take(rounding(matrix, known.input_moment).pieces("quantized"))
+        again.take(rounding(matrix, known.loss_inputs).pieces("quantized"))
     return again
 
 

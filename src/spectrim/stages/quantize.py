@@ -246,12 +246,7 @@ def _rounded(
             module = block.get_submodule(path)
             seen = narrowed(known[site.name], module, kept.get(path.rpartition(".")[0]))
             target = None if walking is None else walking.target(path, module, seen)
-            if target is None:
-                made, losses[site.name] = few_bits(job, rounding, module, one, seen)
-            else:
-                made, losses[site.name] = few_bits(
-                    job, rounding, module, one, target.known, target.matrix
-                )
+            made, losses[site.name] = few_bits(job, rounding, module, one, seen, target)
             sites.replace(block, path, made)
             if walking is not None:
                 walking.put(path, made)

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -22,19 +23,32 @@ def expected_loss(
     known: Statistics,
     damping: Damping,
 ) -> float:
-    """Return ½ tr(Δᵀ G Δ A), nats per token, with the moments damped as the currency has them.
+    """Return ½ tr(Δᵀ G Δ A_w), nats per token, with the moments damped as the currency has them.
 
     Raises:
         ValueError: the statistics lack a moment.
     """
-    if known.input_moment is None or known.gradient_moment is None:
+    if known.loss_inputs is None or known.gradient_moment is None:
         raise ValueError("the common currency needs the input moment and the gradient moment")
-    if not known.input_moment.any() or not known.gradient_moment.any():
+    if not known.loss_inputs.any() or not known.gradient_moment.any():
         return 0.0  # nothing reaches the loss
     error = before.double() - after.double()
-    inputs = damped(known.input_moment, damping.input)
+    inputs = damped(known.loss_inputs, damping.input)
     gradients = damped(known.gradient_moment, damping.gradient)
     return float(0.5 * ((gradients @ error @ inputs) * error).sum())
+
+
+Price = TypeVar("Price", float, Tensor)
+
+
+def of_all_text(own: Price, other: Price) -> Price:
+    """Return the price of what is fitted to all text, from what one half of the text has fitted.
+
+    own: its price on that half, which is too low as the fit has followed its noise. other: on the
+    other half. Both are as far from the price of a fit without noise, and the error of a fit falls
+    with the number of tokens: that of twice as many is half of it.
+    """
+    return (own + 3 * other) / 4
 
 
 def inverse_root(inputs: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:

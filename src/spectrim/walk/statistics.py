@@ -6,8 +6,9 @@ Collected by sweeps.py, kept in one file a block.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from safetensors import safe_open
@@ -24,8 +25,14 @@ class Statistics:
     tokens: how many tokens reached the site (for an expert, those routed to it).
     input_moment: A = E[x xᵀ], [in, in] float32, not centred.
     gradient_moment: G = E[g gᵀ], [out, out] float32, g = ∂ℓ/∂y for the loss in nats summed over
-        tokens; the mean runs over all predicted tokens, also for an expert that few are routed to,
-        so that ½ tr(Δᵀ G Δ A) is in nats per token of the whole text.
+        tokens, for labels that the model draws (draws.py); the mean runs over all predicted
+        tokens, also for an expert that few are routed to, so that ½ tr(Δᵀ G Δ A) is in nats per
+        token of the whole text.
+    weighted_moment: A_w = E[‖g‖² x xᵀ] / E[‖g‖²], [in, in] float32: what A is where the loss feels
+        it (YAQA, 2505.22988, sketch A after one step).
+    even: the same two moments of every other sequence, the first one among them; None where the
+        others, or these, came to nothing.
+    even_shares: which part those sequences are of all predicted tokens, and of the sum of ‖g‖².
     samples: inputs of a little of the text as they are, for methods that train on them.
     """
 
@@ -34,6 +41,35 @@ class Statistics:
     input_moment: Float[Tensor, "in in"] | None = None
     gradient_moment: Float[Tensor, "out out"] | None = None
     samples: Float[Tensor, "sampled in"] | None = None
+    weighted_moment: Float[Tensor, "in in"] | None = None
+    even: Statistics | None = None
+    even_shares: tuple[float, float] = (0.5, 0.5)
+
+    @property
+    def loss_inputs(self) -> Float[Tensor, "in in"] | None:
+        """Return the moment of the inputs that goes with G: A_w, or A where there is no such."""
+        return self.input_moment if self.weighted_moment is None else self.weighted_moment
+
+    def odd(self) -> Statistics | None:
+        """Return the moments of the sequences that are not in ``even``: the whole less that part.
+
+        What comes out of it was not seen by what is chosen with ``even``.
+        """
+        if self.even is None:
+            return None
+        gradients, weighted = self.even_shares
+        return replace(
+            self,
+            gradient_moment=_rest(self.gradient_moment, self.even.gradient_moment, gradients),
+            weighted_moment=_rest(self.weighted_moment, self.even.weighted_moment, weighted),
+            even=None,
+        )
+
+
+def _rest(whole: Tensor | None, part: Tensor | None, share: float) -> Tensor | None:
+    if whole is None or part is None:
+        return None
+    return (whole - share * part) / (1 - share)
 
 
 def statistics_file(folder: Path, place: Place) -> Path:
@@ -67,12 +103,22 @@ def block_statistics(folder: Path, place: Place) -> dict[str, Statistics]:
     tensors = load_file(path)
     with safe_open(path, framework="pt") as file:
         about = json.loads(file.metadata()["sites"])
-    return {
-        name: Statistics(
-            tokens=facts["tokens"],
-            input_mean=tensors.get(f"{facts.get('input')}.input_mean"),
-            input_moment=tensors.get(f"{facts.get('input')}.input_moment"),
-            gradient_moment=tensors.get(f"{name}.gradient_moment"),
-        )
-        for name, facts in about.items()
-    }
+    return {name: _of_site(tensors, name, facts) for name, facts in about.items()}
+
+
+def _of_site(tensors: dict[str, Tensor], name: str, facts: dict[str, Any]) -> Statistics:
+    known = Statistics(
+        tokens=facts["tokens"],
+        input_mean=tensors.get(f"{facts.get('input')}.input_mean"),
+        input_moment=tensors.get(f"{facts.get('input')}.input_moment"),
+        gradient_moment=tensors.get(f"{name}.gradient_moment"),
+        weighted_moment=tensors.get(f"{name}.weighted_moment"),
+    )
+    if "even" not in facts:
+        return known
+    even = replace(
+        known,
+        gradient_moment=tensors[f"{name}.even.gradient_moment"],
+        weighted_moment=tensors[f"{name}.even.weighted_moment"],
+    )
+    return replace(known, even=even, even_shares=tuple(facts["even"]))

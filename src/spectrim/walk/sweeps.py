@@ -22,7 +22,7 @@ from spectrim.model.architectures import Place, Stack
 from spectrim.model.sites import Site
 from spectrim.progress import Progress
 from spectrim.walk.activations import Activations
-from spectrim.walk.collector import Collector
+from spectrim.walk.collector import Collector, Felt, Read
 from spectrim.walk.moments import SecondMoment
 from spectrim.walk.statistics import embedding_file, statistics_file
 from spectrim.walk.walk import BlockWalk
@@ -160,12 +160,13 @@ class Sweep:
         leaving, gradient = self.file(end, "input"), self.file(end, "gradient")
         if gradient.exists() or statistics_file(self.folder, last).exists():
             return
-        nats = 0.0
         for start in self.walk.starts:
-            piece, loss = self.walk.loss_gradient(leaving.read(start, self.walk.batch), start)
-            gradient.write(start, piece)
-            nats += loss
+            gradient.write(start, self.gradient_of(leaving.read(start, self.walk.batch), start))
         gradient.finish()
+
+    def gradient_of(self, hidden: Tensor, start: int) -> Tensor:
+        """Return the gradient that is carried back from behind the last block, of one batch."""
+        return self.walk.drawn_gradient(hidden, start)
 
     def _encoder_gradient(self, stack: Stack) -> None:
         """Carry the gradient of the encoder's output back through its final norm."""
@@ -195,7 +196,8 @@ class Sweep:
         """Write the moments of every site of one block."""
         collector = Collector()
         names = self.watched(place, collector)
-        _save(target, collector, names, self.walk.predicted())
+        each = torch.cat([(self.walk.targets(at) != -100).sum(1) for at in self.walk.starts])
+        _save(target, collector, names, (int(each[::2].sum()), int(each[1::2].sum())))
 
     def watched(self, place: Place, collector: Collector) -> list[str]:
         """Carry the gradient back through a watched block, and return the names of its sites."""
@@ -218,8 +220,10 @@ class Sweep:
             outside = self._read(encoder, start)
             sources = [hidden] if outside is None else [hidden, outside.requires_grad_()]
             flow = behind.read(start, self.walk.batch)
-            masks = [self.walk.stack_mask(part, start) for part in (place.stack, first)]
-            with collector.batch(masks[0], outside, masks[1]), torch.enable_grad():
+            read, other = (
+                Read.of(self.walk.stack_mask(part, start), start) for part in (place.stack, first)
+            )
+            with collector.batch(read, outside, other), torch.enable_grad():
                 leaving = self.walk.run(block, place, start, hidden, outside)
                 gradients = torch.autograd.grad(leaving, sources, flow, allow_unused=True)
             before.write(start, _or_zeros(gradients[0], hidden))
@@ -259,8 +263,11 @@ def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if gradient is None else gradient
 
 
-def _save(path: Path, collector: Collector, names: list[str], predicted: int) -> None:
-    """Write the moments of one block; an input shared by several sites is written once."""
+def _save(path: Path, collector: Collector, names: list[str], predicted: tuple[int, int]) -> None:
+    """Write the moments of one block; an input shared by several sites is written once.
+
+    predicted: tokens of the even sequences, and of the odd ones.
+    """
     tensors: dict[str, Tensor] = {}
     about: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -273,8 +280,10 @@ def _save(path: Path, collector: Collector, names: list[str], predicted: int) ->
         if leader == name:
             tensors[f"{name}.input_moment"] = collector.inputs[name].moment() / max(tokens, 1)
             tensors[f"{name}.input_mean"] = collector.inputs[name].sum / max(tokens, 1)
-        if name in collector.gradients:
-            tensors[f"{name}.gradient_moment"] = collector.gradients[name].moment() / predicted
+        if name in collector.felt:
+            found, shares = _felt(collector.felt[name], predicted)
+            tensors |= {f"{name}.{part}": tensor for part, tensor in found.items()}
+            about[name] |= {"even": shares} if shares else {}
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise SpectrimError(
@@ -283,3 +292,23 @@ def _save(path: Path, collector: Collector, names: list[str], predicted: int) ->
             )
     with atomic_file(path) as partial:
         save_file(tensors, partial, metadata={"sites": json.dumps(about)})
+
+
+def _felt(
+    halves: tuple[Felt, Felt], predicted: tuple[int, int]
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Return both moments of a site, also of the even sequences, and which shares these are.
+
+    Where one half came to nothing, only the whole; where both did, no weighted moment either.
+    """
+    even, odd = halves
+    gradients = even.gradients.moment() + odd.gradients.moment()
+    found = {"gradient_moment": gradients / sum(predicted)}
+    weight = even.weight + odd.weight
+    if weight:
+        found["weighted_moment"] = (even.inputs.moment() + odd.inputs.moment()) / weight
+    if not (even.weight and odd.weight and all(predicted)):
+        return found, []
+    found["even.gradient_moment"] = even.gradients.moment() / predicted[0]
+    found["even.weighted_moment"] = even.inputs.moment() / even.weight
+    return found, [predicted[0] / sum(predicted), even.weight / weight]

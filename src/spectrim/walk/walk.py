@@ -23,6 +23,7 @@ from spectrim.model.architectures import Architecture, Place, Stack
 from spectrim.model.experts import load_block
 from spectrim.model.sources import Weights
 from spectrim.text.tokens import Tokens
+from spectrim.walk.draws import drawn
 from spectrim.walk.recorder import Call, Recorder, filled_in, shared
 
 HEAD_CHUNK = 64  # tokens: logits of a large vocabulary are the memory peak of the walk
@@ -251,7 +252,8 @@ class BlockWalk:
         self, hidden: Float[Tensor, "batch length hidden"], start: int
     ) -> Float[Tensor, " counted"]:
         """Return the cross-entropy in nats of every predicted token of a batch."""
-        return torch.cat([loss for _, _, loss in self._loss_chunks(hidden, start)])
+        chunks = self._logit_chunks(hidden, start)
+        return torch.cat([_cross_entropy(logits, wanted) for _, _, logits, wanted in chunks])
 
     def loss_gradient(
         self, hidden: Float[Tensor, "batch length hidden"], start: int
@@ -260,25 +262,39 @@ class BlockWalk:
         total = 0.0
         gradient = torch.zeros_like(hidden)
         flat = gradient.view(-1, hidden.shape[-1])
-        for begin, leaf, loss in self._loss_chunks(hidden, start, grad=True):
+        for begin, leaf, logits, wanted in self._logit_chunks(hidden, start, grad=True):
+            loss = _cross_entropy(logits, wanted)
             (piece,) = torch.autograd.grad(loss.sum(), leaf)
             flat[begin : begin + len(piece)] = piece
             total += float(loss.detach().double().sum())
         return gradient, total
 
-    def _loss_chunks(
+    def drawn_gradient(
+        self, hidden: Float[Tensor, "batch length hidden"], start: int
+    ) -> Float[Tensor, "batch length hidden"]:
+        """Return ∂ℓ/∂hidden for labels that the model draws (draws.py), the same each time."""
+        generator = torch.Generator().manual_seed(start)
+        gradient = torch.zeros_like(hidden)
+        flat = gradient.view(-1, hidden.shape[-1])
+        for begin, leaf, logits, _ in self._logit_chunks(hidden, start, grad=True):
+            draw = drawn(logits.detach(), generator).to(logits.dtype)
+            (piece,) = torch.autograd.grad(logits, leaf, draw)
+            flat[begin : begin + len(piece)] = piece
+        return gradient
+
+    def _logit_chunks(
         self, hidden: Tensor, start: int, grad: bool = False
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Yield where each chunk begins, its hidden states, and logits and targets that count."""
         rows = hidden.detach().reshape(-1, hidden.shape[-1])
         targets = self.targets(start).reshape(-1)
         for begin in range(0, len(rows), HEAD_CHUNK):
             wanted = targets[begin : begin + HEAD_CHUNK]
             with torch.set_grad_enabled(grad):
                 leaf = rows[begin : begin + HEAD_CHUNK].clone().requires_grad_(grad)
-                logits = self.logits(leaf)[wanted != -100]
-                counted = wanted[wanted != -100]
-                yield (
-                    begin,
-                    leaf,
-                    functional.cross_entropy(logits.float(), counted, reduction="none"),
-                )
+                counted = wanted != -100
+                yield begin, leaf, self.logits(leaf)[counted], wanted[counted]
+
+
+def _cross_entropy(logits: Tensor, wanted: Tensor) -> Float[Tensor, " counted"]:
+    return functional.cross_entropy(logits.float(), wanted, reduction="none")

@@ -201,7 +201,7 @@ class Target:
 
     @classmethod
     def of(cls, module: nn.Module, known: Statistics) -> Target:
-        """Return this of a map whose inputs are those of the dense model; I where there are none."""
+        """Return the map itself, and the inputs of the dense model, I where none came to it."""
         matrix = matrix_of(module)
         moment = known.loss_inputs if known.tokens else None
         return cls(torch.eye(matrix.shape[1]) if moment is None else moment, matrix)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -22,10 +21,11 @@ from spectrim.model.architectures import Place, Stack
 from spectrim.model.sites import Site
 from spectrim.progress import Progress
 from spectrim.walk.activations import Activations
-from spectrim.walk.collector import Collector, Felt, Read
+from spectrim.walk.collector import Collector, Read
 from spectrim.walk.moments import SecondMoment
 from spectrim.walk.statistics import embedding_file, statistics_file
 from spectrim.walk.walk import BlockWalk
+from spectrim.walk.writing import write
 
 
 def collect(walk: BlockWalk, folder: Path, sites: list[Site], progress: Progress) -> None:
@@ -197,7 +197,7 @@ class Sweep:
         collector = Collector()
         names = self.watched(place, collector)
         each = torch.cat([(self.walk.targets(at) != -100).sum(1) for at in self.walk.starts])
-        _save(target, collector, names, (int(each[::2].sum()), int(each[1::2].sum())))
+        write(target, collector, names, (int(each[::2].sum()), int(each[1::2].sum())))
 
     def watched(self, place: Place, collector: Collector) -> list[str]:
         """Carry the gradient back through a watched block, and return the names of its sites."""
@@ -261,54 +261,3 @@ class Sweep:
 
 def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if gradient is None else gradient
-
-
-def _save(path: Path, collector: Collector, names: list[str], predicted: tuple[int, int]) -> None:
-    """Write the moments of one block; an input shared by several sites is written once.
-
-    predicted: tokens of the even sequences, and of the odd ones.
-    """
-    tensors: dict[str, Tensor] = {}
-    about: dict[str, dict[str, Any]] = {}
-    for name in names:
-        leader = collector.leader.get(name)
-        if leader not in collector.inputs:  # an expert that nothing, or padding only, came to
-            about[name] = {"tokens": 0}
-            continue
-        tokens = collector.inputs[leader].tokens
-        about[name] = {"tokens": tokens, "input": leader}
-        if leader == name:
-            tensors[f"{name}.input_moment"] = collector.inputs[name].moment() / max(tokens, 1)
-            tensors[f"{name}.input_mean"] = collector.inputs[name].sum / max(tokens, 1)
-        if name in collector.felt:
-            found, shares = _felt(collector.felt[name], predicted)
-            tensors |= {f"{name}.{part}": tensor for part, tensor in found.items()}
-            about[name] |= {"even": shares} if shares else {}
-    for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise SpectrimError(
-                f"the statistics {name} overflowed; the model's activations are not finite on the "
-                "calibration text, use another text or a checkpoint in another dtype"
-            )
-    with atomic_file(path) as partial:
-        save_file(tensors, partial, metadata={"sites": json.dumps(about)})
-
-
-def _felt(
-    halves: tuple[Felt, Felt], predicted: tuple[int, int]
-) -> tuple[dict[str, Tensor], list[float]]:
-    """Return both moments of a site, also of the even sequences, and which shares these are.
-
-    Where one half came to nothing, only the whole; where both did, no weighted moment either.
-    """
-    even, odd = halves
-    gradients = even.gradients.moment() + odd.gradients.moment()
-    found = {"gradient_moment": gradients / sum(predicted)}
-    weight = even.weight + odd.weight
-    if weight:
-        found["weighted_moment"] = (even.inputs.moment() + odd.inputs.moment()) / weight
-    if not (even.weight and odd.weight and all(predicted)):
-        return found, []
-    found["even.gradient_moment"] = even.gradients.moment() / predicted[0]
-    found["even.weighted_moment"] = even.inputs.moment() / even.weight
-    return found, [predicted[0] / sum(predicted), even.weight / weight]

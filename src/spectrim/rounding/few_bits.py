@@ -251,6 +251,7 @@ def _rounded(
     kind = formats.get(decision.stored_as)
     made: FactoredLinear = kind.from_shape(job.empty_format(decision).shape())
     made.take(quantized_pieces(module, target.inputs, rounding, target.matrix))
-    if made.bias is not None:
-        made.bias.copy_(sites.bias(module))
+    own = sites.bias(module)
+    if made.bias is not None and own is not None:
+        made.bias.copy_(own)
     return made

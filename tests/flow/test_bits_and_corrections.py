@@ -109,7 +109,8 @@ def test_narrower_maps_are_chosen_in_few_bits_and_cost_what_is_said(plain: Made)
 
 
 def test_rounding_costs_what_it_was_said_to_cost(plain: Made) -> None:
-    asked_for = asked(plain, "50% of linear bytes", NARROWER, {"quantize": {}})
+    as_priced = {"quantize": {"inputs": "dense", "cycles": 0}}
+    asked_for = asked(plain, "50% of linear bytes", NARROWER, as_priced)
     cache = plain.folder / "cache"
     job = open_job(asked_for, sources.resolve(str(plain.source), cache), cache, lambda *_: None)
     options = asked_for.factorize

@@ -212,6 +212,15 @@ def _heal(rows: list[Row]) -> Lines:
     return lines
 
 
+def _learned_rounding(rows: list[Row]) -> Lines:
+    names = list(rows[0]["excess"])
+    lines = [["size", "learning", "behind", "minutes", *names]]
+    for row in rows:
+        cells = [row["size"], row["label"], row["after"], f"{row['minutes']:.1f}"]
+        lines.append([*cells, *(around(row["excess"][one]) for one in names)])
+    return lines
+
+
 def _memory(rows: list[Row]) -> Lines:
     lines = [["stage", "peak, MB", "beside what was there, MB", "of distil's"]]
     for row in rows:
@@ -271,6 +280,7 @@ TABLES = {
     "routes_large": Table("routes_large", routes, rows="routes"),
     "rounding_parts": Table("rounding_parts", _rounding_parts, told=True),
     "heal": Table("heal", _heal, told=True),
+    "learned_rounding": Table("learned_rounding", _learned_rounding, told=True),
     "memory": Table("memory", _memory),
     "ranks": Table("ranks", _ranks),
     "serving": Table("serving", serving),

@@ -2,11 +2,10 @@
 
     python benchmarks/learned_rounding.py -o run/ [--sizes int2,15%] [--chains both] [--steps 100]
 
-The demo model off its grid (rotated.py, or --model), all maps in so many bits or mixed bits at a part
-of the bytes of its linear maps, calibrated and healed on disjoint mixed text (mixed_text.py),
-measured behind every stage as in heal.py. "codes" learns the rounding block by block, "distil"
-trains scales, offsets and norms end to end with as many steps, "both" one after the other, with half
-of the steps each.
+The demo model off its grid (rotated.py, or --model), all maps in so many bits or in mixed bits at a
+part of their bytes, calibrated and healed on disjoint mixed text (mixed_text.py), measured behind
+every stage as in heal.py. "codes" learns the rounding block by block, "distil" trains scales,
+offsets and norms end to end in as many steps, "both" one after the other, half of the steps each.
 """
 
 from __future__ import annotations

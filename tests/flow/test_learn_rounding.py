@@ -42,7 +42,7 @@ def test_codes_change_and_less_is_lost_than_with_scales_alone(
     source: Path, rounded: Path, tmp_path: Path
 ) -> None:
     learnt = shrink(
-        asked(source, TWO_BITS, {"learn_rounding": {"steps": 60, "code_rate": 0.06}}, keep=WHOLE),
+        asked(source, TWO_BITS, {"learn_rounding": {"steps": 60, "code_rate": 0.03}}, keep=WHOLE),
         tmp_path / "codes",
     )
     scales = shrink(
@@ -67,7 +67,7 @@ def test_two_factors_and_narrower_maps_are_learnt_jointly(source: Path, tmp_path
     stages = (
         cut,
         {"quantize": {"bits": 3, "group": 32}},
-        {"learn_rounding": {"steps": 30, "code_rate": 0.06}},
+        {"learn_rounding": {"steps": 30, "code_rate": 0.03}},
     )
     small = shrink(asked(source, *stages), tmp_path / "small")
     assert {"low_rank", "fewer_inputs"} <= {one.format for one in plan_of(small).decisions}

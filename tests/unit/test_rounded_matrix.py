@@ -55,3 +55,15 @@ def test_made_ready_and_packed_again_nothing_has_changed(grid: Grid, columns: in
     after = settle(block)[0].state_dict()
     assert after.keys() == held.state_dict().keys()
     assert all(torch.equal(one, held.state_dict()[key]) for key, one in after.items())
+
+
+@pytest.mark.parametrize(("grid", "columns"), GRIDS)
+def test_codes_lean_towards_the_weights_and_stay(grid: Grid, columns: int) -> None:
+    held = packed(grid, columns)
+    wanted = held.dense().detach() + 0.3 * held._spread(held.scales().detach())
+    made = RoundedMatrix(held, wanted)
+    low, high = grid.codes
+    inner = (held.codes() > low) & (held.codes() < high)
+    moved = (made.latent.detach() - held.codes())[inner]
+    torch.testing.assert_close(moved, torch.full_like(moved, 0.3), rtol=0, atol=1e-3)
+    assert torch.equal(RoundedMatrix(held, 100 * wanted).codes(), held.codes())

@@ -1,7 +1,8 @@
 """A block with packed maps trained, codes and all, to give what the dense block gives.
 
-Codes move by the sign of their gradient, as in SignRound (2309.05516): a step is a part of a code,
-so what a map's scale is does not matter. Everything else moves by Adam.
+Everything moves by Adam, codes by a part of a code in a step. By the sign of each gradient alone
+(SignRound, 2309.05516) codes lost half again as much: a batch is small here, and its signs mostly
+noise, over which Adam averages.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from spectrim.healing.windows import Goal, rate
 
 WARMUP = 0.05  # of all steps
 HELD = 8  # of so many batches one is not trained on, but says which step is kept
+EPSILON = 1e-12  # of Adam: gradients of single codes are far below its usual 1e-8
 LOOKS = 5  # at these batches, the last behind the last step
 
 
@@ -70,30 +72,24 @@ def trained(block: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class _Update:
-    """One step from an error: signs for codes, Adam for the others."""
+    """One step from an error, by Adam."""
 
     def __init__(self, named: dict[str, nn.Parameter], rates: Rates) -> None:
-        self.rates = rates
-        self.codes = [one for name, one in named.items() if name.endswith(f".{LATENT}")]
-        others = {name: one for name, one in named.items() if not name.endswith(f".{LATENT}")}
-        self.sizes = [size_of(name, one) for name, one in others.items()]
+        self.highest = [
+            rates.codes if name.endswith(f".{LATENT}") else rates.others * size_of(name, one)
+            for name, one in named.items()
+        ]
         self.adam = torch.optim.Adam(
-            [{"params": [one]} for one in others.values()], betas=BETAS, fused=True
+            [{"params": [one]} for one in named.values()], betas=BETAS, eps=EPSILON, fused=True
         )
 
     def __call__(self, error: Tensor, part: float) -> None:
         """Change the parameters; part: of the highest rates."""
+        for group, highest in zip(self.adam.param_groups, self.highest, strict=True):
+            group["lr"] = highest * part
         self.adam.zero_grad()
-        for one in self.codes:
-            one.grad = None
         error.backward()  # type: ignore[no-untyped-call]
-        for group, size in zip(self.adam.param_groups, self.sizes, strict=True):
-            group["lr"] = self.rates.others * part * size
         self.adam.step()
-        with torch.no_grad():
-            for one in self.codes:
-                if one.grad is not None:
-                    one.add_(one.grad.sign_(), alpha=-self.rates.codes * part)
 
 
 def _copies(named: dict[str, nn.Parameter]) -> dict[str, Tensor]:

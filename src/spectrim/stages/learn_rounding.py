@@ -43,7 +43,7 @@ class Options(Part):
     """
 
     steps: int = Field(default=200, ge=0)
-    code_rate: float = Field(default=0.03, gt=0)
+    code_rate: float = Field(default=0.01, gt=0)
     learning_rate: float = Field(default=3e-3, gt=0)
     sequences: int = Field(default=96, ge=1)
     batch: int = Field(default=0, ge=0)
@@ -62,7 +62,8 @@ def learn_rounding(job: Job, options: Options) -> None:
         block = current_block(job, place, torch.float32)
         if not any(isinstance(module, PackedMatrix) for module in block.modules()):
             return copy_block(job, folder, place)
-        own = Window(places, [learnt(block)], student)
+        before = job.reference(place) if job.reference is not None else None
+        own = Window(places, [learnt(block, before)], student)
         if not reconstruct(own.blocks[0], Goal([own], own, target.hidden, alike=True),
                            options.steps, rates):  # fmt: skip
             return copy_block(job, folder, place)

@@ -37,6 +37,14 @@ def rounded_inputs(rows: list[Row]) -> Lines:
             *([row["rounded"], f"{row['logits']:.4f}"] for row in rows)]  # fmt: skip
 
 
+def rounded_activations(rows: list[Row]) -> Lines:
+    """Return the lines on what activations of eight bits cost packed exports, by matrices."""
+    return [["model", "in float16", "MB", "loss above the folder's", "divergence"], *(
+        [row["model"], row["wide"], f"{row['megabytes']:.1f}",
+         "{:.4f} ± {:.4f}".format(*row["more"]), f"{row['divergence']:.4f}"] for row in rows
+    )]  # fmt: skip
+
+
 def adapters(rows: list[Row]) -> Lines:
     """Return the lines on factored maps in llama.cpp: multiplied out, or as an adapter."""
     return [["numbers kept", "in llama.cpp", "MB", "decode, tokens/s"], *(

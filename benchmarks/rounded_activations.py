@@ -12,6 +12,7 @@ what it says (KL, nats per token), which tells the same with less noise.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,9 +63,8 @@ def main() -> None:
         wanted = [one for one in asked.wide.split(",") if _key(folder, one) not in measured]
         windows = list(windows_of(folder, asked.data, asked.length)) if wanted else []
         for choice in wanted:
-            file = asked.output / "rounded.gguf"
-            keep_row(asked.output, folder.name, choice, 1.0,
-                     lambda f=folder, c=choice, o=file, w=windows: compared(f, c, o, w))  # fmt: skip
+            measure = partial(compared, folder, choice, asked.output / "rounded.gguf", windows)
+            keep_row(asked.output, folder.name, choice, 1.0, measure)
     rows = [{"table": "rounded_activations", "model": row["calibration"].replace("-", " "),
              "wide": row["label"], **row} for row in known_rows(asked.output).values()]  # fmt: skip
     text = f"{WINDOWS} windows of {asked.length} tokens of WikiText-2"

@@ -1,4 +1,8 @@
+<<<<<<< HEAD
 """Tables of what llama.cpp's types lose, and few bits in embedding and head, at equal bytes."""
+=======
+"""The tables of llama.cpp's types and of other peers: what each way to few bits loses."""
+>>>>>>> 9bc16d3 (Benchmark of other ways to few bits on one model)
 
 from __future__ import annotations
 
@@ -16,6 +20,20 @@ def types(rows: list[Row]) -> list[list[str]]:
     measured = [*names, "mean", "of llama.cpp's"] if names else []
     head = ["model", "bytes of", "types and codes", "MB", *measured, "predicted", "of llama.cpp's"]
     return [[*head, "types"], *(_line(row, names) for row in rows)]
+
+
+def peers(rows: list[Row]) -> list[list[str]]:
+    """Return the lines of the table of benchmarks/front_peers.py, the first of them the head."""
+    names = list(rows[0]["excess"])
+    head = ["way", "ends, bits", "linear bytes", "file's bytes", *names, "mean"]
+    lines = [[*head, "best of its size"]]
+    for row in rows:
+        excess = ["{:.3f} ± {:.3f}".format(*row["excess"][name]) for name in names]
+        sizes = [f"{row[part]:.1%}" for part in ("linear", "file")]
+        mean = f"{row['mean']:.3f}"
+        best = "yes" if row["front"] else ""
+        lines.append([row["label"], row["ends"], *sizes, *excess, mean, best])
+    return lines
 
 
 def _line(row: Row, names: list[str]) -> list[str]:

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Tables of what llama.cpp's types lose, and few bits in embedding and head, at equal bytes."""
-=======
-"""The tables of llama.cpp's types and of other peers: what each way to few bits loses."""
->>>>>>> 9bc16d3 (Benchmark of other ways to few bits on one model)
+"""Tables of llama.cpp's types, of other peers, and of few bits in embedding and head."""
 
 from __future__ import annotations
 

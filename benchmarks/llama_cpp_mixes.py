@@ -37,6 +37,8 @@ def type_of(mix: str, role: str, block: int, blocks: int, width: int, queries: i
     role: q, k, v, o, gate, up, down, embed or head; a table that serves as both is a head.
     width: of its rows. queries: heads of queries that read one head of keys.
     """
+    if role == "head" and width % 256:
+        return Kind.Q8_0
     kind = _wanted(mix, role, block, blocks, queries)
     return kind if width % 256 == 0 else FALLS_BACK.get(kind, kind)
 

@@ -139,28 +139,31 @@ class Bench:
 
     def results(self) -> str:
         """Write the run and its table, and return this."""
-        known = known_rows(self.output).values()
-        every = [row for row in known if row["calibration"] == self.name]
-        dense = next(row for row in every if row["label"].startswith("dense"))
-        texts, rows = list(self.texts), []
-        best = unbeaten([row for row in every if row is not dense], texts)
-        for row in sorted((one for one in every if one is not dense),
-                          key=lambda one: -one["linear_bytes"]):  # fmt: skip
-            excess = {text: excess_of(row[text], dense[text]) for text in texts}
-            rows.append({
-                "table": "front_peers", "model": self.name, "label": row["label"].split(",")[0],
-                "ends": row["ends"], "linear": row["linear_bytes"] / dense["linear_bytes"],
-                "file": row["bytes"] / dense["bytes"], "excess": excess,
-                "mean": sum(one[0] for one in excess.values()) / len(excess),
-                "front": any(row is one for one in best), "commit": row["commit"],
-            })  # fmt: skip
         windows = ", ".join(f"{len(one)} of {name}" for name, one in self.texts.items())
         length = next(iter(self.texts.values())).ids.shape[1]
-        return publish(
-            self.output, "front_peers", rows, model=self.name, commit=commits_of(every),
-            text="calibrated on the mixed text of benchmarks/mixed_text.py",
-            windows=f"{length} tokens: {windows}",
-        )  # fmt: skip
+        return results(self.output, self.name, list(self.texts), f"{length} tokens: {windows}")
+
+
+def results(output: Path, model: str, texts: list[str], windows: str) -> str:
+    """Write the run of a model's rows and its table, by size, and return this."""
+    rows = [row for row in known_rows(output).values() if row["calibration"] == model]
+    dense = next(row for row in rows if row["label"].startswith("dense"))
+    others = sorted((one for one in rows if one is not dense), key=lambda one: -one["linear_bytes"])
+    best = unbeaten(others, texts)
+    lines = []
+    for row in others:
+        excess = {text: excess_of(row[text], dense[text]) for text in texts}
+        lines.append({
+            "table": "front_peers", "model": model, "label": row["label"].split(",")[0],
+            "ends": row["ends"], "linear": row["linear_bytes"] / dense["linear_bytes"],
+            "file": row["bytes"] / dense["bytes"], "excess": excess,
+            "mean": sum(one[0] for one in excess.values()) / len(excess),
+            "front": any(row is one for one in best), "commit": row["commit"],
+        })  # fmt: skip
+    return publish(
+        output, "front_peers", lines, model=model, commit=commits_of(rows), windows=windows,
+        text="calibrated on the mixed text of benchmarks/mixed_text.py",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -24,10 +24,9 @@ from spectrim.errors import SpectrimError
 from spectrim.formats.packed.scales import Grid
 from spectrim.job.job import Job
 from spectrim.model import sources
-from spectrim.rounding.embedding_and_head import GRIDS
+from spectrim.rounding.embedding_and_head import GRIDS, TableRounding
 from spectrim.rounding.few_bits import Rounding
 from spectrim.rounding.ggml import dequantize, quantize, row_bytes
-from spectrim.rounding.nearest import nearest
 from spectrim.walk.statistics import block_statistics
 
 GROUP = 64  # weights with a scale and a zero point, where the way has a choice
@@ -81,12 +80,11 @@ def in_ours(work: Work, bits: int, *, gptq: bool) -> Made:
 
 def ends_in(work: Work, bits: int) -> Made:
     """Return embedding and head to the nearest, in our grid of so many bits."""
-    grid, found = GRIDS.get(bits, Grid(bits, GROUP, False)), {}
+    rounding, found = TableRounding(GRIDS.get(bits, Grid(bits, GROUP, False))), {}
     for name, table in work.ends.items():
-        ones = torch.ones(table.shape[1])
-        parts = [nearest(rows.float(), ones, grid, torch.bfloat16) for rows in table.split(8192)]
-        values = torch.cat([one.dequantize(grid.group) for one in parts])
-        found[name] = Stored(values, _ours(table, grid))
+        made = rounding(table.float(), torch.bfloat16)
+        values = torch.cat([one.dequantize(rounding.grid.group) for one in made])
+        found[name] = Stored(values, _ours(table, rounding.grid))
     return found
 
 

@@ -115,13 +115,13 @@ class Bench:
     def keep(self, label: str, ends: str, make: Any) -> None:
         """Measure a row unless it is known."""
 
-        @torch.no_grad()
         def measure() -> dict[str, Any]:
             made: Made = make()
             self.model.load_state_dict(self.dense)
             state = self.model.state_dict()
-            for name, stored in made.items():
-                state[name].copy_(stored.values)
+            with torch.no_grad():
+                for name, stored in made.items():
+                    state[name].copy_(stored.values)
             losses = {name: losses_on(self.model, text) for name, text in self.texts.items()}
             return {**losses, **self.bytes(made), "ends": ends}
 

@@ -34,6 +34,7 @@ from spectrim.model.sources import Source
 from spectrim.text import documents
 
 WINDOWS = 10
+SHOWN = ("megabytes", "more", "divergence")
 WIDE: dict[str, Callable[[Stored], bool]] = {  # which matrices are in float16
     "none": lambda one: False,
     "v": lambda one: ".attn_v." in one.name,
@@ -65,8 +66,11 @@ def main() -> None:
         for choice in wanted:
             measure = partial(compared, folder, choice, asked.output / "rounded.gguf", windows)
             keep_row(asked.output, folder.name, choice, 1.0, measure)
-    rows = [{"table": "rounded_activations", "model": row["calibration"].replace("-", " "),
-             "wide": row["label"], **row} for row in known_rows(asked.output).values()]  # fmt: skip
+    rows = [
+        {"table": "rounded_activations", "model": row["calibration"].replace("-", " "),
+         "wide": row["label"], **{name: row[name] for name in SHOWN}, "commit": row["commit"]}
+        for row in known_rows(asked.output).values()
+    ]  # fmt: skip
     text = f"{WINDOWS} windows of {asked.length} tokens of WikiText-2"
     print(publish(asked.output, "rounded_activations", rows, text=text))
 

@@ -201,6 +201,15 @@ def test_the_plan_is_replayed_to_the_bit(made: Made) -> None:
     assert files(again) == files(made.small)
 
 
+def test_a_table_that_encoder_and_decoder_read_is_bought(tmp_path: Path) -> None:
+    source = family_folder(tmp_path / "source", "t5", dtype=torch.bfloat16)
+    recipe = asked(source, "40% of bytes", BOUGHT, "quantize")
+    job = opened(recipe, tmp_path / "cache")
+    assert recipe.factorize is not None
+    for low, middle, high in end_losses.end_losses(job, recipe.factorize).values():
+        assert low > middle > high > 0
+
+
 def test_protected_tables_stay(tmp_path: Path) -> None:
     source = family_folder(tmp_path / "source", "llama", dtype=torch.bfloat16)
     recipe = asked(source, "50% of bytes", BOUGHT, "quantize")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -61,11 +61,16 @@ def _moment(job: Job) -> Float[Tensor, "hidden hidden"]:
     hook = head.register_forward_pre_hook(lambda _, args: sums.add(args[0].flatten(0, -2)))
     try:
         for at, hidden in stream.hidden.items():
-            for rows in hidden[walk.mask(at)].split(HEAD_CHUNK):
+            for rows in hidden[read_by_head(walk, at)].split(HEAD_CHUNK):
                 walk.logits(rows)
     finally:
         hook.remove()
     return sums.moment() / sums.tokens
+
+
+def read_by_head(walk: BlockWalk, at: int) -> Bool[Tensor, "batch length"]:
+    """Return which of the states behind the last block are of text and not of padding."""
+    return walk.stack_mask(walk.architecture.stacks[-1], at)
 
 
 def with_rows(
@@ -103,9 +108,8 @@ def words_of(dense: Stream) -> Words:
     walk = dense.walk
     matter = torch.zeros(walk.logits(next(iter(dense.hidden.values()))[0, :1]).shape[1])
     for at in walk.starts:
-        mask = walk.mask(at)
-        matter[walk.ids(at)[mask]] = 1.0
-        for states in dense.hidden[at][mask].split(HEAD_CHUNK):
+        matter[walk.ids(at)[walk.mask(at)]] = 1.0
+        for states in dense.hidden[at][read_by_head(walk, at)].split(HEAD_CHUNK):
             likely = walk.logits(states).topk(min(LIKELY, len(matter))).indices
             matter[likely.flatten()] = 1.0
     others = (matter == 0).nonzero()[:, 0]
@@ -124,7 +128,7 @@ def divergence_of_words(dense: Stream, words: Words, other: BlockWalk, small: St
     """
     walk, total, tokens = dense.walk, 0.0, 0
     for at in walk.starts:
-        mask = walk.mask(at)
+        mask = read_by_head(walk, at)
         pairs = zip(
             dense.hidden[at][mask].split(HEAD_CHUNK),
             small.hidden[at][mask].split(HEAD_CHUNK),
@@ -145,7 +149,7 @@ def divergence(walk: BlockWalk, dense: Stream, other: BlockWalk, small: Stream) 
     """Return the mean KL divergence of what follows every token, nats; both read one text."""
     total, tokens = 0.0, 0
     for at in walk.starts:
-        mask = walk.mask(at)
+        mask = read_by_head(walk, at)
         pairs = zip(
             dense.hidden[at][mask].split(HEAD_CHUNK),
             small.hidden[at][mask].split(HEAD_CHUNK),

@@ -18,6 +18,8 @@ from spectrim.kernels.library import FILE, Library, library
 from spectrim.kernels.maps import made
 from spectrim.model.block_decoding import Decoding
 from spectrim.model.decoding import use_kernels
+from spectrim.rounding import column_choice
+from spectrim.rounding.column_choice import LevelGrid, choose
 from tiny_models import build
 from tiny_packed import GRIDS, drawn, off, packed
 
@@ -105,6 +107,28 @@ def test_what_learns_or_is_not_bf16_is_torchs() -> None:
     with torch.no_grad():
         x = drawn(2, 64).float()
         assert torch.equal(held.float().product(x), plain.float().product(x))
+
+
+@pytest.mark.parametrize("counted", ["errors", "changes"])
+def test_columns_are_chosen_as_by_torch(
+    counted: str, instruction_sets: list[Library], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns, rows = 40, 83  # rows: five portions, and three
+    scale, offset = drawn(columns, rows, seed=1).float(), drawn(columns, rows, seed=2).float()
+    scale[3] = 0  # of a block of zeros
+    grid = LevelGrid(scale, offset, torch.tensor([0.0, 1, 2, 4, -1, -2, -4]))
+    wanted, coupling = drawn(columns, rows).float(), drawn(columns, columns, seed=3).float() / 9
+    before = None if counted == "errors" else drawn(columns, rows, seed=4).float()
+    monkeypatch.setattr(column_choice, "library", lambda: None)
+    by_torch = choose(wanted, before, coupling, grid)
+    assert torch.equal(grid.values(by_torch.codes), by_torch.values)
+    assert by_torch.codes.unique().numel() == 7
+    for one in instruction_sets:
+        monkeypatch.setattr(column_choice, "library", lambda one=one: one)
+        found = choose(wanted, before, coupling, grid)
+        assert torch.equal(found.codes, by_torch.codes), one.isa
+        assert torch.equal(found.values, by_torch.values), one.isa
+        assert torch.equal(found.changes, by_torch.changes), one.isa
 
 
 def test_without_the_library_all_is_as_it_was(

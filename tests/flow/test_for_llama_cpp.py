@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from spectrim.cli import main
-from spectrim.cutting import table_losses
+from spectrim.cutting import table_losses, type_losses
 from spectrim.cutting.table_losses import table_offers
 from spectrim.cutting.type_choice import choose, predicted
 from spectrim.cutting.type_losses import Offer, map_offers, offered
@@ -172,6 +172,19 @@ def test_a_part_of_a_tables_rows_tells_what_types_cost(
     assert part.losses == pytest.approx(whole.losses, rel=0.3)
 
 
+def test_a_part_of_a_maps_rows_tells_what_types_cost(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type_losses, "SAMPLE", 1)
+    whole = map_offers(_job(made, tmp_path / "whole"), 6.0)
+    monkeypatch.setattr(type_losses, "SAMPLE", 2)
+    part = map_offers(_job(made, tmp_path / "part"), 6.0)
+    pairs = zip(part, whole, strict=True)
+    found = np.concatenate([np.divide(one.losses, other.losses) for one, other in pairs])
+    assert np.exp(np.log(found).mean()) == pytest.approx(1, abs=0.1)
+    assert found.std() > 0.001 and found.min() > 0.6 and found.max() < 1.6
+
+
 def test_runs_of_one_model_leave_each_others_work_alone(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,11 +192,20 @@ def test_runs_of_one_model_leave_each_others_work_alone(
         changed.setattr(Splice, "write", _killed)
         code, _ = _asked(place, "--size", "60%", "-o", place.folder / "killed.gguf")
         assert code == 130  # as by Ctrl+C
-    left = set(place.folder.glob("cache/types/*/*.safetensors"))
+    left = _work(place)
     assert left  # what the same command would go on from
+    assert not [one for one in place.folder.iterdir() if one.name.startswith((".", "spectrim-"))]
     code, err = _asked(place, "--size", "60%")
     assert code == 0, err
-    assert set(place.folder.glob("cache/types/*/*.safetensors")) == left
+    assert _work(place) == left
+    at = [err.find(f"step {step} of 4: ") for step in (1, 3, 4)]  # statistics are there already
+    assert at[0] >= 0 and sorted(at) == at
+
+
+def _work(place: Place) -> set[Path]:
+    """Return the matrices that interrupted runs have left in the cache, and their dense files."""
+    types = place.folder / "cache" / "types"
+    return {*types.glob("*/*/*.safetensors"), *types.glob("*/dense.gguf")}
 
 
 def _killed(*_: object) -> None:

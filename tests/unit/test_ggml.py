@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize as unpacked
 from torch import Tensor
 
 from spectrim.errors import SpectrimError
@@ -44,6 +45,7 @@ def test_a_type_has_its_size_and_more_bits_lose_less(kind: Kind, matrix: Tensor)
     packed = quantize(matrix, kind)
     assert packed.shape == (24, row_bytes(kind, 512))
     assert packed.nbytes * 8 == round(bits(kind) * matrix.numel())
+    assert np.array_equal(dequantize(packed, kind), unpacked(packed, kind))
     lost = float((dequantize(packed, kind) - matrix).square().mean())
     # a Gaussian rounded to b bits loses at least 4^-b; llama.cpp's types a few times that
     assert 4 ** -bits(kind) < lost < 9 * 4 ** -bits(kind)
@@ -105,6 +107,17 @@ def test_inputs_that_are_never_used_do_no_harm(matrix: Tensor) -> None:
     weights[300:] = 1.0
     for kind in (Kind.IQ2_XXS, Kind.Q4_0, Kind.Q3_K):
         assert torch.isfinite(dequantize(quantize(matrix, kind, weights), kind)).all()
+
+
+def test_threads_share_the_rows(matrix: Tensor) -> None:
+    large = matrix.repeat(12, 1)  # more than a thread takes at a time
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        found = quantize(large, Kind.Q4_K)
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(found, np.tile(quantize(matrix, Kind.Q4_K), (12, 1)))
 
 
 def test_rows_that_do_not_fit_are_refused(matrix: Tensor) -> None:

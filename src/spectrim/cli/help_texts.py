@@ -19,8 +19,8 @@ HELP = {
     "fits": "As --size, by the memory that it is to run in, such as '4GB': weights, the keys and "
     "values of --context tokens, and what runs it: transformers, or llama.cpp with --for.",
     "room": "How many tokens of keys and values --fits makes room for.",
-    "for": "Write one file for another engine instead of a folder: llama.cpp, a GGUF file in the "
-    "best mix of its own types.",
+    "for": "Write one file for another engine instead of a folder. llama.cpp: a GGUF file in the "
+    "best mix of its own types, which Ollama, LM Studio and Jan run too; it needs a size.",
     "searched": "Hub name, model folder, GGUF file, or 'demo'.",
     "front": "Folder to write: one smaller model for each size, and a page about all of them.",
     "front-sizes": "Sizes as for 'shrink --size', separated by commas: '60%,40%' or '600MB,400MB'.",
@@ -75,7 +75,8 @@ HELP = {
     "folders": "Folders that 'spectrim shrink' wrote, the one that the page is about first.",
     "page": "File to write.",
     "exported": "Folder of a smaller model, or any model: hub name, GGUF file, or 'demo'.",
-    "to": "The form; see 'spectrim list exporters'.",
+    "to": "The form: gguf, a file for llama.cpp; onnx, a folder for ONNX Runtime; dense, a plain "
+    "transformers folder. See 'spectrim list exporters'.",
     "export": "File or folder to write, as the form is one or the other.",
     "served": "Model folder, GGUF file, ONNX folder, hub name, or 'demo'.",
     "host": "Address to listen on; 0.0.0.0 lets other machines in.",
@@ -95,6 +96,17 @@ HELP = {
     "version": "Show the version and exit.",
 }
 
+_TITLES = {
+    "How large, in which form": ("size", "fits", "room", "for", "front-sizes"),
+    "The text that is read": ("calibration", "tokens", "seed"),
+    "A recipe of your own, instead of a size": (
+        "keep", "recipe", "plan", "method", "allocator", "format", "refine", "protect",
+    ),
+    "What is measured at the end": ("evaluate", "predictions"),
+}  # fmt: skip
+PANELS = {name: title for title, names in _TITLES.items() for name in names}
+"""Under which title the help of a verb shows an option; the others stand under 'Options'."""
+
 LM_EVAL = {
     "arc_easy": "ARC-Easy: science questions of school exams, with four answers as a rule.",
     "boolq": "BoolQ: yes or no to a question about a passage of Wikipedia.",
@@ -108,7 +120,9 @@ LM_EVAL = {
 
 def option(name: str, *flags: str, default: str | bool = False) -> Any:
     """Return an option with its help; default is what is shown where the value may be None."""
-    return typer.Option(*flags, help=HELP[name], show_default=default)
+    return typer.Option(
+        *flags, help=HELP[name], show_default=default, rich_help_panel=PANELS.get(name)
+    )
 
 
 def argument(name: str, default: str | bool = False) -> Any:

@@ -58,13 +58,13 @@ def spectrim(
 def shrink(  # Typer reads a command's options from its parameters, so they stand here one by one
     output: Annotated[Path, option("output", "-o", "--output")],
     model: Annotated[str | None, argument("model")] = None,
-    keep: Annotated[str | None, option("keep", default="80% of linear")] = None,
     size: Annotated[str | None, option("size")] = None,
     fits: Annotated[str | None, option("fits")] = None,
     context: Annotated[int | None, option("room", default="4096")] = None,
     target: Annotated[Target | None, option("for", "--for")] = None,
     calibration: Annotated[str | None, option("calibration", default="default")] = None,
     tokens: Annotated[str | None, option("tokens", default="48x1024")] = None,
+    keep: Annotated[str | None, option("keep", default="80% of linear")] = None,
     method: Annotated[str | None, option("method", default="loss_aware_svd")] = None,
     allocator: Annotated[str | None, option("allocator", default="global")] = None,
     format: Annotated[str | None, option("format", default="pivoted")] = None,
@@ -80,7 +80,7 @@ def shrink(  # Typer reads a command's options from its parameters, so they stan
     evaluate: Annotated[bool, option("evaluate", default=True)] = True,
     predictions: Annotated[bool, option("predictions", "--predictions")] = False,
 ) -> None:
-    """Make a model smaller and write it as a model folder that transformers reads.
+    """Make a model smaller: a folder that transformers reads, or with --for a file for llama.cpp.
 
     Interrupted? Run the same command again; it continues where it was.
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from spectrim.model.runtime import Size
     from spectrim.recipe.recipe import Keep, Recipe
 
+LOADING = "loading libraries"  # torch and transformers: seconds, in which nothing else is told
+
 
 @dataclass(frozen=True)
 class ShrinkOptions:
@@ -181,14 +183,18 @@ def run(options: ShrinkOptions) -> None:
 
 def _one_file(options: ShrinkOptions) -> None:
     """Make a single file for another engine, and tell what was made."""
-    recipe, size = options.build(), options.file_size()
-    given.prove_writable(options.output)
-    from spectrim.model import sources
     from spectrim.report.progress import shown
-    from spectrim.verbs.for_llama_cpp import for_llama_cpp
 
-    cache = options.cache or sources.default_cache()
+    recipe = options.build()
+    given.prove_writable(options.output)
     with shown() as progress:
+        progress(0, 1, LOADING)
+        from spectrim.model import sources
+        from spectrim.verbs.for_llama_cpp import for_llama_cpp
+
+        progress(1, 1, LOADING)
+        cache = options.cache or sources.default_cache()
+        size = options.file_size()
         made = for_llama_cpp(recipe, size, options.output, cache=cache, progress=progress)
     typer.echo(f"{made}\nwrote {options.output}")
 

@@ -22,7 +22,7 @@ from spectrim.walk.moments import damped, inverse_root
 from spectrim.walk.stream import Stream
 
 MEASURED = 4.5  # bits of the type whose divergence is measured
-SAMPLE = 1 << 16  # rows: what types lose beside each other is told from so many of a large table
+SAMPLE = 1 << 13  # rows: what types lose beside each other is told from so many of a large table
 DESCENT = 1 << 26  # numbers: of larger tables the codes are chosen once
 
 
@@ -110,7 +110,7 @@ def table_offers(job: Job, mean: float) -> list[Offer]:
     """
     tables = Tables(job)
     kinds = [one.name for one in offered(tables.width, mean)]
-    key = key_of("tables", 2, job.statistics_key, job.splits.search.digest(), kinds)
+    key = key_of("tables", 3, job.statistics_key, job.splits.search.digest(), kinds)
     file = job.cache / "types" / f"{key}.json"
     with locked(file):
         if not file.exists():
@@ -130,10 +130,20 @@ def _offer(tables: Tables, name: str, losses: dict[str, float]) -> Offer:
 def _losses(tables: Tables, name: str, mean: float) -> dict[str, float]:
     kinds = offered(tables.width, mean)
     some = tables.sample(name)
-    errors = {
-        one: tables.error(name, tables.packed(name, one, plain=True, some=some), one, some)
-        for one in kinds
-    }
+    errors, total = {}, len(kinds) + 1
+    for done, one in enumerate(kinds):
+        _tell(tables, name, done, total)
+        packed = tables.packed(name, one, plain=True, some=some)
+        errors[one] = tables.error(name, packed, one, some)
+    _tell(tables, name, total - 1, total)
     measured = min(kinds, key=lambda one: abs(bits(one) - MEASURED))
     loss = tables.divergence(name, tables.packed(name, measured), measured)
+    _tell(tables, name, total, total)
     return {one.name: loss * errors[one] / errors[measured] for one in kinds}
+
+
+def _tell(tables: Tables, name: str, done: int, total: int) -> None:
+    """Tell how far the types of one of the tables are tried."""
+    before = tables.names.index(name) * total
+    every = len(tables.names) * total
+    tables.job.progress(before + done, every, "trying types for embedding and head")

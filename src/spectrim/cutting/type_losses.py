@@ -1,4 +1,4 @@
-"""What llama.cpp's types cost, in nats: every map quantised once in each, block by block."""
+"""What llama.cpp's types cost, in nats: rows of every map quantised in each, block by block."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from spectrim.files import atomic_file, key_of, locked
@@ -26,7 +27,9 @@ from spectrim.walk.statistics import block_statistics
 Kind = GGMLQuantizationType
 FED = " fed"  # behind a type's name: with codes whose errors make up for each other
 LEAST = 5.0  # bits: types from here on are always offered
-BELOW = 2.2  # bits that a map may get less than the mean: types of very few are slow to make
+BELOW = 1.7  # bits that a map may get less than the mean: types of very few are slow to make
+SAMPLE = 3  # one in so many rows, those that matter most, tells what types lose beside each other
+REFERENCE = (Kind.Q4_0, Kind.Q8_0)  # soon made: what they lose in all rows says how much others do
 SMALL_BLOCKS = (Kind.MXFP4, Kind.IQ4_NL, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1)
 """Of 32 numbers: for rows that are no multiple of 256; elsewhere others are better."""
 
@@ -79,7 +82,7 @@ def measured(job: Job, mean: float) -> dict[str, dict[str, float]]:
     Kept in the cache, block by block.
     mean: bits that a number gets on average.
     """
-    folder = job.cache / "types" / key_of("types", 3, job.statistics_key)
+    folder = job.cache / "types" / key_of("types", 4, job.statistics_key)
     found: dict[str, dict[str, float]] = {}
     places = job.each_block()
     for done, place in enumerate(places, start=1):
@@ -135,7 +138,8 @@ def _block_losses(job: Job, place: Place, mean: float, file: Path) -> dict[str, 
     if any(missing.values()):
         maker = BlockMaker(job, place)
         for name, some in missing.items():
-            known[name] = known.get(name, {}) | maker.losses(name, some)
+            if some:
+                known[name] = known.get(name, {}) | maker.losses(name, some)
         with atomic_file(file) as partial:
             partial.write_text(json.dumps(known), encoding="utf-8")
     return known
@@ -154,24 +158,46 @@ class BlockMaker:
         return weight(self.block.get_submodule(site.removeprefix(self.place.prefix))).detach()
 
     def losses(self, site: str, some: Sequence[str]) -> dict[str, float]:
-        """Return ½ tr(Δᵀ G Δ A) of a map, nats per token, by the names of ``wanted``."""
-        diagonal, price = self._moment(site).diagonal(), self._price(site)
-        found = {}
+        """Return ½ tr(Δᵀ G Δ A) of a map, nats per token, by the names of ``wanted``.
+
+        Each is measured in some of the rows, which know nothing of each other.
+        """
+        matrix, diagonal = self.matrix(site), self._moment(site).diagonal()
+        rows = self._telling(site)
+        price, sample = self._price(site, rows), matrix[rows]
+        losses = {}
         for one in some:
             kind = GGMLQuantizationType[one.removesuffix(FED)]
-            fed = one.endswith(FED)
-            packed = self.packed(site, kind) if fed else quantize(self.matrix(site), kind, diagonal)
-            found[one] = price(packed, kind)
-        return found
+            if one.endswith(FED):
+                packed = quantize_with_feedback(sample, self._root(site), kind)
+            else:
+                packed = quantize(sample, kind, diagonal)
+            losses[one] = price(packed, kind)
+        of_all = self._price(site, torch.arange(len(matrix)))
+        known = sum(price(quantize(sample, kind, diagonal), kind) for kind in REFERENCE)
+        whole = sum(of_all(quantize(matrix, kind, diagonal), kind) for kind in REFERENCE)
+        part = known / whole if known else 1.0
+        return {one: loss / part for one, loss in losses.items()}
 
-    def _price(self, site: str) -> Callable[[np.ndarray, GGMLQuantizationType], float]:
-        """Return what gives ½ tr(Δᵀ G Δ A) of the map in blocks, in float32 as there are many."""
-        known, matrix = self.statistics[site], self.matrix(site)
+    def _telling(self, site: str) -> Int[Tensor, " some"]:
+        """Return the rows whose errors will matter most: large ones that the loss is steep in."""
+        matrix, known = self.matrix(site), self.statistics[site]
+        if known.gradient_moment is None or known.loss_inputs is None:
+            return torch.arange(len(matrix))
+        sizes = matrix.square() @ known.loss_inputs.diagonal()
+        matter = known.gradient_moment.diagonal() * sizes
+        return matter.topk(-(-len(matrix) // SAMPLE)).indices.sort().values
+
+    def _price(
+        self, site: str, rows: Int[Tensor, " some"]
+    ) -> Callable[[np.ndarray, GGMLQuantizationType], float]:
+        """Return what gives ½ tr(Δᵀ G Δ A) of rows of the map, in float32 as there are many."""
+        known, matrix = self.statistics[site], self.matrix(site)[rows]
         if known.gradient_moment is None or not known.gradient_moment.any():
             return lambda packed, kind: 0.0  # nothing reaches the loss
         assert known.loss_inputs is not None
         inputs = damped(known.loss_inputs, Damping().input).float()
-        gradients = damped(known.gradient_moment, Damping().gradient).float()
+        gradients = damped(known.gradient_moment, Damping().gradient)[rows][:, rows].float()
 
         def price(packed: np.ndarray, kind: GGMLQuantizationType) -> float:
             error = dequantize(packed, kind) - matrix
@@ -181,10 +207,11 @@ class BlockMaker:
 
     def packed(self, site: str, kind: GGMLQuantizationType, *, best: bool = False) -> np.ndarray:
         """Return a map in a type's blocks, uint8 [out, row_bytes]; best: take time for it."""
-        moment = self._moment(site)
-        root = self.roots.of(moment, DAMPING)
-        inputs = damped(moment, DAMPING).float() if best else None
-        return quantize_with_feedback(self.matrix(site), root, kind, inputs)
+        inputs = damped(self._moment(site), DAMPING).float() if best else None
+        return quantize_with_feedback(self.matrix(site), self._root(site), kind, inputs)
+
+    def _root(self, site: str) -> Tensor:
+        return self.roots.of(self._moment(site), DAMPING)
 
     def _moment(self, site: str) -> Tensor:
         found = self.statistics[site].input_moment

@@ -28,14 +28,16 @@ ARGUMENTS = {
     "norm": (P, P, ctypes.c_float, P, LONG, LONG, INT),
     "gated": (P, P, P, LONG, INT),
 }
+LATER = {"choose": (P, INT)}
+"""Of libraries built since: an older one runs models as well, and torch does these."""
 
 
 class Library:
     """The functions of the library, and the scratch memory in which rows become dense.
 
     isa: the name of the instruction set in use: `avx512`, `avx2`, `dotprod`, `neon` or `plain`.
-    product, before, after, stack, rows, norm, gated: what source/kernels.h says; each
-        returns 0, or 1 for no memory.
+    product, before, after, stack, rows, norm, gated, choose: what source/kernels.h says; each
+        returns 0, or 1 for no memory. choose: None in a library built before it was there.
     """
 
     product: Any
@@ -45,6 +47,7 @@ class Library:
     rows: Any
     norm: Any
     gated: Any
+    choose: Any
 
     def __init__(self, file: Path, isa: int = -1) -> None:
         self._library = ctypes.CDLL(str(file))
@@ -57,6 +60,11 @@ class Library:
         for name, arguments in ARGUMENTS.items():
             function = getattr(self._library, f"spectrim_{name}")
             function.argtypes = arguments
+            setattr(self, name, function)
+        for name, arguments in LATER.items():
+            function = getattr(self._library, f"spectrim_{name}", None)
+            if function is not None:
+                function.argtypes = arguments
             setattr(self, name, function)
         self._local = threading.local()
 

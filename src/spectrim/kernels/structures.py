@@ -72,6 +72,19 @@ class Stack(ctypes.Structure):
     ]
 
 
+class Choice(ctypes.Structure):
+    """Columns of a matrix whose codes are chosen one after the other."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in
+          ("wanted", "before", "scale", "offset", "places", "values", "changes", "coupling",
+           "levels", "edges")),
+        ("columns", ctypes.c_int32),
+        ("levels_count", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+    ]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Codes:
     """A packed matrix in its tensors, as formats/packed/matrix.py names them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize as unpacked
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,6 +25,7 @@ TYPES = tuple(
     )
 )  # fmt: skip
 """Those that a map may get, by size. llama.cpp runs MXFP4 since August 2025, the others longer."""
+ROWS = 64  # that a thread quantises at a time, at least
 _FILES = {"linux": "libggml-base.so", "darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
 
 
@@ -69,16 +70,39 @@ def quantize(
     least = float(weights.mean()) * 1e-6 or 1.0
     weigh = np.ascontiguousarray(weights.float().clamp_min(least).numpy())
     packed = np.zeros((rows, row_bytes(kind, columns)), np.uint8)
-    written = library.ggml_quantize_chunk(
-        int(kind), values.ctypes.data, packed.ctypes.data, 0, rows, columns, weigh.ctypes.data
-    )
+
+    def part(begin: int) -> int:
+        some = min(step, rows - begin)
+        place = (int(kind), values.ctypes.data, packed.ctypes.data, begin * columns, some, columns)
+        return int(library.ggml_quantize_chunk(*place, weigh.ctypes.data))
+
+    threads = torch.get_num_threads()
+    step = max(-(-rows // (4 * threads)), ROWS)
+    begins = range(0, rows, step)
+    if len(begins) == 1 or threads == 1:
+        written = sum(map(part, begins))
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            written = sum(pool.map(part, begins))
     assert written == packed.nbytes
     return packed
 
 
 def dequantize(packed: np.ndarray, kind: GGMLQuantizationType) -> Float[Tensor, "rows columns"]:
-    """Return the numbers that blocks stand for, float32; packed: uint8 [rows, row_bytes]."""
-    return torch.from_numpy(unpacked(packed, kind))
+    """Return the numbers that blocks stand for, float32; packed: uint8 [rows, row_bytes].
+
+    kind: one of TYPES.
+
+    Raises:
+        SpectrimError: `libggml-python` is not there.
+    """
+    packed = np.ascontiguousarray(packed)
+    block, size = GGML_QUANT_SIZES[kind]
+    values = torch.empty(len(packed), packed.shape[1] // size * block)
+    read = loaded()[f"dequantize_row_{kind.name.lower().replace('_k', '_K')}"]
+    read.restype, read.argtypes = None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    read(packed.ctypes.data, values.data_ptr(), values.numel())
+    return values
 
 
 @cache

@@ -83,29 +83,28 @@ LAYOUTS = {
 
 def read_codes(block: np.ndarray, layout: Layout) -> Int[Tensor, "rows size"]:
     """Return the codes in blocks; block: uint8 [rows, bytes of a block]."""
-    codes, low = np.zeros((len(block), layout.size), np.int64), 0
+    codes, low = np.zeros((len(block), layout.size), np.uint8), 0
     for part in layout.parts:
-        codes |= (
-            ((block[:, part.byte] >> part.shift) & (2**part.bits - 1)).astype(np.int64)
-        ) << low
+        shift = part.shift.astype(np.uint8)
+        codes |= ((block[:, part.byte] >> shift) & np.uint8(2**part.bits - 1)) << low
         low += part.bits
-    return torch.from_numpy(codes)
+    return torch.from_numpy(codes.astype(np.int64))
 
 
 def with_codes(block: np.ndarray, layout: Layout, codes: Int[Tensor, "rows size"]) -> np.ndarray:
-    """Return blocks with other codes and the scales that they have."""
-    made, low = block.copy(), 0
-    given = codes.numpy().astype(np.int64)
+    """Return blocks with other codes and the scales that they have; one row of codes: for all."""
+    made, low = block, 0
+    given = codes.numpy().astype(np.uint8)
     for part in layout.parts:
-        mask = 2**part.bits - 1
-        shift = part.shift.astype(np.int64)
-        clear, put = np.zeros(block.shape[1], np.int64), np.zeros(block.shape, np.int64)
+        mask = np.uint8(2**part.bits - 1)
+        shift = part.shift.astype(np.uint8)
+        clear = np.zeros(block.shape[1], np.uint8)
+        put = np.zeros((len(given), block.shape[1]), np.uint8)
         np.bitwise_or.at(clear, part.byte, mask << shift)
-        piece = ((given >> low) & mask) << shift
         for one in np.unique(shift):  # of one shift no byte comes twice
-            here = shift == one
-            put[:, part.byte[here]] |= piece[:, here]
-        made = ((made & ~clear.astype(np.uint8)) | put.astype(np.uint8)).astype(np.uint8)
+            here = np.flatnonzero(shift == one)
+            put[:, part.byte[here]] |= (given[:, here] >> low & mask) << one
+        made = (made & ~clear) | put
         low += part.bits
     return made
 
@@ -115,7 +114,7 @@ def scales(
 ) -> tuple[Float[Tensor, "rows size"], Float[Tensor, "rows size"]]:
     """Return scale and offset of every number in blocks, float32."""
     layout = LAYOUTS[kind]
-    shape = (len(block), layout.size)
+    shape = (1, layout.size)
     first, last = (
         dequantize(with_codes(block, layout, torch.full(shape, code)), kind)
         for code in (0, len(layout.levels) // 2 - 1)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from spectrim.rounding.column_choice import LevelGrid, choose
 from spectrim.rounding.ggml import dequantize, quantize
-from spectrim.rounding.ggml_codes import LAYOUTS, Layout, read_codes, scales, with_codes
+from spectrim.rounding.ggml_codes import LAYOUTS, read_codes, scales, with_codes
 
 PASSES = 2  # of the descent over all columns; more gain less than a hundredth
 AT_ONCE = 128  # columns after which changes reach the rest
@@ -32,7 +30,7 @@ def quantize_with_feedback(
     number has a code of its own. Blocks of codebooks are left as ggml makes them.
     root: U, upper triangular, with Uᵀ U the inverse of the damped second moment of the inputs.
     inputs: that moment itself, damped; where it is given, codes are chosen again one by one with
-        all others in view, which takes some times as long and loses a tenth to a quarter less.
+        all others in view, which loses a tenth to a quarter less.
     """
     parts = []
     for rows in matrix.float().split(ROWS):
@@ -66,14 +64,11 @@ def _by_column(
 ) -> tuple[np.ndarray, Float[Tensor, "size rows"]]:
     """Return a block, and errors that the columns behind it are to make up for, in units of U."""
     block = quantize(left.T, kind, own.diagonal().square().reciprocal())
-    nearest = _Nearest.of(block, kind, len(left))
-    codes = torch.zeros(left.shape, dtype=torch.long)
-    errors, left = torch.zeros_like(left), left.clone()
-    for at in range(len(left)):
-        codes[at], value = nearest(left[at], at)
-        errors[at] = (left[at] - value) / own[at, at]
-        left[at + 1 :] -= torch.outer(own[at, at + 1 :], errors[at])
-    return with_codes(block, LAYOUTS[kind], codes.T.contiguous()), errors
+    diagonal = own.diagonal()[:, None]
+    # an error of the weights is minus the change of their values
+    chosen = choose(left, None, -own / diagonal, grid_of(block, kind, len(left)))
+    made = with_codes(block, LAYOUTS[kind], chosen.codes.T.contiguous())
+    return made, -chosen.changes / diagonal
 
 
 def _whole(
@@ -85,41 +80,13 @@ def _whole(
     return block, torch.linalg.solve_triangular(own.T, error, upper=False)
 
 
-@dataclass(frozen=True)
-class _Nearest:
-    """The codes whose values are nearest, with the scales that blocks have."""
+def grid_of(blocks: np.ndarray, kind: GGMLQuantizationType, columns: int) -> LevelGrid:
+    """Return the values that codes can stand for in a matrix with so many columns.
 
-    scale: Float[Tensor, "columns rows"]
-    offset: Float[Tensor, "columns rows"]
-    levels: Float[Tensor, " codes"]
-
-    @classmethod
-    def of(cls, blocks: np.ndarray, kind: GGMLQuantizationType, columns: int) -> _Nearest:
-        """Return those of a matrix with so many columns; blocks: uint8 [blocks, bytes of each]."""
-        scale, offset = (one.reshape(-1, columns).T.contiguous() for one in scales(blocks, kind))
-        return cls(scale, offset, torch.tensor(LAYOUTS[kind].levels, dtype=torch.float32))
-
-    @cached_property
-    def _ordered(self) -> tuple[Tensor, Tensor]:
-        """Return what lies halfway between neighbouring levels, and the code of each level."""
-        ordered, places = self.levels.sort()
-        return (ordered[1:] + ordered[:-1]) / 2, places
-
-    @cached_property
-    def _steps(self) -> Tensor:
-        return torch.where(self.scale == 0, torch.inf, self.scale)
-
-    def __call__(
-        self, wanted: Float[Tensor, " rows"], at: int
-    ) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """Return codes and values of a column."""
-        edges, places = self._ordered
-        codes = places[torch.bucketize((wanted - self.offset[at]) / self._steps[at], edges)]
-        return codes, self.values(codes, slice(at, at + 1))[0]
-
-    def values(self, codes: Int[Tensor, "*some rows"], at: slice) -> Float[Tensor, "some rows"]:
-        """Return what codes of some columns stand for."""
-        return self.levels[codes].view(-1, codes.shape[-1]) * self.scale[at] + self.offset[at]
+    blocks: uint8 [blocks, bytes of each], with their scales.
+    """
+    scale, offset = (one.reshape(-1, columns).T.contiguous() for one in scales(blocks, kind))
+    return LevelGrid(scale, offset, torch.tensor(LAYOUTS[kind].levels, dtype=torch.float32))
 
 
 def _descended(
@@ -132,51 +99,17 @@ def _descended(
     layout, (size, width) = LAYOUTS[kind], GGML_QUANT_SIZES[kind]
     rows, columns = matrix.shape
     blocks = packed.reshape(-1, width)
-    nearest = _Nearest.of(blocks, kind, columns)
+    grid = grid_of(blocks, kind, columns)
     codes = read_codes(blocks, layout).reshape(rows, columns).T.contiguous()
-    values = nearest.values(codes, slice(None))
+    values = grid.values(codes)
     slope = inputs @ (values - matrix.T)  # half the gradient, [columns, rows]
+    diagonal = inputs.diagonal()
     for _ in range(PASSES):
-        _pass(inputs, slope, nearest, codes, values)
-    return _packed(blocks, layout, codes, size).reshape(rows, -1)
-
-
-def _pass(
-    inputs: Float[Tensor, "columns columns"],
-    slope: Float[Tensor, "columns rows"],
-    nearest: _Nearest,
-    codes: Int[Tensor, "columns rows"],
-    values: Float[Tensor, "columns rows"],
-) -> None:
-    """Choose all codes again, column by column, in place; slope: half the gradient, kept right."""
-    columns = len(inputs)
-    for begin in range(0, columns, AT_ONCE):
-        some = slice(begin, min(begin + AT_ONCE, columns))
-        changes = _columns(some, inputs[some, some], slope[some], nearest, codes, values)
-        slope += inputs[:, some] @ changes
-
-
-def _columns(
-    some: slice,
-    inputs: Float[Tensor, "some some"],
-    slope: Float[Tensor, "some rows"],
-    nearest: _Nearest,
-    codes: Int[Tensor, "columns rows"],
-    values: Float[Tensor, "columns rows"],
-) -> Float[Tensor, "some rows"]:
-    """Choose the codes of some columns again, in place; return by how much the values changed."""
-    slope, changes = slope.clone(), torch.zeros_like(slope)
-    for at in range(len(slope)):
-        column = some.start + at
-        wanted = values[column] - slope[at] / inputs[at, at]
-        codes[column], value = nearest(wanted, column)
-        changes[at] = value - values[column]
-        values[column] = value
-        slope[at + 1 :] += torch.outer(inputs[at, at + 1 :], changes[at])
-    return changes
-
-
-def _packed(
-    blocks: np.ndarray, layout: Layout, codes: Int[Tensor, "columns rows"], size: int
-) -> np.ndarray:
-    return with_codes(blocks, layout, codes.T.reshape(-1, size).contiguous())
+        for begin in range(0, columns, AT_ONCE):
+            some = slice(begin, min(begin + AT_ONCE, columns))
+            steps = diagonal[some]
+            wanted = values[some] - slope[some] / steps[:, None]
+            chosen = choose(wanted, values[some], inputs[some, some] / steps, grid.part(some))
+            codes[some], values[some] = chosen.codes, chosen.values
+            slope += inputs[:, some] @ chosen.changes
+    return with_codes(blocks, layout, codes.T.reshape(-1, size).contiguous()).reshape(rows, -1)

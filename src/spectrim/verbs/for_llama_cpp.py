@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from spectrim.cutting.types_made import Chosen, Made, carried_out
 from spectrim.errors import SpectrimError
 from spectrim.exporters import exporters
 from spectrim.exporters._spliced import Packed, Splice
-from spectrim.files import key_of, locked
+from spectrim.files import atomic_file, key_of, locked
 from spectrim.job.job import Job
 from spectrim.job.opening import open_job
 from spectrim.model import sources
@@ -35,6 +36,14 @@ from spectrim.recipe.recipe import Recipe
 from spectrim.recipe.sizes import shown
 from spectrim.rounding.ggml import loaded
 from spectrim.verbs.refusals import refuse_smaller
+
+STEPS = (
+    ("opening the model",),  # and whatever else comes first, such as sampling a text
+    ("forward sweep", "reverse sweep"),
+    ("trying types", "trying types for embedding and head"),
+    ("quantising",),
+)
+"""What is told of progress, in order."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +85,52 @@ def for_llama_cpp(
     """
     loaded()
     refuse_file(output, is_export)
+    progress = _by_steps(progress)
+    progress(0, 1, "opening the model")
     source = sources.resolve(asked.model, cache, trust_remote_code=asked.trust_remote_code)
     refuse_smaller(source, "shrink")
     sites, budget = _within(source, size)
-    with tempfile.TemporaryDirectory(prefix="spectrim-", dir=_beside(output)) as folder:
-        dense = Path(folder) / "dense.gguf"
-        exporters.get("gguf")(source.folder, dense, progress)
+    progress(1, 1, "opening the model")
+    with _work(source, output, cache) as work:
+        dense = work / "dense.gguf"
+        if not dense.exists():
+            with atomic_file(dense) as partial:
+                exporters.get("gguf")(source.folder, partial, progress)
         splice = Splice(dense, [f"{site.name}.weight" for site in sites])
         room = budget - splice.fixed()
         refuse_smallest(_shapes(sites), room)
         job = open_job(asked, source, cache, progress)
-        # an interrupted run goes on from here, whatever else is made of the same model meanwhile
-        name = own(key_of("work", 2, job.statistics_key, str(output.absolute())))
-        job.work = cache / "types" / name
-        with locked(job.work):
-            made = _written(job, splice, room, output)
+        job.work = work / job.statistics_key
+        made = _written(job, splice, room, output)
         return replace(made, counted=size.counted(job.model.config))
+
+
+@contextmanager
+def _work(source: Source, output: Path, cache: Path) -> Iterator[Path]:
+    """Give the folder of the cache from which an interrupted run goes on; it is gone at the end.
+
+    Each output has its own, whatever else is made of the same model meanwhile.
+    """
+    name = own(key_of("work", 3, source.fingerprint, str(output.absolute())))
+    work = cache / "types" / name
+    with locked(work):
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            yield work
+        except SpectrimError:  # a run with the same words ends here again
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _by_steps(progress: Progress) -> Progress:
+    """Return a progress that also says which step of all steps the work belongs to."""
+
+    def told(done: int, total: int, what: str) -> None:
+        step = next((at for at, named in enumerate(STEPS, start=1) if what in named), 1)
+        progress(done, total, f"step {step} of {len(STEPS)}: {what}")
+
+    return told
 
 
 def _within(source: Source, size: Size) -> tuple[list[Site], int]:
@@ -122,7 +161,7 @@ def _shapes(sites: list[Site]) -> list[tuple[int, int]]:
 
 
 def _written(job: Job, splice: Splice, room: int, output: Path) -> Report:
-    """Write the file, and remove what an interrupted run would have gone on from."""
+    """Write the file."""
     offers, chosen, made = _chosen(job, room)
     with output_file(output) as partial:
         splice.write(
@@ -130,7 +169,6 @@ def _written(job: Job, splice: Splice, room: int, output: Path) -> Report:
             lambda name: _packed(made, chosen, name),
             lambda name: _values(job, name),
         )
-    shutil.rmtree(job.work, ignore_errors=True)
     kinds = Counter(chosen[offer.name].name for offer in offers)
     return Report(
         output.stat().st_size, dict(kinds.most_common()), predicted(offers, chosen),
@@ -158,10 +196,3 @@ def _values(job: Job, name: str) -> np.ndarray:
     tensor = job.weights.read([name])[name].float()
     turned = isinstance(job.model.get_submodule(path), Conv1D)
     return (tensor.T.contiguous() if turned else tensor).numpy()
-
-
-def _beside(output: Path) -> Path:
-    """Return the folder that the output goes to, made where it is not there: it has the room."""
-    folder = output.resolve().parent
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

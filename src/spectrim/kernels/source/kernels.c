@@ -246,4 +246,14 @@ static int gated(const uint16_t *gate, const uint16_t *up, uint16_t *to, int64_t
     return 0;
 }
 
-const Kernels NAMED(kernels, ISA) = {product, before, after, stack, rows, norm, gated};
+static int choose(const Choice *choice, int threads) {
+    threads = choice->rows < 4 * ROWS_AT_ONCE ? 1 : threads;
+    size_t one = (size_t)choice->columns * sizeof(Lanes);
+    char *room = scratch(one * (size_t)(threads < 1 ? 1 : threads));
+    if (!room) return 1;
+    Choosing call = {.choice = choice, .room = (float *)room};
+    run(&call.team, choose_work, &call, threads);
+    return 0;
+}
+
+const Kernels NAMED(kernels, ISA) = {product, before, after, stack, rows, norm, gated, choose};

@@ -1,6 +1,7 @@
 /* What the library offers, once for each instruction set. */
 #pragma once
 #include "block.h"
+#include "choice.h"
 
 /* Blocks one behind the other, and their keys and values, bf16 [blocks, 2, key heads, room, head]. */
 typedef struct {
@@ -25,4 +26,5 @@ typedef struct {
                 int64_t columns, int threads);
     int (*gated)(const uint16_t *gate, const uint16_t *up, uint16_t *to, int64_t count,
                  int threads);
+    int (*choose)(const Choice *, int threads);
 } Kernels;

@@ -134,3 +134,5 @@ EXPORT int spectrim_gated(const uint16_t *gate, const uint16_t *up, uint16_t *to
                           int threads) {
     return chosen->gated(gate, up, to, count, threads);
 }
+
+EXPORT int spectrim_choose(const Choice *choice, int threads) { return chosen->choose(choice, threads); }

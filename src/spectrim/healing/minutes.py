@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from spectrim.cutting.samples import spread
 from spectrim.healing.judging import mixed_precision
 from spectrim.job.job import BATCH, Job
 from spectrim.model.architectures import Place
+from spectrim.text.tokens import Tokens
 from spectrim.walk.stream import Stream
 
 ROUNDING = 0.5  # of the minutes go to the rounding of blocks, the rest to the whole model
@@ -58,7 +58,8 @@ def learning_within(job: Job, minutes: float) -> list[dict[str, Any]]:
 def measured_speed(job: Job) -> Speed:
     """Return how fast this machine trains the model of a job, measured on its first block."""
     text = job.splits.calibration
-    tokens = spread(text, max(1, BATCH // text.ids.shape[1]))
+    many = max(1, BATCH // text.ids.shape[1])
+    tokens = Tokens(text.ids[:many], text.mask[:many])
     walk = job.walk(tokens)
     place = job.each_block()[0]
     stream = Stream(walk).enter(place.stack)

@@ -62,12 +62,13 @@ def reconstruct(block: nn.Module, goal: Goal, steps: int, rates: Rates) -> bool:
 
 def trained(block: nn.Module) -> dict[str, nn.Parameter]:
     """Let packed maps and vectors of a block need gradients; return their parameters by name."""
-    found = {}
+    found: dict[str, nn.Parameter] = {}
     for name, parameter in block.named_parameters():
         last = name.rpartition(".")[2]
         own = last in (LATENT, "scale", "offset") or parameter.dim() == 1
         if own and parameter.is_floating_point():
-            found[name] = parameter.requires_grad_(True)
+            parameter.requires_grad_(True)
+            found[name] = parameter
     return found
 
 
@@ -88,7 +89,7 @@ class _Update:
         for group, highest in zip(self.adam.param_groups, self.highest, strict=True):
             group["lr"] = highest * part
         self.adam.zero_grad()
-        error.backward()  # type: ignore[no-untyped-call]
+        error.backward()
         self.adam.step()
 
 

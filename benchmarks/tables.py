@@ -24,7 +24,7 @@ from export_tables import (
     routes,
     serving,
 )
-from moment_tables import moments
+from moment_tables import fits, moments
 from suite_tables import measures, tasks, texts
 from type_tables import end_prices, types, whole_file
 
@@ -265,6 +265,7 @@ TABLES = {
     "rounded_activations": Table("rounded_activations", rounded_activations),
     "rounded_inputs": Table("rounded_inputs", rounded_inputs),
     "moments": Table("moments", moments, told=True),
+    "moment_fits": Table("moments", fits),
     "exports": Table("exports", exports),
     "exports_onnx": Table("exports_onnx", exports_onnx),
     "llama_cpp_types": Table("llama_cpp_types", types, told=True),

@@ -93,15 +93,16 @@ def kernels_loss(rows: list[Row]) -> Lines:
 
 def serving(rows: list[Row]) -> Lines:
     """Return the lines on what many clients at once get of the server."""
-    lines = [["clients", "seconds", "answers", "dropped", "far from the model's choice",
-              "of those swapped", "tokens/s, all together", "first token, s",
+    lines = [["clients", "seconds", "answers", "dropped", "mixed up",
+              "swaps that would be found", "tokens/s, all together", "first token, s",
               "slot freed within, s", "requests", "memory of the server, MB"]]  # fmt: skip
     for row in rows:
         memory = " → ".join(f"{one:.0f}" for one in row["memory_mb"])
         lines.append(
             [str(row["clients"]), f"{row['seconds']:.0f}", str(row["answers"]), str(row["dropped"]),
-             f"{row['mixed_up']}, at most {row['farthest']:.2f}",
-             f"{row['swapped_found']} of {row['swapped']}", f"{row['tokens_per_second']:.0f}",
+             f"{row['mixed_up']}",
+             f"{row['swaps_found']} of {row['swaps']}",
+             f"{row['tokens_per_second']:.0f}",
              f"{row['first_token']:.2f}", f"{row['slot_freed']:.2f}", str(row["requests"]), memory]
         )  # fmt: skip
     return lines

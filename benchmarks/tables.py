@@ -198,38 +198,6 @@ def _decode(rows: list[Row]) -> Lines:
     return lines
 
 
-def _heal(rows: list[Row]) -> Lines:
-    names = list(rows[0]["excess"])
-    by = ", " + " / ".join(names)
-    lines = [["stages", "minutes", *names, f"closed{by}", f"closed of the SVD's{by}"]]
-    for row in rows:
-        minutes = f"{row['minutes']:.1f}" + (f" ({row['ran']})" if row.get("ran") else "")
-        closed = [
-            " / ".join(f"{100 * part:.0f} %" for part in row.get(key) or ())
-            for key in ("closed", "closed_of_svd")
-        ]
-        cells = [around(row["excess"][one]) for one in names]
-        lines.append([row["stages"], minutes, *cells, *closed])
-    return lines
-
-
-def _learned_rounding(rows: list[Row]) -> Lines:
-    names = list(rows[0]["excess"])
-    lines = [["size", "learning", "behind", "minutes", *names]]
-    for row in rows:
-        cells = [row["size"], row["label"], row["after"], f"{row['minutes']:.1f}"]
-        lines.append([*cells, *(around(row["excess"][one]) for one in names)])
-    return lines
-
-
-def _memory(rows: list[Row]) -> Lines:
-    lines = [["stage", "peak, MB", "beside what was there, MB", "of distil's"]]
-    for row in rows:
-        numbers = [f"{row['peak_mb']:.0f}", f"{row['beside_mb']:.0f}", f"{row['of_distil']:.0%}"]
-        lines.append([row["label"], *numbers])
-    return lines
-
-
 def _ranks(rows: list[Row]) -> Lines:
     head = ["rank", "method", "format", "ROUGE-1", "ROUGE-2", "ROUGE-L", "against dense", "loss"]
     lines = [[*head, "runtime × dense", "multiply-adds", "bytes"]]
@@ -282,9 +250,9 @@ TABLES = {
     "routes": Table("routes", routes),
     "routes_large": Table("routes_large", routes, rows="routes"),
     "rounding_parts": Table("rounding_parts", _rounding_parts, told=True),
-    "heal": Table("heal", _heal, told=True),
-    "learned_rounding": Table("learned_rounding", _learned_rounding, told=True),
-    "memory": Table("memory", _memory),
+    "heal": Table("heal", heal, told=True),
+    "learned_rounding": Table("learned_rounding", learned_rounding, told=True),
+    "memory": Table("memory", memory),
     "ranks": Table("ranks", _ranks),
     "serving": Table("serving", serving),
 }

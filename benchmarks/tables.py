@@ -24,6 +24,7 @@ from export_tables import (
     routes,
     serving,
 )
+from healing_tables import heal, learned_rounding, memory
 from moment_tables import fits, moments
 from suite_tables import measures, tasks, texts
 from type_tables import end_prices, types, whole_file

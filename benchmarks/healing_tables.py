@@ -26,16 +26,6 @@ def heal(rows: list[Row]) -> Lines:
     return lines
 
 
-def learned_rounding(rows: list[Row]) -> Lines:
-    """Return the lines of the table of what learnt rounding wins, the first of them the head."""
-    names = list(rows[0]["excess"])
-    lines = [["size", "learning", "behind", "minutes", *names]]
-    for row in rows:
-        cells = [row["size"], row["label"], row["after"], f"{row['minutes']:.1f}"]
-        lines.append([*cells, *(around(row["excess"][one]) for one in names)])
-    return lines
-
-
 def memory(rows: list[Row]) -> Lines:
     """Return the lines of the table of the memory of healing, the first of them the head."""
     lines = [["stage", "peak, MB", "beside what was there, MB", "of distil's"]]

@@ -24,7 +24,7 @@ from export_tables import (
     routes,
     serving,
 )
-from healing_tables import heal, learned_rounding, memory
+from healing_tables import heal, memory
 from moment_tables import fits, moments
 from suite_tables import measures, tasks, texts
 from type_tables import end_prices, types, whole_file
@@ -252,7 +252,6 @@ TABLES = {
     "routes_large": Table("routes_large", routes, rows="routes"),
     "rounding_parts": Table("rounding_parts", _rounding_parts, told=True),
     "heal": Table("heal", heal, told=True),
-    "learned_rounding": Table("learned_rounding", learned_rounding, told=True),
     "memory": Table("memory", memory),
     "ranks": Table("ranks", _ranks),
     "serving": Table("serving", serving),

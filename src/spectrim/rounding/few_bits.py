@@ -234,8 +234,10 @@ def rounding_loss(
 ) -> float:
     """Return ½ tr(Δᵀ G Δ A_w) that rounding a map is predicted to cost, nats per token.
 
-    Codes chosen on the even sequences are priced on these and on the odd ones (of_all_text).
+    Codes chosen on the even sequences are priced on these and on the odd ones (of_all_text), as
+    GPTQ leaves them: so they were priced when the bits were chosen.
     """
+    rounding = replace(rounding, cycles=0)
     matrix, odd = matrix_of(module), known.odd()
     chosen = known if known.even is None else known.even
     made = matrix_of(_rounded(job, rounding, module, decision, Target.of(module, chosen)))

@@ -53,7 +53,7 @@ def test_codes_change_and_less_is_lost_than_with_scales_alone(
     )
     lost, other = note(learnt)["search_loss"], note(scales)["search_loss"]
     assert note(learnt)["used"] and lost["before"] == pytest.approx(other["before"])
-    assert lost["after"] < lost["before"] - 5 * (lost["before"] - other["after"]) < lost["before"]
+    assert lost["after"] < lost["before"] - 1.3 * (lost["before"] - other["after"]) < lost["before"]
     before, after = codes(rounded), codes(learnt)
     moved = [float((before[name] != after[name]).float().mean()) for name in before]
     assert before.keys() == after.keys() and 0.01 < sum(moved) / len(moved) < 0.5

@@ -97,7 +97,6 @@ class Bench:
         recipe = Recipe.build(None, {**changes, "calibration.tokens": asked.tokens})
         with shown() as progress:
             job = open_job(recipe, source, asked.cache, progress)
-            job.statistics()
         job.progress = lambda done, total, what: None
         self.texts = texts_of(source, second, asked.data, asked.windows, asked.length)
         self.model = sources.model(source)

@@ -56,7 +56,7 @@ class Work(NamedTuple):
     kept: Path
 
     def moments(self) -> Iterable[tuple[str, Float[Tensor, "in in"]]]:
-        """Yield the second moment of the inputs of every map."""
+        """Yield the second moment of the inputs of every map; some ways need none."""
         for place in self.job.each_block():
             for name, known in block_statistics(self.job.statistics(), place).items():
                 assert known.input_moment is not None

@@ -9,7 +9,7 @@ PROSE := $(wildcard *.md docs recipes benchmarks examples) src tests
 .PHONY: demo test coverage check docs release anew
 
 demo: $(INSTALLED)  ## shrink the demo model into small/, print the report, write it as HTML
-	$(BIN)/spectrim shrink --recipe recipes/few_bits.yaml --tokens 16x1024 -o small/
+	$(BIN)/spectrim shrink demo --tokens 16x1024 -o small/
 
 test: $(INSTALLED)  ## run the tests
 	$(TESTS)

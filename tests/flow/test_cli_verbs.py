@@ -65,7 +65,7 @@ def test_options_change_the_recipe(monkeypatch, tmp_path, capsys):
     code, out, _ = run(
         capsys, "shrink", "demo", "--recipe", str(tmp_path / "recipe.yaml"),
         "--tokens", "3x8", "--calibration", "my.txt", "--format", "low_rank", "--seed", "5",
-        "--protect", "down", "--protect", "block 0$", "--no-heal", "--no-evaluate",
+        "--protect", "down", "--protect", "block 0$", "--no-evaluate",
         "--cache", str(tmp_path / "cache"), "-o", str(output),
     )  # fmt: skip
     assert code == 0

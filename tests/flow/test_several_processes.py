@@ -62,7 +62,7 @@ def test_killed_and_started_again_they_end_in_the_same_bits(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--size", "50%"], "--size tries healing in one process; run it alone, then give its"),
+        (["--size", "50%"], "--size chooses in one process; run it alone, then give its"),
         (["--recipe", "low.yaml"], "low_memory updates where the gradient is made, so it runs in"),
     ],
     ids=["size", "low_memory"],

@@ -278,11 +278,3 @@ def test_a_stage_that_brings_its_own_options_has_them_checked(extra_stages):
     assert recipe.stages[0].options.cloth == "rough"
     found = message(Recipe.build, None, {"model": "a", "stages": [{"polish": {"clot": 1}}]})
     assert found == "unknown key 'clot' in stage polish; did you mean 'cloth'? (keys: cloth)"
-
-
-def test_without_healing_the_other_stages_are_left() -> None:
-    changes = {"model": "a", "stages": ["factorize", "distil", "lora"]}
-    asked = Recipe.build(None, changes)
-    assert [stage.name for stage in asked.unhealed().stages] == ["factorize"]
-    only = Recipe.build(None, {"model": "a", "stages": ["low_memory"]})
-    assert message(only.unhealed) == "every stage of the recipe heals; leave out --no-heal"

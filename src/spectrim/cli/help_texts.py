@@ -14,8 +14,8 @@ HELP = {
     "keep": "The part that stays: '80% of linear' (numbers of the linear maps inside the blocks) "
     "or '60%' (bytes of the whole model), or '25% of linear bytes' (bytes of those maps).",
     "size": "A size to reach, and nothing else to ask: '25%' (bytes of the whole model), '25% of "
-    "linear bytes', or bytes: '600MB', '1.5GiB'. Ranks, bits and healing are chosen by what they "
-    "cost.",
+    "linear bytes', or bytes: '600MB', '1.5GiB'. Bits, and ranks where little is left, are chosen "
+    "by what they cost. 25% where no other budget and nothing of a recipe is given.",
     "fits": "As --size, by the memory that it is to run in, such as '4GB': weights, the keys and "
     "values of --context tokens, and what runs it: transformers, or llama.cpp with --for.",
     "room": "How many tokens of keys and values --fits makes room for.",
@@ -24,7 +24,8 @@ HELP = {
     "searched": "Hub name, model folder, GGUF file, or 'demo'.",
     "front": "Folder to write: one smaller model for each size, and a page about all of them.",
     "front-sizes": "Sizes as for 'shrink --size', separated by commas: '60%,40%' or '600MB,400MB'.",
-    "minutes": "Begin no further size after so many minutes.",
+    "minutes": "How long all of it may take: each size learns for its share of what is left, and "
+    "none is begun after that.",
     "calibration": "Text to read: a .txt or .jsonl file, a hub data set as name:config:split, "
     "'default' for the text that ships with Spectrim, 'hub' for a mix of hub data sets, or "
     "'sampled' for text from the model itself. The closer to later use, the better.",
@@ -41,8 +42,8 @@ HELP = {
     "trim-vocabulary": "First leave out the tokens that neither this text nor the calibration text "
     "uses: a .txt or .jsonl file, or a data set. All other text becomes more, shorter tokens.",
     "seed": "For everything drawn at random; same seed, same bits.",
-    "no-heal": "Leave out the recipe's stages that train: distil, distil_blocks, learn_rounding, "
-    "lora, low_memory.",
+    "learning": "With --size or --fits: how many minutes it may learn from the dense model at last. "
+    "It stops where nothing more is gained.",
     "plan": "Replay a plan.json bit for bit instead of allocating; it says what to keep.",
     "recipe": "Start from a recipe, such as recipes/default.yaml; other options change it.",
     "cache": "Folder for converted models and statistics, shared by all runs.",

@@ -19,7 +19,7 @@ from spectrim.version import __version__
 app = typer.Typer(
     name="spectrim",
     help="Make a pre-trained language model smaller, by what its loss can do without.",
-    epilog="Try: spectrim shrink demo --size 30% --no-heal -o small/",
+    epilog="Try: spectrim shrink demo -o small/",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -72,7 +72,7 @@ def shrink(  # Typer reads a command's options from its parameters, so they stan
     protect: Annotated[list[str] | None, option("protect")] = None,
     trim_vocabulary: Annotated[str | None, option("trim-vocabulary")] = None,
     seed: Annotated[int | None, option("seed", default="0")] = None,
-    no_heal: Annotated[bool, option("no-heal", "--no-heal")] = False,
+    minutes: Annotated[float | None, option("learning", "--minutes", default="none")] = None,
     plan: Annotated[Path | None, option("plan")] = None,
     recipe: Annotated[Path | None, option("recipe")] = None,
     cache: Cache = None,
@@ -88,7 +88,7 @@ def shrink(  # Typer reads a command's options from its parameters, so they stan
 
     spectrim shrink meta-llama/Llama-3.2-1B --size 25% --calibration my.txt -o small/
 
-    spectrim shrink demo --size 30% --no-heal -o small/
+    spectrim shrink demo --size 30% --minutes 30 -o small/
 
     spectrim shrink demo --recipe recipes/compact.yaml --keep "25% of linear bytes" -o small/
 
@@ -104,7 +104,7 @@ def search(
     model: Annotated[str, argument("searched")],
     output: Annotated[Path, option("front", "-o", "--output")],
     sizes: Annotated[str, option("front-sizes", default=True)] = "60%,40%,25%,15%",
-    minutes: Annotated[float | None, option("minutes", default="no limit")] = None,
+    minutes: Annotated[float | None, option("minutes", default="no learning")] = None,
     calibration: Annotated[str, option("calibration", default=True)] = "default",
     tokens: Annotated[str, option("tokens", default=True)] = "48x1024",
     seed: Annotated[int, option("seed", default=True)] = 0,
@@ -112,8 +112,7 @@ def search(
 ) -> None:
     """Make the best model of each of several sizes, and one page on all: the Pareto front.
 
-    Each size takes as long as 'shrink --size' does: an hour or more for the demo on two cores.
-    Fewer sizes and --tokens 16x1024 take less.
+    Each size takes some minutes for the demo on two cores; with --minutes it learns too.
 
     Interrupted, or out of time? Run the same command again; finished sizes are kept.
 

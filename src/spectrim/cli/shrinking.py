@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 LOADING = "loading libraries"  # torch and transformers: seconds, in which nothing else is told
 
 
+SIZE = "25%"  # where neither a size nor anything of a recipe is given
+
+
 @dataclass(frozen=True)
 class ShrinkOptions:
     """The options of `spectrim shrink` by their names; None where one was not given."""
@@ -40,7 +43,7 @@ class ShrinkOptions:
     protect: list[str] | None
     trim_vocabulary: str | None
     seed: int | None
-    no_heal: bool
+    minutes: float | None
     plan: Path | None
     recipe: Path | None
     cache: Path | None
@@ -64,8 +67,7 @@ class ShrinkOptions:
         }
         if self.plan is not None:
             text = {"calibration": self.calibration, "tokens": self.tokens}
-            others = {"seed": self.seed, "no-heal": self.no_heal or None,
-                      "trim-vocabulary": self.trim_vocabulary}  # fmt: skip
+            others = {"seed": self.seed, "trim-vocabulary": self.trim_vocabulary}
             given.refuse_beside_plan(self.plan, {**factorize, **text, **others})
         if self.size is not None or self.fits is not None or self.target is not None:
             files = {"recipe": self.recipe, "plan": self.plan}
@@ -88,8 +90,15 @@ class ShrinkOptions:
             raise SpectrimError(
                 f"--for {self.target} needs a size; add --size 600MB, --size 40% or --fits 4GB"
             )
-        if self.target is not None and self.no_heal:
-            raise SpectrimError(f"--for {self.target} never trains; leave out --no-heal")
+        if self.minutes is not None and self.target is not None:
+            raise SpectrimError(f"--for {self.target} never learns; leave out --minutes")
+        if self.minutes is not None and not self._sized:
+            raise SpectrimError(
+                "--minutes is for --size and --fits; here the recipe's own stages say how long it "
+                "learns"
+            )
+        if self.minutes is not None and self.minutes <= 0:
+            raise SpectrimError(f"--minutes {self.minutes:g} leaves no time; give more than 0")
 
     def build(self) -> Recipe:
         """Return the recipe: that of the file, or the default one, changed by the options.
@@ -119,7 +128,7 @@ class ShrinkOptions:
             )
         if self.trim_vocabulary is not None:
             recipe = recipe.trimmed(self.trim_vocabulary)
-        return recipe.unhealed() if self.no_heal else recipe
+        return recipe
 
     def budget(self) -> Keep | Size | None:
         """Return the size to reach, None where a recipe says what is done."""
@@ -128,7 +137,17 @@ class ShrinkOptions:
         if self.fits is not None:
             memory, engine = parse_bytes(self.fits, "fits"), self.target or TRANSFORMERS
             return Size(memory=memory, context=self.context, engine=engine)
-        return None if self.size is None else given.size(self.size)
+        if self.size is not None or self._sized:
+            return given.size(self.size or SIZE)
+        return None
+
+    @property
+    def _sized(self) -> bool:
+        """Whether a size decides what is done, as it does where nothing else is said."""
+        recipes = (self.recipe, self.plan, self.keep, self.method, self.allocator, self.format,
+                   self.refine, self.protect or None, self.predictions or None)  # fmt: skip
+        given_size = self.size is not None or self.fits is not None
+        return given_size or (self.target is None and all(one is None for one in recipes))
 
     def file_size(self) -> Size:
         """Return how large a single file may be.
@@ -171,7 +190,7 @@ def run(options: ShrinkOptions) -> None:
         if budget is not None:
             recipe, why = auto.choose(
                 recipe, budget, options.output, cache=options.cache or sources.default_cache(),
-                progress=progress, heal=not options.no_heal,
+                progress=progress, minutes=options.minutes,
             )  # fmt: skip
         shrink(
             recipe, options.output, cache=options.cache, plan=options.plan,

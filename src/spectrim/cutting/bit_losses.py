@@ -1,4 +1,7 @@
-"""What few bits cost, in nats: maps and some of their cuts quantised for real, block by block."""
+"""What few bits cost, in nats: maps and some of their cuts quantised for real, block by block.
+
+Or estimated, where that is asked for (bit_estimates.py).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from spectrim.cutting.bit_estimates import estimated_losses
 from spectrim.cutting.decompose import decompositions, pieces_of, reached
 from spectrim.cutting.groups import centred, groups
 from spectrim.files import atomic_file, key_of, locked
@@ -30,7 +34,7 @@ RoundingLosses = dict[str, Tensor]
 
 
 def bit_losses(job: Job, options: Factorize) -> RoundingLosses:
-    """Return what rounding costs, measured block by block and kept in the cache.
+    """Return what rounding costs, found out block by block and kept in the cache.
 
     Sites that no token of the calibration text came to are left out.
     """
@@ -72,7 +76,8 @@ def _folder(job: Job, options: Factorize, method: str) -> Path:
     """Return where losses of a method's cuts are, or of whole matrices without a method."""
     cut_as = (method, options.format, centred(method, options), options.damp_input,
               options.damp_gradient) if method else ()  # fmt: skip
-    key = key_of("bits", 5, job.statistics_key, options.bits, options.group, cut_as)
+    how = [options.rounding_losses] * (options.rounding_losses != "measured")
+    key = key_of("bits", 5, job.statistics_key, options.bits, options.group, cut_as, *how)
     return job.cache / "decompositions" / key
 
 
@@ -130,6 +135,8 @@ class _Block:
     ) -> Float[Tensor, " bits"]:
         """Return what rounding a map costs; outputs: which it has, where they are fewer."""
         seen = narrowed(self.statistics[decision.site], module, outputs)
+        if self.options.rounding_losses == "estimated":
+            return estimated_losses(module, seen, grids(self.options), self.rounding.roots)
         losses = []
         for bits in self.options.bits:
             in_bits = replace(decision, bits=bits, group=self.options.group)

@@ -168,6 +168,9 @@ class Factorize(Part):
         maps, from one budget of the bytes of the whole model.
     cut: also offer smaller ranks; without, bits alone are chosen.
     group: of how many neighbours along the input a step of these is, 32, 64 or 128; 0: of a row.
+    rounding_losses: how it is known what bits cost: "measured" rounds every map in all of them for
+        real; "estimated" rounds some rows of each and takes the ranges of the others, in a small
+        part of the time.
     split_fused: take a map that computes queries, keys and values at once as three maps.
     protect: regular expressions; a site stays dense where one is found in its name, its role, or
         "block N".
@@ -185,6 +188,7 @@ class Factorize(Part):
     ends: tuple[Literal[2, 3, 4, 8], ...] = ()
     cut: bool = True
     group: Literal[0, 32, 64, 128] = 64
+    rounding_losses: Literal["measured", "estimated"] = "measured"
     split_fused: bool = False
     protect: tuple[Regex, ...] = ()
 

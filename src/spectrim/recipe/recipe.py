@@ -21,7 +21,7 @@ from pydantic import Field, model_serializer, model_validator
 
 from spectrim.errors import SpectrimError, did_you_mean
 from spectrim.recipe.options import Amount, Factorize, Part, parse_tokens, validate
-from spectrim.recipe.order import BITS_SAVE_BYTES, ENDS_ARE_OUTSIDE, heals, refuse_order
+from spectrim.recipe.order import BITS_SAVE_BYTES, ENDS_ARE_OUTSIDE, refuse_order
 from spectrim.registry import Registry
 
 _STAGES = Registry("stage", "spectrim.stages")
@@ -179,16 +179,6 @@ class Recipe(Part):
     def factorize(self) -> Factorize | None:
         """The options of the stage that factors maps; None where the recipe has no such stage."""
         return next((one.options for one in self.stages if one.name == "factorize"), None)
-
-    def unhealed(self) -> Recipe:
-        """Return the recipe without the stages that train.
-
-        SpectrimError where no other stage is left.
-        """
-        left = [stage for stage in self.stages if not heals(stage.name)]
-        if not left:
-            raise SpectrimError("every stage of the recipe heals; leave out --no-heal")
-        return self.model_copy(update={"stages": left})
 
     def trimmed(self, text: str) -> Recipe:
         """Return the recipe with the stage in front that leaves out what this text never uses.

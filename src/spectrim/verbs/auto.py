@@ -1,12 +1,12 @@
-"""A size in, a recipe out: which ranks, bits and healing lose least, tried and measured.
+"""A size in, a recipe out: bits, and ranks where they pay, and how long it may learn.
 
 Of a part of the whole model's bytes, norms and biases take theirs, and embedding, head and linear
 maps share the rest; of a part of the linear maps' bytes these have all, and embedding and head go
-to 8 bits. How that is best spent on ranks and bits, map by map, is the allocator's affair. What it
-cannot know is tried and measured on the search split: first whether cutting ranks, or the widths of
-MLPs too, pays at all; then, of the two ways that lost least, which is better after a little
-healing, and how fast it should learn (optuna). Healing at last ends after the steps that distil
-takes by itself, or before, where that split gains nothing more.
+to 8 bits. How that is best spent on bits and ranks, map by map, is the allocator's affair, by
+losses that are estimated in seconds. Where much is left, bits alone are
+taken; where little is, cutting ranks and the widths of MLPs too is tried beside them, and the way
+that loses less on the search split is gone on with. Learning comes after that, where it is asked
+for: as many steps as fit into its minutes, or fewer, where that split gains nothing more.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import shutil
 from dataclasses import dataclass, field, replace
-from math import ceil, inf, isfinite
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,21 +32,20 @@ from spectrim.processes import own, processes
 from spectrim.progress import Progress
 from spectrim.recipe.recipe import Keep, Recipe
 from spectrim.stages import stages
-from spectrim.stages.distil import Options as Distil
 from spectrim.verbs.refusals import refuse_smaller
+from spectrim.verbs.shrink import work_folder
 
 ENDS = 8  # bits of embedding and head, where they are outside the budget
+SHARED = 4  # bits of theirs, about, where they are inside
 LEAST = 0.04  # of the linear maps' bytes: what no plan reaches
+ENOUGH = 0.22  # of the linear maps' bytes: from here on no ranks are cut, and nothing is tried
 BITS = (2, 3, 4, 8)
+ALONE = "bits"
 CUTS: dict[str, dict[str, Any]] = {
-    "ranks and bits": {"method": "loss_aware_svd"},
+    ALONE: {"cut": False},
     "ranks, widths and bits": {"method": "loss_aware_svd,loss_aware_neuron_selection"},
-    "bits": {"cut": False},
 }
-RATES = (5e-4, 2.5e-4, 1e-3)  # of healing, its own first
-STEPS = 24  # of healing on trial
-TRIALS = 4  # with healing, all different
-DRAWN = 40  # by optuna at most for these, as it may draw one again
+STEPS = 2000  # of learning at most, however many minutes there are
 
 
 class Choice(NamedTuple):
@@ -63,22 +62,22 @@ def choose(
     *,
     cache: Path,
     progress: Progress,
-    heal: bool = True,
+    minutes: float | None = None,
 ) -> Choice:
     """Return the recipe for a model at a size; what was tried is kept, so that it is tried once.
 
     asked: says model, calibration, seed and whether remote code is trusted; its stages do not
     count. size: part of the bytes of the whole model, or of its linear maps, or bytes. output:
-    where that model will be written, which is looked at before the trials. heal: train afterwards.
-    The same seed gives the same recipe.
+    where that model will be written, which is looked at before the trials. minutes: that it may
+    learn afterwards, None for not at all. The same seed gives the same recipe.
 
     Raises:
-        SpectrimError: the size is one of numbers, leaves too little for the linear maps, is to be
-            healed by several processes, or what shrinking refuses of model and output.
+        SpectrimError: the size is one of numbers, leaves too little for the linear maps, is asked
+            of several processes, or what shrinking refuses of model and output.
     """
-    if heal and processes() > 1:
+    if processes() > 1:
         raise SpectrimError(
-            "--size tries healing in one process; run it alone, then give its recipe to several"
+            "--size chooses in one process; run it alone, then give its recipe to several"
         )
     refuse_output(output, "shrink", cache, sources.local(asked.model))
     source = sources.resolve(asked.model, cache, trust_remote_code=asked.trust_remote_code)
@@ -94,33 +93,29 @@ def choose(
         "trust_remote_code": asked.trust_remote_code,
         "keep": str(keep),
     }
-    job = open_job(_recipe(common, next(iter(CUTS))), source, cache, progress)
-    key = key_of(
-        "auto", 4, job.statistics_key, job.splits.search.digest(), common["keep"], asked.seed
-    )
-    trials = _Trials(job, common, cache / "auto" / own(key))
-    with locked(trials.folder):
-        trials.unhealed()
-        if heal:
-            trials.healed(asked.seed)
-    best = trials.best(heal)
-    recipe = _recipe(common, best.cuts, best.healing(), ends=ENDS)
     counted = size.counted(skeleton.config) if isinstance(size, Size) else None
-    return Choice(recipe, " ".join(filter(None, (counted, _why(keep, trials, best)))))
+    said = [counted, _shared(keep)]
+    cuts = ALONE
+    if left_for_maps(weights, find(skeleton), keep, SHARED) < ENOUGH:
+        job = open_job(_recipe(common, ALONE), source, cache, progress)
+        trials = _Trials(job, common, cache / "auto" / own(_key(job, common)))
+        with locked(trials.folder):
+            trials.run()
+            cuts = trials.best()
+            trials.hand_on(cuts, _recipe(common, cuts, minutes), output)
+        said.append(_compared(trials.losses, cuts))
+    else:
+        said.append(
+            "At this size bits alone are chosen for them, map by map, and no ranks are cut."
+        )
+    said.append(_learning(minutes))
+    return Choice(_recipe(common, cuts, minutes), " ".join(filter(None, said)))
 
 
-class Way(NamedTuple):
-    """What is tried: a way to cut, and the learning rate of the healing, None without."""
-
-    cuts: str
-    rate: float | None = None
-
-    def __str__(self) -> str:
-        return self.cuts if self.rate is None else f"{self.cuts}, healed at {self.rate:g}"
-
-    def healing(self) -> dict[str, Any] | None:
-        """Return what its recipe says of healing, beside what every recipe says."""
-        return None if self.rate is None else {"learning_rate": self.rate}
+def _key(job: Job, common: dict[str, Any]) -> str:
+    return key_of(
+        "auto", 5, job.statistics_key, job.splits.search.digest(), common["keep"], common["seed"]
+    )
 
 
 @dataclass
@@ -130,70 +125,42 @@ class _Trials:
     job: Job
     common: dict[str, Any]
     folder: Path
-    losses: dict[Way, float] = field(default_factory=dict)
-    refused: SpectrimError | None = None
+    losses: dict[str, float] = field(default_factory=dict)
 
-    def unhealed(self) -> None:
+    def run(self) -> None:
         """Try every way to cut.
 
         Raises:
             SpectrimError: none gets so small.
         """
-        for cuts in CUTS:
-            self._try(Way(cuts))
-        if not self.losses and self.refused is not None:
-            raise self.refused
-
-    def healed(self, seed: int) -> None:
-        """Heal the two ways that lost least a little, and let optuna choose what else to try.
-
-        Raises:
-            SpectrimError: none can be healed.
-        """
-        import optuna
-
-        first = sorted(self.losses, key=lambda way: self.losses[way])[:2]
-
-        drawn: set[Way] = set()
-
-        def tried(trial: optuna.Trial) -> float:
-            cuts = str(trial.suggest_categorical("cuts", tuple(way.cuts for way in first)))
-            way = Way(cuts, float(trial.suggest_categorical("rate", RATES)))
-            if way not in drawn:
-                self._try(way)
-            drawn.add(way)
-            return self.losses.get(way, inf)
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        study = optuna.create_study(
-            sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=len(first))
-        )
-        for way in first:
-            study.enqueue_trial({"cuts": way.cuts, "rate": RATES[0]})
-        for _ in range(DRAWN):
-            if len(drawn) < min(TRIALS, len(first) * len(RATES)):
-                study.optimize(tried, n_trials=1)
-        if not any(way.rate is not None for way in self.losses) and self.refused is not None:
-            raise self.refused
-
-    def best(self, heal: bool) -> Way:
-        """Return what lost least of what was tried with healing, or without."""
-        found = [way for way in self.losses if (way.rate is not None) == heal]
-        return min(found, key=lambda way: self.losses[way])
-
-    def _try(self, way: Way) -> None:
         record = Record(self.folder.with_suffix(".jsonl"))
-        if str(way) not in record.values:
-            short: dict[str, Any] = {"steps": STEPS, "every": STEPS // 2, "warmup": STEPS // 6}
-            short["learning_rate"] = way.rate
-            made = _recipe(self.common, way.cuts, None if way.rate is None else short)
-            try:
-                loss = _measured(self.job, made, self.folder)
-            except SpectrimError as error:  # too small for it; another way may reach the size
-                self.refused = error
-                return
-            record.add(str(way), {"loss": loss})
-        self.losses[way] = record.values[str(way)]["loss"]
+        refused: SpectrimError | None = None
+        for cuts in CUTS:
+            if cuts not in record.values:
+                try:
+                    loss = _measured(self.job, _recipe(self.common, cuts), self._blocks(cuts))
+                except SpectrimError as error:  # too small for it; another way may reach the size
+                    refused = error
+                    continue
+                record.add(cuts, {"loss": loss})
+            self.losses[cuts] = record.values[cuts]["loss"]
+        if not self.losses and refused is not None:
+            raise refused
+
+    def best(self) -> str:
+        """Return the way that lost least."""
+        return min(self.losses, key=lambda cuts: self.losses[cuts])
+
+    def hand_on(self, best: str, recipe: Recipe, output: Path) -> None:
+        """Leave the blocks of the best way where the run of its recipe goes on with them."""
+        work = work_folder(self.job, recipe, output)
+        if self._blocks(best).exists() and not work.exists():
+            work.parent.mkdir(parents=True, exist_ok=True)
+            self._blocks(best).rename(work)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _blocks(self, cuts: str) -> Path:
+        return self.folder / cuts.replace(", ", "_").replace(" ", "_")
 
 
 def part_of(size: Keep | Size, whole: int, config: Any) -> Keep:
@@ -212,15 +179,9 @@ def refuse_too_small(weights: Weights, sites: list[Site], size: Keep) -> None:
         raise SpectrimError(
             "--size is a size in bytes; write '25%' (of the whole model) or '25% of linear bytes'"
         )
-    width = weights.dtype().itemsize
-    linear = width * sum(s.out_features * s.in_features for s in sites if s.block >= 0)
-    whole, others = linear, 0.0
-    if size.of == "bytes":
-        ends = sum(s.out_features * s.in_features for s in sites if s.block < 0)
-        whole = weights.bytes()
-        others = whole - linear - width * ends + ends * min(BITS) / 8
-    part = (size.fraction * whole - others) / linear
+    part = left_for_maps(weights, sites, size, min(BITS))
     if part < LEAST:
+        whole, linear, others = _bytes(weights, sites, size, min(BITS))
         least = ceil(100 * (LEAST * linear + others) / whole)
         raise SpectrimError(
             f"{size} leaves {max(part, 0):.1%} of their bytes for the linear maps, which is no "
@@ -228,29 +189,54 @@ def refuse_too_small(weights: Weights, sites: list[Site], size: Keep) -> None:
         )
 
 
-def _recipe(
-    common: dict[str, Any], cuts: str, heal: dict[str, Any] | None = None, *, ends: int = 0
-) -> Recipe:
-    """Return the recipe of a way to cut; heal: options of the healing, None for none.
+def left_for_maps(weights: Weights, sites: list[Site], size: Keep, bits: int) -> float:
+    """Return the part of the linear maps' bytes that a size leaves them.
 
-    ends: bits of embedding and head, where they are outside the budget; 0 on trial, as they cost
-        every way the same.
+    bits: of embedding and head, where they are inside the budget.
     """
-    factorize = {"format": "low_rank", "refine": "off", "bits": BITS, **CUTS[cuts]}
-    quantize: dict[str, Any] = {"ends": ends}
+    whole, linear, others = _bytes(weights, sites, size, bits)
+    return (size.fraction * whole - others) / linear
+
+
+def _bytes(
+    weights: Weights, sites: list[Site], size: Keep, bits: int
+) -> tuple[float, float, float]:
+    """Return what is 100 % of a size, the bytes of the linear maps, and of what else is in it."""
+    width = weights.dtype().itemsize
+    linear = width * sum(s.out_features * s.in_features for s in sites if s.block >= 0)
+    if size.of != "bytes":
+        return linear, linear, 0.0
+    ends = sum(s.out_features * s.in_features for s in sites if s.block < 0)
+    whole = weights.bytes()
+    return whole, linear, whole - linear - width * ends + ends * bits / 8
+
+
+def _recipe(common: dict[str, Any], cuts: str, minutes: float | None = None) -> Recipe:
+    """Return the recipe of a way to cut, learning at its end where there are minutes for it."""
+    factorize: dict[str, Any] = {"format": "low_rank", "refine": "off", "bits": BITS,
+                 "rounding_losses": "estimated", **CUTS[cuts]}  # fmt: skip
+    quantize: dict[str, Any] = {"ends": ENDS}
     if Keep.parse(common["keep"]).of == "bytes":
         factorize["ends"], quantize = BITS, {}
     made: list[dict[str, Any]] = [{"factorize": factorize}, {"quantize": quantize}]
-    if heal is not None:
-        made.append({"distil": heal})
+    if minutes is not None:
+        made += learning(minutes)
     return Recipe.model_validate({**common, "stages": made})
 
 
+def learning(minutes: float) -> list[dict[str, Any]]:
+    """Return the stages that learn for so many minutes; what learns better belongs in here."""
+    return [{"distil": {"minutes": minutes, "steps": STEPS}}]
+
+
 def _measured(job: Job, recipe: Recipe, folder: Path) -> float:
-    """Return the loss on the search split of what a recipe makes, nats per token."""
+    """Return the loss on the search split of what a recipe makes, nats per token.
+
+    Its blocks stay in the folder.
+    """
     budget = Budget(recipe.keep.fraction, recipe.keep.of)
-    tried = replace(job, work=folder, budget=budget, notes=dict(job.notes), curves={}, ends={})
-    tried.model = copy.deepcopy(job.model)  # whose embedding and head are about to change
+    tried = replace(job, work=folder, budget=budget, notes=dict(job.notes), curves={}, ends={},
+                    model=copy.deepcopy(job.model))  # fmt: skip
     try:
         for stage in recipe.stages:
             stages.get(stage.name)(tried, stage.options)
@@ -258,39 +244,30 @@ def _measured(job: Job, recipe: Recipe, folder: Path) -> float:
         if not isfinite(loss):
             raise SpectrimError(f"at {recipe.keep} the model's loss is no number; keep more")
     except SpectrimError:
-        shutil.rmtree(folder, ignore_errors=True)  # or the next way would take up its blocks
+        shutil.rmtree(folder, ignore_errors=True)  # of no use to anyone
         raise
-    shutil.rmtree(folder)
     return loss
 
 
-def _why(keep: Keep, trials: _Trials, best: Way) -> str:
-    """Return three sentences: what the budget leaves, how it is cut, how it is healed."""
-    cuts = Way(best.cuts)
-    said = (
-        "Embedding, head and the linear maps of the blocks share one budget of bytes. "
-        if keep.of == "bytes"
-        else f"The linear maps keep {keep.fraction:.1%} of their bytes; embedding and head go to "
-        f"{ENDS} bits. "
-    )
-    said += (
-        f"Choosing {cuts} for them loses {trials.losses[cuts]:.3f} nats "
-        f"per token on the search split{_others(trials, cuts)}. "
-    )
-    if best.rate is None:
-        return said + "It is not healed, as was asked."
-    return said + (
-        f"{STEPS} steps of healing at a rate of {best.rate:g} brought that to "
-        f"{trials.losses[best]:.3f}{_others(trials, best)}, so it is healed at that rate, by "
-        "distillation from the dense model, as long as something is gained, for "
-        f"{Distil().steps} steps at most."
+def _shared(keep: Keep) -> str:
+    if keep.of == "bytes":
+        return "Embedding, head and the linear maps of the blocks share one budget of bytes."
+    return (
+        f"The linear maps keep {keep.fraction:.1%} of their bytes; embedding and head go to {ENDS} "
+        "bits."
     )
 
 
-def _others(trials: _Trials, best: Way) -> str:
-    others = [
-        f"{way}: {loss:.3f}"
-        for way, loss in trials.losses.items()
-        if way != best and (way.rate is None) == (best.rate is None)
-    ]
-    return f" (against {', '.join(others)})" if others else ""
+def _compared(losses: dict[str, float], best: str) -> str:
+    others = [f"{way}: {loss:.3f}" for way, loss in losses.items() if way != best]
+    against = f" (against {', '.join(others)})" if others else ""
+    return (
+        f"Choosing {best} for them loses {losses[best]:.3f} nats per token on the search split"
+        f"{against}."
+    )
+
+
+def _learning(minutes: float | None) -> str:
+    if minutes is None:
+        return "It has not learned; --minutes says how long it may."
+    return f"It may learn from the dense model for {minutes:g} minutes, while something is gained."

@@ -41,7 +41,8 @@ def search(
     What is there is kept: the same call goes on with the sizes that are left. Where one cannot be
     met, the page is about those that are made.
     asked: says model, calibration and seed; its stages do not count.
-    minutes: no size is begun after so many; None for no limit.
+    minutes: for all sizes together; no size is begun after them, and each learns as long as what is
+        left, shared among the sizes still to be made. None: no limit, and nothing learns.
 
     Raises:
         SpectrimError: a size cannot be met, what is there was made of something else, or anything
@@ -55,10 +56,15 @@ def search(
     try:
         for size, folder in folders.items():
             if not _is_made(folder):
-                if minutes is not None and time.monotonic() - began > 60 * minutes:
+                spent = (time.monotonic() - began) / 60
+                if minutes is not None and spent > minutes:
                     left.append(size)
                     continue
-                choice = auto.choose(asked, size, folder, cache=cache, progress=progress)
+                unmade = sum(not _is_made(other) for other in folders.values())
+                share = None if minutes is None else (minutes - spent) / unmade
+                choice = auto.choose(
+                    asked, size, folder, cache=cache, progress=progress, minutes=share
+                )
                 shrink(choice.recipe, folder, cache=cache, why=choice.why, progress=progress)
             made.append(folder)
     finally:

@@ -114,9 +114,14 @@ def take_up(job: Job, recipe: Recipe, output: Path, replayed: Plan | None) -> No
     """Give a job the plan that it replays, and the work folder that an interrupted run left."""
     if replayed is not None:
         job.plan, job.wanted = replayed.unquantised(), replayed
+    job.work = work_folder(job, recipe, output, replayed)
+
+
+def work_folder(job: Job, recipe: Recipe, output: Path, replayed: Plan | None = None) -> Path:
+    """Return where the blocks of a run are while it lasts, and where it is taken up again."""
     key = key_of(recipe.to_yaml(), job.statistics_key, str(output.absolute()),
                  replayed.to_json() if replayed else None)  # fmt: skip
-    job.work = job.cache / "work" / own(key)
+    return job.cache / "work" / own(key)
 
 
 @contextmanager

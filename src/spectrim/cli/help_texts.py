@@ -42,8 +42,8 @@ HELP = {
     "trim-vocabulary": "First leave out the tokens that neither this text nor the calibration text "
     "uses: a .txt or .jsonl file, or a data set. All other text becomes more, shorter tokens.",
     "seed": "For everything drawn at random; same seed, same bits.",
-    "learning": "With --size or --fits: how many minutes it may learn from the dense model at last. "
-    "It stops where nothing more is gained.",
+    "learning": "With --size or --fits: how many minutes it may learn from the dense model at "
+    "last. It stops where nothing more is gained.",
     "plan": "Replay a plan.json bit for bit instead of allocating; it says what to keep.",
     "recipe": "Start from a recipe, such as recipes/default.yaml; other options change it.",
     "cache": "Folder for converted models and statistics, shared by all runs.",

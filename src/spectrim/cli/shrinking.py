@@ -145,7 +145,8 @@ class ShrinkOptions:
     def _sized(self) -> bool:
         """Whether a size decides what is done, as it does where nothing else is said."""
         recipes = (self.recipe, self.plan, self.keep, self.method, self.allocator, self.format,
-                   self.refine, self.protect or None, self.predictions or None)  # fmt: skip
+                   self.refine, self.protect or None, self.predictions or None,
+                   self.trim_vocabulary)  # fmt: skip
         given_size = self.size is not None or self.fits is not None
         return given_size or (self.target is None and all(one is None for one in recipes))
 

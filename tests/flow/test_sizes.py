@@ -55,7 +55,6 @@ def test_the_model_is_as_small_as_asked(plain: Made) -> None:
     assert 0.3 < part <= 0.4
     from_pretrained(plain, small)
     assert choice.why.count(". ") == 2  # three sentences
-    assert choice.why.count(": ") == 2  # each of three ways was tried on the model as it came
 
 
 def test_the_same_seed_chooses_the_same_and_tries_once(
@@ -105,6 +104,7 @@ def test_what_was_made_on_trial_is_not_made_again(
 ) -> None:
     small = plain.folder / "chosen"
     choice = chosen(plain, "17% of linear bytes")
+    assert choice.why.count(": ") == 1  # each of two ways was tried, on the model as it came
     pack = quantize._block
     made: list[bool] = []
 

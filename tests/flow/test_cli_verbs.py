@@ -7,6 +7,7 @@ import pytest
 
 import spectrim
 from spectrim.cli import main
+from spectrim.verbs import auto
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -79,6 +80,46 @@ def test_options_change_the_recipe(monkeypatch, tmp_path, capsys):
     assert (asked["plan"], asked["evaluate"]) == (None, False)
 
 
+@pytest.mark.parametrize(
+    ("said", "size", "minutes"),
+    [
+        ([], "25% of bytes", None),
+        (["--minutes", "30"], "25% of bytes", 30.0),
+        (["--size", "40%"], "40% of bytes", None),
+        (["--method", "truncated_svd"], None, None),
+    ],
+)
+def test_a_quarter_is_asked_for_where_nothing_else_is(
+    monkeypatch, tmp_path, capsys, said, size, minutes
+):
+    asked = {}
+
+    def choose(recipe, size, output, *, minutes, **options):
+        asked.update(size=str(size), minutes=minutes)
+        return auto.Choice(recipe, "as it is.")
+
+    monkeypatch.setattr("spectrim.verbs.auto.choose", choose)
+    monkeypatch.setattr("spectrim.verbs.shrink.shrink", lambda recipe, output, **options: output)
+    code, _, _ = run(
+        capsys, "shrink", "demo", *said, "--no-evaluate", "-o", str(tmp_path / "small")
+    )
+    assert code == 0
+    assert asked == ({} if size is None else {"size": size, "minutes": minutes})
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (["--keep", "60%", "--minutes", "3"], "--minutes is for --size and --fits;"),
+        (["--minutes", "0"], "--minutes 0 leaves no time;"),
+        (["--for", "llama.cpp", "--size", "40%", "--minutes", "3"], "never learns; leave out"),
+    ],
+)
+def test_minutes_that_cannot_be_are_refused(tmp_path, capsys, said, told):
+    code, _, err = run(capsys, "shrink", "demo", *said, "-o", str(tmp_path / "small"))
+    assert code == 2 and told in err
+
+
 def test_scores_are_shown_after_shrinking_and_progress_stays_out_of_the_output(
     monkeypatch, tmp_path, capsys
 ):
@@ -95,7 +136,7 @@ def test_scores_are_shown_after_shrinking_and_progress_stays_out_of_the_output(
     monkeypatch.setattr("spectrim.verbs.shrink.shrink", shrink)
     monkeypatch.setattr(terminal, "show", shown.append)
     output = tmp_path / "small"
-    code, out, err = run(capsys, "shrink", "demo", "-o", str(output))
+    code, out, err = run(capsys, "shrink", "demo", "--keep", "60%", "-o", str(output))
     assert (code, shown) == (0, [{"model": "demo"}])
     assert out == f"wrote {output}; open {output / 'report.html'}\n"
     assert "decomposing" in err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -53,8 +52,6 @@ class Healing(Part):
         itself.
     every: steps between two looks at the search split, each of which writes a checkpoint.
     patience: looks without a gain after which training ends.
-    minutes: that the stage may take; as many steps are made as fit, ``steps`` at most; none for no
-        limit.
     """
 
     text: str | None = None
@@ -70,7 +67,6 @@ class Healing(Part):
     next_token: float = Field(default=0.0, ge=0)
     every: int = Field(default=20, ge=1)
     patience: int = Field(default=5, ge=1)
-    minutes: float | None = Field(default=None, gt=0)
 
     @property
     def per_step(self) -> int:
@@ -101,7 +97,6 @@ def heal(
     prepare: makes a block ready; usually pivoted maps become two balanced factors, and scales and
         offsets of packed ones parameters.
     """
-    began = time.monotonic()
     ensure_plan(job)
     tokens = healing_text(job, options)
     walk = _walk(job, tokens, options)
@@ -118,7 +113,7 @@ def heal(
     search = _walk(job, job.splits.search, options)
     run = Run(model, made.parameters, made.optimizer, objective.loss,
               partial(_evaluate, reader, search), list(walk.starts))  # fmt: skip
-    state = train(run, _schedule(job, options, began), folder / "training", job.progress)
+    state = train(run, _schedule(job, options), folder / "training", job.progress)
     reader.close()
     made.finish()
     told = {**_note(job, name, options, tokens, state), **note()}
@@ -138,8 +133,7 @@ def _walk(job: Job, tokens: Tokens, options: Healing) -> BlockWalk:
     return BlockWalk(job.model, job.architecture, job.weights, tokens, batch)
 
 
-def _schedule(job: Job, options: Healing, began: float) -> Schedule:
-    spent = time.monotonic() - began  # for the answers of the dense model
+def _schedule(job: Job, options: Healing) -> Schedule:
     return Schedule(
         options.steps,
         options.learning_rate,
@@ -148,7 +142,6 @@ def _schedule(job: Job, options: Healing, began: float) -> Schedule:
         options.every,
         options.patience,
         seed=job.seed,
-        seconds=None if options.minutes is None else 60 * options.minutes - spent,
     )
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -23,7 +22,6 @@ from spectrim.processes import process, processes
 from spectrim.progress import Progress
 
 VERSION = "4"  # of what is trained and how; a checkpoint of another one is of no use
-TIMED = 3  # steps after which it is known how many fit into a time
 DIVERGED = 2.0  # nats above the first search loss: training has diverged
 
 
@@ -34,8 +32,7 @@ class Schedule:
     steps: of the optimiser. learning_rate: the highest; it rises for ``warmup`` steps and falls
     along half a cosine. accumulation: batches of a step, on each process. every: steps between two
     evaluations on the search split, at which a checkpoint is written. patience: evaluations without
-    a gain after which training ends. seed: of the order of the batches. seconds: that the steps
-    may take; as many are made as fit, ``steps`` at most; None for no limit.
+    a gain after which training ends. seed: of the order of the batches.
     """
 
     steps: int
@@ -45,7 +42,6 @@ class Schedule:
     every: int
     patience: int
     seed: int
-    seconds: float | None = None
 
 
 @dataclass
@@ -54,8 +50,7 @@ class State:
 
     at: steps done. first: the search loss before training. best: that of the kept weights, which
     are those after step ``best_at``. worse: evaluations since without a gain. stopped: why training
-    ended early, nothing where it did not. steps: how many fit into the time, 0 while that is not
-    known, or where there is no limit; a run that goes on keeps to it.
+    ended early, nothing where it did not.
     """
 
     at: int = 0
@@ -64,7 +59,6 @@ class State:
     best_at: int = 0
     worse: int = 0
     stopped: str = ""
-    steps: int = 0
 
 
 @runtime_checkable
@@ -108,7 +102,6 @@ def train(run: Run, schedule: Schedule, folder: Path, progress: Progress) -> Sta
     """
     run.model.to(joined().device)
     refuse_others(run.parameters)
-    began = time.monotonic()
     state = _load(run, folder)
     if not (folder / "best.safetensors").exists():
         state = State(first=mean(run.evaluate(run.model)))
@@ -117,15 +110,7 @@ def train(run: Run, schedule: Schedule, folder: Path, progress: Progress) -> Sta
                 "the loss of the model is no number, so it cannot be healed; cut it less"
             )
         _keep(run, state, state.first, folder)
-    looked, first = time.monotonic() - began, state.at
-    schedule = replace(schedule, steps=state.steps or schedule.steps)
     while state.at < schedule.steps and not state.stopped:
-        if schedule.seconds is not None and not state.steps and state.at == first + TIMED:
-            state.steps = _fitting(schedule, state.at, time.monotonic() - began, looked)
-            schedule = replace(schedule, steps=state.steps)
-            if state.at >= schedule.steps:
-                _evaluate(run, schedule, state, folder)
-                break
         loss = _step(run, schedule, state.at)
         state.at += 1
         if not math.isfinite(loss):
@@ -140,17 +125,6 @@ def train(run: Run, schedule: Schedule, folder: Path, progress: Progress) -> Sta
         parameter.data.copy_(kept[name])
     run.model.to("cpu")
     return state
-
-
-def _fitting(schedule: Schedule, at: int, spent: float, looked: float) -> int:
-    """Return how many steps fit into the time, those done among them; ``steps`` at most.
-
-    spent: seconds so far, for a look at the search split and TIMED steps. looked: for the look.
-    """
-    assert schedule.seconds is not None
-    each = (spent - looked) / TIMED + looked / schedule.every
-    more = max(int((schedule.seconds - spent - looked) / max(each, 1e-9)), 0)
-    return min(at + int(mean(float(more))), schedule.steps)
 
 
 def _step(run: Run, schedule: Schedule, at: int) -> float:

@@ -6,12 +6,14 @@ to 8 bits. How that is best spent on bits and ranks, map by map, is the allocato
 losses that are estimated in seconds. Where much is left, bits alone are
 taken; where little is, cutting ranks and the widths of MLPs too is tried beside them, and the way
 that loses less on the search split is gone on with. Learning comes after that, where it is asked
-for: as many steps as fit into its minutes, or fewer, where that split gains nothing more.
+for: as many steps as fit into its minutes (healing/minutes.py), or fewer, where that split gains
+nothing more.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from dataclasses import dataclass, field, replace
 from math import ceil, isfinite
@@ -19,7 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spectrim.errors import SpectrimError
-from spectrim.files import Record, key_of, locked
+from spectrim.files import Record, atomic_file, key_of, locked
+from spectrim.healing.minutes import learning_within
 from spectrim.job.job import Budget, Job
 from spectrim.job.loss import search_loss
 from spectrim.job.opening import open_job
@@ -45,7 +48,6 @@ CUTS: dict[str, dict[str, Any]] = {
     ALONE: {"cut": False},
     "ranks, widths and bits": {"method": "loss_aware_svd,loss_aware_neuron_selection"},
 }
-STEPS = 2000  # of learning at most, however many minutes there are
 
 
 class Choice(NamedTuple):
@@ -95,21 +97,24 @@ def choose(
     }
     counted = size.counted(skeleton.config) if isinstance(size, Size) else None
     said = [counted, _shared(keep)]
-    cuts = ALONE
-    if left_for_maps(weights, find(skeleton), keep, SHARED) < ENOUGH:
+    tried = left_for_maps(weights, find(skeleton), keep, SHARED) < ENOUGH
+    cuts, learned = ALONE, list[dict[str, Any]]()
+    if tried or minutes is not None:
         job = open_job(_recipe(common, ALONE), source, cache, progress)
         trials = _Trials(job, common, cache / "auto" / own(_key(job, common)))
         with locked(trials.folder):
-            trials.run()
-            cuts = trials.best()
-            trials.hand_on(cuts, _recipe(common, cuts, minutes), output)
-        said.append(_compared(trials.losses, cuts))
-    else:
+            learned = trials.learning(minutes) if minutes is not None else []
+            if tried:
+                trials.run()
+                cuts = trials.best()
+                trials.hand_on(cuts, _recipe(common, cuts, learned), output)
+                said.append(_compared(trials.losses, cuts))
+    if not tried:
         said.append(
             "At this size bits alone are chosen for them, map by map, and no ranks are cut."
         )
-    said.append(_learning(minutes))
-    return Choice(_recipe(common, cuts, minutes), " ".join(filter(None, said)))
+    said.append(_learning(minutes, learned))
+    return Choice(_recipe(common, cuts, learned), " ".join(filter(None, said)))
 
 
 def _key(job: Job, common: dict[str, Any]) -> str:
@@ -146,6 +151,20 @@ class _Trials:
             self.losses[cuts] = record.values[cuts]["loss"]
         if not self.losses and refused is not None:
             raise refused
+
+    def learning(self, minutes: float) -> list[dict[str, Any]]:
+        """Return the stages that learn for so many minutes, the same when they are asked for again.
+
+        How many steps fit is found out on this machine, so it is kept, and an interrupted run goes
+        on.
+        """
+        file = self.folder.with_name(f"{self.folder.name}-{minutes:g}-minutes.json")
+        if not file.exists():
+            found = learning_within(self.job, minutes)
+            with atomic_file(file) as partial:
+                partial.write_text(json.dumps(found))
+        stages: list[dict[str, Any]] = json.loads(file.read_text())
+        return stages
 
     def best(self) -> str:
         """Return the way that lost least."""
@@ -211,22 +230,17 @@ def _bytes(
     return whole, linear, whole - linear - width * ends + ends * bits / 8
 
 
-def _recipe(common: dict[str, Any], cuts: str, minutes: float | None = None) -> Recipe:
-    """Return the recipe of a way to cut, learning at its end where there are minutes for it."""
+def _recipe(
+    common: dict[str, Any], cuts: str, learned: list[dict[str, Any]] | None = None
+) -> Recipe:
+    """Return the recipe of a way to cut; learned: the stages that learn behind it."""
     factorize: dict[str, Any] = {"format": "low_rank", "refine": "off", "bits": BITS,
                  "rounding_losses": "estimated", **CUTS[cuts]}  # fmt: skip
     quantize: dict[str, Any] = {"ends": ENDS}
     if Keep.parse(common["keep"]).of == "bytes":
         factorize["ends"], quantize = BITS, {}
     made: list[dict[str, Any]] = [{"factorize": factorize}, {"quantize": quantize}]
-    if minutes is not None:
-        made += learning(minutes)
-    return Recipe.model_validate({**common, "stages": made})
-
-
-def learning(minutes: float) -> list[dict[str, Any]]:
-    """Return the stages that learn for so many minutes; what learns better belongs in here."""
-    return [{"distil": {"minutes": minutes, "steps": STEPS}}]
+    return Recipe.model_validate({**common, "stages": made + (learned or [])})
 
 
 def _measured(job: Job, recipe: Recipe, folder: Path) -> float:
@@ -267,7 +281,11 @@ def _compared(losses: dict[str, float], best: str) -> str:
     )
 
 
-def _learning(minutes: float | None) -> str:
+def _learning(minutes: float | None, learned: list[dict[str, Any]]) -> str:
     if minutes is None:
         return "It has not learned; --minutes says how long it may."
-    return f"It may learn from the dense model for {minutes:g} minutes, while something is gained."
+    if not learned:
+        return f"It has not learned, as {minutes:g} minutes are too few for a gain."
+    return (
+        f"It learns from the dense model for about {minutes:g} minutes, while something is gained."
+    )

@@ -1,6 +1,6 @@
 """What learning the rounding wins, and in how many minutes: one run, one table.
 
-    python benchmarks/learned_rounding.py -o run/ [--sizes int2,15%] [--chains both] [--steps 100]
+    python benchmarks/learned_rounding.py -o run/ [--sizes int2,15%] [--chains both] [--keep 'block 2']
 
 The demo model off its grid (rotated.py, or --model), all maps in so many bits or in mixed bits at a
 part of their bytes, calibrated and healed on disjoint mixed text (mixed_text.py), measured behind
@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--sizes", default="int2,int3", help="bits of all maps, or parts")
     parser.add_argument("--chains", default="codes,distil,both", help="which of these")
     parser.add_argument("--steps", type=int, default=200, help="for each block, where alone")
+    parser.add_argument("--tokens", default="48x1024", help="of the calibration text")
+    parser.add_argument("--keep", default="", help="which sites of int2 and the like stay bf16")
     asked = read_arguments(parser)
     folder = chosen(asked)
     first, second = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
@@ -58,21 +60,25 @@ def main() -> None:
         for label in asked.chains.split(","):
             recipe = Recipe.model_validate(
                 {
-                    "model": str(folder), **packed(size, made[label]),
-                    "calibration": {"text": str(calibration), "tokens": "48x1024"},
+                    "model": str(folder), **packed(size, asked.keep, made[label]),
+                    "calibration": {"text": str(calibration), "tokens": asked.tokens},
                 }
             )  # fmt: skip
             keep_row(
-                asked.output, f"{size}, {asked.steps} steps", label, 1.0,
+                asked.output, f"{size}, {asked.steps} steps, {asked.tokens}, {asked.keep}", label, 1.0,
                 lambda recipe=recipe: healed(asked, recipe, second, healing),  # type: ignore[misc]
             )  # fmt: skip
     _write(asked.output, folder)
 
 
-def packed(size: str, after: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what a recipe says of a size, int2 or 15%, and of what is done behind it."""
+def packed(size: str, keep: str, after: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a recipe says of a size, int2 or 15%, and of what is done behind it.
+
+    keep: a regular expression of sites that stay as they are; those alone are not trained either.
+    """
     if size.startswith("int"):
-        return {"stages": [{"quantize": {"bits": int(size[3:]), "ends": 8}}, *after]}
+        quantize = {"bits": int(size[3:]), "ends": 8, "protect": [keep] if keep else []}
+        return {"stages": [{"quantize": quantize}, *after]}
     return {"keep": f"{size} of linear bytes", "stages": [CUT, {"quantize": {"ends": 8}}, *after]}
 
 

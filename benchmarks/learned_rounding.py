@@ -1,6 +1,6 @@
 """What learning the rounding wins, and in how many minutes: one run, one table.
 
-    python benchmarks/learned_rounding.py -o run/ [--sizes int2,15%] [--chains both] [--keep 'block 2']
+    python benchmarks/learned_rounding.py -o run/ [--sizes int2,15%] [--chains both]
 
 The demo model off its grid (rotated.py, or --model), all maps in so many bits or in mixed bits at a
 part of their bytes, calibrated and healed on disjoint mixed text (mixed_text.py), measured behind
@@ -64,11 +64,12 @@ def main() -> None:
                     "calibration": {"text": str(calibration), "tokens": asked.tokens},
                 }
             )  # fmt: skip
+            how = f"{size}, {asked.steps} steps, {asked.tokens}, {asked.keep}"
             keep_row(
-                asked.output, f"{size}, {asked.steps} steps, {asked.tokens}, {asked.keep}", label, 1.0,
+                asked.output, how, label, 1.0,
                 lambda recipe=recipe: healed(asked, recipe, second, healing),  # type: ignore[misc]
             )  # fmt: skip
-    _write(asked.output, folder)
+    _write(asked.output, folder, asked.keep)
 
 
 def packed(size: str, keep: str, after: list[dict[str, Any]]) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def chains(healing: str, steps: int) -> dict[str, list[dict[str, Any]]]:
     return {"codes": [codes], "distil": [distil], "both": halves}
 
 
-def _write(output: Path, folder: Path) -> None:
+def _write(output: Path, folder: Path, keep: str) -> None:
     """Publish excess over the dense model behind every stage, paired by window."""
     known = known_rows(output)
     rows = []
@@ -116,7 +117,13 @@ def _write(output: Path, folder: Path) -> None:
     )
     windows = f"{LENGTH} tokens: 8 of WikiText-2, 6 of each other text"
     commits = commits_of(known.values())
-    print(publish(output, "learned_rounding", rows, model=about, commit=commits, windows=windows))
+    note = f"Sites of '{keep}' stay in bf16." if keep else ""
+    print(
+        publish(
+            output, "learned_rounding", rows,
+            model=about, commit=commits, windows=windows, note=note,
+        )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

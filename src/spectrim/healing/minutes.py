@@ -17,7 +17,7 @@ from spectrim.text.tokens import Tokens
 from spectrim.walk.stream import Stream
 
 ROUNDING = 0.5  # of the minutes go to the rounding of blocks, the rest to the whole model
-MOST = 400  # steps of a block, behind which little is gained
+MOST = 400  # steps of a block, four times as many as were tried
 LEAST = 40  # steps of a block, with fewer of which its codes hardly move
 TRIED = 4  # steps that are timed; the quickest counts, the first one allocates
 ROUNDED = 1.25  # a step with codes against one of a dense block: states, and batches set aside

@@ -88,13 +88,7 @@ def choose(
     weights = Weights(source.folder, skeleton)
     keep = part_of(size, weights.bytes(), skeleton.config)
     refuse_too_small(weights, find(skeleton), keep)
-    common: dict[str, Any] = {
-        "model": asked.model,
-        "calibration": asked.calibration.model_dump(),
-        "seed": asked.seed,
-        "trust_remote_code": asked.trust_remote_code,
-        "keep": str(keep),
-    }
+    common = _common(asked, keep)
     counted = size.counted(skeleton.config) if isinstance(size, Size) else None
     said = [counted, _shared(keep)]
     tried = left_for_maps(weights, find(skeleton), keep, SHARED) < ENOUGH
@@ -115,6 +109,17 @@ def choose(
         )
     said.append(_learning(minutes, learned))
     return Choice(_recipe(common, cuts, learned), " ".join(filter(None, said)))
+
+
+def _common(asked: Recipe, keep: Keep) -> dict[str, Any]:
+    """Return what the recipes of all ways say."""
+    return {
+        "model": asked.model,
+        "calibration": asked.calibration.model_dump(),
+        "seed": asked.seed,
+        "trust_remote_code": asked.trust_remote_code,
+        "keep": str(keep),
+    }
 
 
 def _key(job: Job, common: dict[str, Any]) -> str:

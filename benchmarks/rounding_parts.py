@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cells import around
 from front_bench import Bench, Row, losses_on, made, opened
 from measuring import (
     arguments,
@@ -24,6 +25,7 @@ from measuring import (
     read_arguments,
 )
 from one_line_errors import told
+from tables import markdown
 
 from spectrim.model import sources
 from spectrim.model.sources import Source
@@ -102,12 +104,24 @@ def _write(output: Path, model: str, windows: int, length: int) -> None:
          "seconds": row["seconds"]}
         for row in known.values() if row["keep"]
     ]  # fmt: skip
-    said = publish(
+    publish(
         output, "rounding_parts", rows, commit=commits_of(known.values()), model=model,
         text="the mixed calibration text of benchmarks/front.py, 48x1024",
         windows=f"{length} tokens: at most {windows} of each text",
     )  # fmt: skip
-    print(said)
+    print(markdown(_lines(rows)))
+
+
+def _lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the lines of the table of what each part pays, the first of them the head."""
+    names = list(rows[0]["excess"])
+    lines = [["blocks", "bits", "row", *names, "mean", "seconds of the processor"]]
+    for row in rows:
+        cells = [around(row["excess"][one]) for one in names]
+        mean = sum(row["excess"][one][0] for one in names) / len(names)
+        about = [row["blocks"], f"{row['bits']:g}", row["label"]]
+        lines.append([*about, *cells, f"{mean:.3f}", f"{row['seconds']:.0f}"])
+    return lines
 
 
 if __name__ == "__main__":

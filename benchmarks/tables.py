@@ -180,17 +180,6 @@ def _mean(row: Row) -> float:
     return float(sum(value for value, _ in row["excess"].values()) / len(row["excess"]))
 
 
-def _rounding_parts(rows: list[Row]) -> Lines:
-    names = list(rows[0]["excess"])
-    lines = [["blocks", "bits", "row", *names, "mean", "seconds of the processor"]]
-    for row in rows:
-        cells = [around(row["excess"][one]) for one in names]
-        mean = sum(row["excess"][one][0] for one in names) / len(names)
-        about = [row["blocks"], f"{row['bits']:g}", row["label"]]
-        lines.append([*about, *cells, f"{mean:.3f}", f"{row['seconds']:.0f}"])
-    return lines
-
-
 def _decode(rows: list[Row]) -> Lines:
     lines = [["model", "tokens/s", "x dense (rounds)", "MB a token", "part of the limit"]]
     for row in rows:
@@ -250,7 +239,6 @@ TABLES = {
     "kernels_loss": Table("kernels", kernels_loss),
     "routes": Table("routes", routes),
     "routes_large": Table("routes_large", routes, rows="routes"),
-    "rounding_parts": Table("rounding_parts", _rounding_parts, told=True),
     "heal": Table("heal", heal, told=True),
     "memory": Table("memory", memory),
     "ranks": Table("ranks", _ranks),

@@ -89,8 +89,7 @@ def choose(
     keep = part_of(size, weights.bytes(), skeleton.config)
     refuse_too_small(weights, find(skeleton), keep)
     common = _common(asked, keep)
-    counted = size.counted(skeleton.config) if isinstance(size, Size) else None
-    said = [counted, _shared(keep)]
+    said = [size.counted(skeleton.config) if isinstance(size, Size) else None, _shared(keep)]
     tried = left_for_maps(weights, find(skeleton), keep, SHARED) < ENOUGH
     cuts, learned = ALONE, list[dict[str, Any]]()
     if tried or minutes is not None:

@@ -25,6 +25,8 @@ from measuring import (
 )
 from mixed_text import mixed
 from one_line_errors import told
+from tables import markdown
+from type_tables import end_prices
 
 from spectrim.cutting.end_losses import end_losses, grid_of, metric_of
 from spectrim.cutting.tables import with_rows
@@ -54,12 +56,11 @@ def main() -> None:
     for model in map(Path, asked.models.split(",")):
         rows += of_model(model, asked)
     windows = f"{asked.windows} of {asked.length} tokens of each text"
-    print(
-        publish(
-            asked.output, "end_prices", rows, model=asked.models, windows=windows,
-            text="calibrated on the mixed text of benchmarks/mixed_text.py",
-        )
+    publish(
+        asked.output, "end_prices", rows, model=asked.models, windows=windows,
+        text="calibrated on the mixed text of benchmarks/mixed_text.py",
     )  # fmt: skip
+    print(markdown(end_prices(rows)))
 
 
 def of_model(folder: Path, asked: argparse.Namespace) -> list[dict[str, Any]]:

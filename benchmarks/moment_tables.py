@@ -19,14 +19,3 @@ def moments(rows: list[dict[str, Any]]) -> list[list[str]]:
             [str(row["bits"]), row["kind"], *cells, f"{mean:.3f}", f"{row['fitted']:.3f}", held_out]
         )
     return lines
-
-
-def fits(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Return the prices of cuts on the sequences that they were fitted to, and on others."""
-    lines = [["map", "kept of the rank", "on the same 8 sequences", "on 8 others", "times"]]
-    for row in rows:
-        for part in ("0.3", "0.6"):
-            own, other = row[part]
-            cells = [row["map"], f"{float(part):.0%}", f"{own:.1e}", f"{other:.1e}"]
-            lines.append([*cells, f"{other / own:.1f}"])
-    return lines

@@ -25,9 +25,9 @@ from export_tables import (
     serving,
 )
 from healing_tables import heal, memory
-from moment_tables import fits, moments
+from moment_tables import moments
 from suite_tables import measures, tasks, texts
-from type_tables import end_prices, types, whole_file
+from type_tables import types
 
 Row = dict[str, Any]
 Lines = list[list[str]]
@@ -223,7 +223,6 @@ TABLES = {
     "rounded_activations": Table("rounded_activations", rounded_activations),
     "rounded_inputs": Table("rounded_inputs", rounded_inputs),
     "moments": Table("moments", moments, told=True),
-    "moment_fits": Table("moments", fits),
     "exports": Table("exports", exports),
     "exports_onnx": Table("exports_onnx", exports_onnx),
     "llama_cpp_types": Table("llama_cpp_types", types, told=True),
@@ -231,8 +230,6 @@ TABLES = {
         "llama_cpp_types_gemma", types, rows="llama_cpp_types", told=True
     ),
     "llama_cpp_types_wide": Table("llama_cpp_types_wide", types, rows="llama_cpp_types"),
-    "end_prices": Table("end_prices", end_prices, told=True),
-    "whole_file": Table("whole_file", whole_file, told=True),
     "decode_large": Table("decode", _decode),
     "kernels": Table("kernels", kernels),
     "kernels_large": Table("kernels_large", kernels, rows="kernels"),

@@ -25,6 +25,8 @@ from measuring import (
 )
 from mixed_text import mixed
 from one_line_errors import told
+from tables import markdown
+from type_tables import whole_file
 
 from spectrim.metrics.size import bytes_on_disk
 from spectrim.model import sources
@@ -78,10 +80,12 @@ def main() -> None:
 
             keep_row(asked.output, name, way, size, made)
     windows = f"{asked.windows} of {asked.length} tokens of each text"
-    print(publish(
-        asked.output, "whole_file", lines(asked.output, name, list(texts)), model=name,
-        windows=windows, text="calibrated on the mixed text of benchmarks/mixed_text.py",
-    ))  # fmt: skip
+    rows = lines(asked.output, name, list(texts))
+    publish(
+        asked.output, "whole_file", rows, model=name, windows=windows,
+        text="calibrated on the mixed text of benchmarks/mixed_text.py",
+    )  # fmt: skip
+    print(markdown(whole_file(rows)))
 
 
 def recipe_of(

@@ -40,12 +40,13 @@ def estimated_losses(
     Raises:
         TypeError: the map's format cannot be packed.
     """
-    reached = known.tokens > 0 and known.input_moment is not None
-    if not reached or known.gradient_moment is None or not known.gradient_moment.any():
+    inputs = known.loss_inputs  # as all prices have them
+    if known.tokens == 0 or inputs is None:
+        return torch.zeros(len(grids))
+    if known.gradient_moment is None or not known.gradient_moment.any():
         return torch.zeros(len(grids))
     gradients = damped(known.gradient_moment, Damping().gradient).float()
-    felt, inputs = gradients.diagonal(), known.input_moment
-    assert inputs is not None
+    felt = gradients.diagonal()
     if isinstance(module, LowRank | Pivoted):
         return _of_factors(module, inputs, gradients, grids, roots)
     if isinstance(module, FewerOutputs):

@@ -23,6 +23,7 @@ REFUSES = {
     "other blocks": "trim_vocabulary takes the model as it came; put trim_vocabulary first",
     "other tokens": "trim_vocabulary leaves out all tokens at once; name both texts in one",
 }
+MOST = 20_000_000  # characters of a data set
 NOTE = "trimmed"
 REPORT = (
     "{gone} of {tokens} tokens have left embedding, head and tokenizer, {bytes:mebibytes} MiB: all "
@@ -39,7 +40,8 @@ def _names(value: object) -> object:
 class Options(Part):
     """The stage that makes the vocabulary smaller; what is read for calibration always stays.
 
-    text: whose tokens stay too: a text file, a .jsonl file or a data set, as for calibration.
+    text: whose tokens stay too: a text file, a .jsonl file or a data set, as for calibration; of a
+        data set its first 20 million characters.
     scripts: all tokens stay that texts in these scripts of Unicode may use: Latin, Cyrillic, Han.
     """
 
@@ -57,7 +59,7 @@ def trim_vocabulary(job: Job, options: Options) -> None:
     if job.blocks is not None or job.orders:
         raise SpectrimError(REFUSES["changed maps"])
     whole, tokenizer = job.source, sources.tokenizer(job.source)
-    texts = documents.texts(options.text, tokenizer) if options.text else []
+    texts = documents.texts(options.text, tokenizer, MOST) if options.text else []
     kept = fewer_rows.needed(whole, _used(job, options, tokenizer, texts))
     tokens, before = job.model.config.get_text_config().vocab_size, job.weights.bytes()
     job.progress(1, 2, "trimming the vocabulary")

@@ -12,6 +12,7 @@ import numpy as np
 from gguf import GGUFReader
 
 from spectrim.errors import SpectrimError
+from spectrim.metrics.size import tensor_bytes
 from spectrim.model import gguf, sources
 from spectrim.model.architectures import architecture_of
 from spectrim.model.tensor_files import stored
@@ -50,9 +51,8 @@ def weights(model: Runnable) -> Weights:
     files = {entry.file for entry in entries.values()}
     settings = sources.config(sources.Source(model.name, model.path, ""))
     family = architecture_of(settings)
-    sizes = {name: entry.size for name, entry in entries.items()}
     disk = sum(file.stat().st_size for file in files)
-    return Weights(disk, _read(sizes, family.embed, family.head))
+    return Weights(disk, _read(tensor_bytes(model.path), family.embed, family.head))
 
 
 def _of_gguf(file: Path) -> dict[str, int]:

@@ -45,7 +45,7 @@ BITS = (2, 3, 4, 8)
 
 
 def main() -> None:
-    """Price and measure all tables, resuming, and write end_prices.json and results.md."""
+    """Price and measure all tables, resuming, and write end_prices.json."""
     parser = arguments(__doc__)
     parser.add_argument("--models", required=True, help="folders, joined by commas")
     parser.add_argument("--tokens", default="24x512", help="of the calibration text")

@@ -44,7 +44,7 @@ LEAST = 0.13  # of the maps' bytes: less than two bits a number
 
 
 def main() -> None:
-    """Make and measure all rows, resuming, and write whole_file.json and results.md."""
+    """Make and measure all rows, resuming, and write whole_file.json."""
     parser = arguments(__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--sizes", default="34,25", help="percent of the bytes of the file")

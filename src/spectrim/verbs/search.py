@@ -41,8 +41,8 @@ def search(
     What is there is kept: the same call goes on with the sizes that are left. Where one cannot be
     met, the page is about those that are made.
     asked: says model, calibration and seed; its stages do not count.
-    minutes: for all sizes together; no size is begun after them, and each learns as long as what is
-        left, shared among the sizes still to be made. None: no limit, and nothing learns.
+    minutes: for all sizes together; no size is begun after them, and each learns for its share of
+        them, the same however often the search was interrupted. None: no limit, nothing learns.
 
     Raises:
         SpectrimError: a size cannot be met, what is there was made of something else, or anything
@@ -60,8 +60,7 @@ def search(
                 if minutes is not None and spent > minutes:
                     left.append(size)
                     continue
-                unmade = sum(not _is_made(other) for other in folders.values())
-                share = None if minutes is None else (minutes - spent) / unmade
+                share = None if minutes is None else minutes / len(folders)
                 choice = auto.choose(
                     asked, size, folder, cache=cache, progress=progress, minutes=share
                 )

@@ -112,6 +112,7 @@ def test_a_quarter_is_asked_for_where_nothing_else_is(
     [
         (["--keep", "60%", "--minutes", "3"], "--minutes is for --size and --fits;"),
         (["--minutes", "0"], "--minutes 0 leaves no time;"),
+        (["--minutes", "nan"], "--minutes nan leaves no time;"),
         (["--for", "llama.cpp", "--size", "40%", "--minutes", "3"], "never learns; leave out"),
     ],
 )

@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,12 @@ def size(text: str) -> Keep | Size:
     from spectrim.recipe.recipe import Keep
 
     return Size(bytes=parse_bytes(text)) if in_bytes(text) else Keep.parse(text, "size")
+
+
+def minutes(number: float) -> None:
+    """Raise SpectrimError where a number is no time to learn for."""
+    if not 0 < number < inf:
+        raise SpectrimError(f"--minutes {number:g} leaves no time; give a number above 0")
 
 
 def parse_sizes(text: str) -> tuple[float, ...]:

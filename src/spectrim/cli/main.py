@@ -13,7 +13,7 @@ from spectrim.cli import arguments as given
 from spectrim.cli import exporting, measuring, serving, shrinking
 from spectrim.cli.help_texts import HELP, argument, option
 from spectrim.cli.measuring import Cache
-from spectrim.errors import SpectrimError, one_line
+from spectrim.errors import one_line
 from spectrim.version import __version__
 
 app = typer.Typer(
@@ -123,8 +123,8 @@ def search(
     wanted = [given.size(size) for size in sizes.split(",")]
     changes = {"calibration.text": calibration, "calibration.tokens": tokens, "seed": seed}
     asked = Recipe.build(None, {"model": model, **changes})
-    if minutes is not None and minutes <= 0:
-        raise SpectrimError(f"--minutes {minutes:g} leaves no time; give more than 0")
+    if minutes is not None:
+        given.minutes(minutes)
     given.prove_writable(output)
     from spectrim.model import sources
     from spectrim.report.progress import shown

@@ -97,8 +97,8 @@ class ShrinkOptions:
                 "--minutes is for --size and --fits; here the recipe's own stages say how long it "
                 "learns"
             )
-        if self.minutes is not None and self.minutes <= 0:
-            raise SpectrimError(f"--minutes {self.minutes:g} leaves no time; give more than 0")
+        if self.minutes is not None:
+            given.minutes(self.minutes)
 
     def build(self) -> Recipe:
         """Return the recipe: that of the file, or the default one, changed by the options.

@@ -231,7 +231,7 @@ def test_another_budget_does_not_touch_the_model_again(
 ) -> None:
     shrink(recipe(source, text), tmp_path / "small")
     before = stamps(tmp_path / "cache")
-    assert len([name for name in before if name.startswith("statistics")]) == 3 + 1
+    assert len([name for name in before if name.startswith("statistics")]) == 3 + 2
     assert len([name for name in before if name.startswith("decompositions")]) == 3
     for keep in ("60% of linear", "80% of bytes"):
         asked = recipe(source, text, keep, allocator="uniform", format="low_rank", refine="off")

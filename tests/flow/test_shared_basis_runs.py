@@ -151,8 +151,8 @@ def test_refinement_leaves_shared_bases_alone(tmp_path: Path) -> None:
     folders = [tmp_path / "with", tmp_path / "without"]
     for folder in folders:
         folder.mkdir()
-    one = run("llama", folders[0], methods, "55% of linear", refine="on")
-    other = run("llama", folders[1], methods, "55% of linear", refine="off")
+    one = run("llama", folders[0], methods, "75% of linear", refine="on")
+    other = run("llama", folders[1], methods, "75% of linear", refine="off")
     sites = tuple(f"{decision.site}." for decision in sharing(one))
     assert sites
     held, before = stored(one.small), stored(other.small)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from calibrated import calibrated
 from front_bench import losses_on
 from front_table import unbeaten
 from measuring import (
@@ -27,17 +28,11 @@ from measuring import (
     publish,
     read_arguments,
     texts_of,
-    two_halves,
 )
-from mixed_text import mixed
 from one_line_errors import told
 from peers import WAYS, Made, Work, ends_in
-from rescaled import write_rescaled
 
-from spectrim.job.opening import open_job
 from spectrim.model import sources
-from spectrim.recipe.recipe import Recipe
-from spectrim.report.progress import shown
 
 MIXES = ("Q3_K_M", "IQ3_XXS", "Q2_K", "IQ2_XS")
 
@@ -85,18 +80,8 @@ class Bench:
     """One model, the texts, and the rows that are known."""
 
     def __init__(self, asked: argparse.Namespace) -> None:
-        folder = asked.model
-        if folder is None:
-            folder = asked.output / "rescaled"
-            write_rescaled(folder, asked.cache, asked.data)
-        first, second = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
-        text, _ = mixed(asked.data, first, asked.output)
-        self.output, self.name = asked.output, Path(folder).name
-        source = sources.resolve(str(folder), asked.cache)
-        changes = {"model": str(folder), "calibration.text": str(text)}
-        recipe = Recipe.build(None, {**changes, "calibration.tokens": asked.tokens})
-        with shown() as progress:
-            job = open_job(recipe, source, asked.cache, progress)
+        job, second, self.name = calibrated(asked)
+        self.output, source = asked.output, job.source
         job.progress = lambda done, total, what: None
         self.texts = texts_of(source, second, asked.data, asked.windows, asked.length)
         self.model = sources.model(source)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from calibrated import calibrated
 from front_bench import losses_on
 from llama_cpp_mixes import MIXES, type_of
 from measuring import (
@@ -29,11 +30,8 @@ from measuring import (
     publish,
     read_arguments,
     texts_of,
-    two_halves,
 )
-from mixed_text import mixed
 from one_line_errors import told
-from rescaled import write_rescaled
 from transformers import PreTrainedModel
 
 from spectrim.cutting.table_losses import Tables, table_offers
@@ -41,10 +39,8 @@ from spectrim.cutting.type_choice import DENSE, choose, predicted
 from spectrim.cutting.type_losses import Offer, map_offers, measured
 from spectrim.cutting.types_made import Chosen, carried_out
 from spectrim.job.job import Job
-from spectrim.job.opening import open_job
 from spectrim.model import sources
 from spectrim.model.sites import Site
-from spectrim.recipe.recipe import Recipe
 from spectrim.report.progress import shown
 from spectrim.rounding.ggml import dequantize, quantize, row_bytes
 from spectrim.text.tokens import Tokens
@@ -81,18 +77,10 @@ class Bench:
     """One model, the texts, and the rows that are known."""
 
     def __init__(self, asked: argparse.Namespace) -> None:
-        folder = asked.model
-        if folder is None:
-            folder = asked.output / "rescaled"
-            write_rescaled(folder, asked.cache, asked.data)
-        first, second = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
-        text, _ = mixed(asked.data, first, asked.output)
-        self.output, self.name = asked.output, Path(folder).name
-        self.source = sources.resolve(str(folder), asked.cache)
-        changes = {"model": str(folder), "calibration.text": str(text)}
-        recipe = Recipe.build(None, {**changes, "calibration.tokens": asked.tokens})
+        self.job, second, self.name = calibrated(asked)
+        self.output, self.source = asked.output, self.job.source
         with shown() as progress:
-            self.job = open_job(recipe, self.source, asked.cache, progress)
+            self.job.progress = progress
             self.job.statistics()
         self.job.progress = lambda done, total, what: None
         self.texts: dict[str, Tokens] = {}

@@ -22,6 +22,19 @@ class LevelGrid:
     offset: Float[Tensor, "columns rows"]
     levels: Float[Tensor, " codes"]
 
+    @classmethod
+    def uniform(
+        cls, scale: Float[Tensor, " rows"], offset: Float[Tensor, " rows"], columns: int,
+        codes: tuple[int, int],
+    ) -> LevelGrid:
+        """Return the grid of columns that share their scales; its levels are the codes."""
+        lowest, highest = codes
+        return cls(
+            scale.float().expand(columns, -1),
+            offset.float().expand(columns, -1),
+            torch.arange(lowest, highest + 1, dtype=torch.float32),
+        )
+
     def part(self, some: slice) -> LevelGrid:
         """Return the grid of some columns."""
         return LevelGrid(self.scale[some], self.offset[some], self.levels)

@@ -18,10 +18,10 @@ from spectrim.formats.packed.scales import (
     dequantize,
     offset_code,
     offsets,
-    quantize,
     scale_code,
     scales,
 )
+from spectrim.rounding.column_choice import LevelGrid, choose
 from spectrim.rounding.nearest import QuantizedMatrix, ScaleCodes
 
 ENOUGH = 1e-3  # of the error: what a cycle has to gain for another one
@@ -103,7 +103,7 @@ class _State:
             self._rescale(at, part, left)
             values = dequantize(self.codes[part], self.scale[at], self.offset[at])
             left += own @ (values - before)
-        self._recode(at, part, values, left)
+        values = self._recode(at, part, values, left)
         self.left += self.moment[:, part] @ (values - before)
         self.values[part] = values
 
@@ -146,17 +146,14 @@ class _State:
             if held is not None:
                 held[at] = torch.where(better, new, held[at])
 
-    def _recode(self, at: int, part: slice, values: Tensor, left: Tensor) -> None:
-        """Choose the codes of a group column by column; values and left get what that changes."""
-        own, codes = self.moment[part, part], self.codes[part]
+    def _recode(self, at: int, part: slice, values: Tensor, left: Tensor) -> Tensor:
+        """Choose the codes of a group column by column; return the values that they stand for."""
+        own = self.moment[part, part]
         sizes = own.diagonal().clamp_min(torch.finfo(own.dtype).tiny)  # of a dead input, 0
-        scale, offset = self.scale[at], self.offset[at]
-        for place in range(len(codes)):
-            best = values[place] - left[place] / sizes[place]
-            codes[place] = quantize(best, scale, offset, self.grid.codes)
-            change = dequantize(codes[place], scale, offset) - values[place]
-            values[place] += change
-            left += torch.outer(own[place], change)
+        levels = LevelGrid.uniform(self.scale[at], self.offset[at], len(own), self.grid.codes)
+        chosen = choose(values - left / sizes[:, None], values, own / sizes, levels)
+        self.codes[part] = levels.levels[chosen.codes]
+        return chosen.values
 
     def result(self, known: ScaleCodes) -> QuantizedMatrix:
         """Return what has been found; known: what says the row scales."""

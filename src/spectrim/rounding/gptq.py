@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from spectrim.formats.packed.scales import Grid, dequantize, quantize
+from spectrim.formats.packed.scales import Grid
+from spectrim.rounding.column_choice import LevelGrid, choose
 from spectrim.rounding.nearest import (
     GroupScale,
     QuantizedMatrix,
@@ -20,10 +21,10 @@ from spectrim.rounding.nearest import (
 )
 from spectrim.walk.moments import inverse_root
 
-BLOCK = 128  # columns after which the errors reach the rest; a multiple of every group
+BLOCK = 128  # columns after which the errors reach the rest, where there are no groups
 ROOM = 1.25  # of scales: what earlier errors leave to a group may make it wider than it came
-ColumnScale = Callable[[int], tuple[Tensor, Tensor]]
-"""From a column to the scale and the offset of every row there, float32 [rows] each."""
+Levels = Callable[[slice], LevelGrid]
+"""From some columns to the values that their numbers can get."""
 
 
 def gptq(
@@ -66,12 +67,14 @@ def _by_column(
     row_scale = row_scales(in_groups(matrix.float(), size), grid, dtype, ROOM)
     found: list[GroupScale] = []
 
-    def measured(at: int) -> tuple[Tensor, Tensor]:
+    def measured(some: slice) -> LevelGrid:
+        at = some.start
         if at % size == 0:
             group, counted = left[at : at + size].T, weights[at : at + size][None]
             stored = dtype if row_scale is None else row_scale
             found.append(group_scale(group, counted, grid, stored))
-        return found[-1].scale[:, 0], found[-1].offset[:, 0]
+        scale, offset = found[-1].scale[:, 0], found[-1].offset[:, 0]
+        return LevelGrid.uniform(scale, offset, some.stop - at, grid.codes)
 
     codes = _sweep(left, root, grid, measured)
     coded = ScaleCodes.of_groups(found, row_scale, grid, dtype)
@@ -91,7 +94,13 @@ def _by_activation(
     scale, offset = known.scale_codes.values()
     group = order // (grid.group or matrix.shape[1])
     left = matrix.float().T[order].contiguous()
-    codes = _sweep(left, root, grid, lambda at: (scale[:, group[at]], offset[:, group[at]]))
+    levels = torch.arange(grid.lowest, -grid.lowest, dtype=torch.float32)
+
+    def known_levels(some: slice) -> LevelGrid:
+        of_columns = (one[:, group[some]].T.float() for one in (scale, offset))
+        return LevelGrid(*of_columns, levels)
+
+    codes = _sweep(left, root, grid, known_levels)
     back = torch.empty_like(codes)
     back[order] = codes
     return QuantizedMatrix(back.T.contiguous(), known.scale_codes)
@@ -101,21 +110,20 @@ def _sweep(
     left: Float[Tensor, "columns rows"],
     root: Float[Tensor, "columns columns"],
     grid: Grid,
-    scale_at: ColumnScale,
+    levels_of: Levels,
 ) -> Int8[Tensor, "columns rows"]:
     """Return the codes of the columns, each a row of ``left``, rounded in order.
 
     left: gets what each column's errors leave to those behind it. root: U.
     """
     codes = torch.zeros_like(left, dtype=torch.int8)
-    for begin in range(0, len(left), BLOCK):
-        end = min(begin + BLOCK, len(left))
-        errors = torch.zeros_like(left[begin:end])
-        for at in range(begin, end):
-            scale, offset = scale_at(at)
-            found = quantize(left[at], scale, offset, grid.codes)
-            codes[at] = found.to(torch.int8)
-            errors[at - begin] = (left[at] - dequantize(found, scale, offset)) / root[at, at]
-            left[at + 1 : end] -= torch.outer(root[at, at + 1 : end], errors[at - begin])
-        left[end:] -= root[begin:end, end:].T @ errors
+    size = grid.group or BLOCK
+    for begin in range(0, len(left), size):
+        some = slice(begin, min(begin + size, len(left)))
+        own = root[some, some]
+        pivots = own.diagonal()[:, None]
+        # an error of the weights is minus the change of their values
+        chosen = choose(left[some], None, -own / pivots, levels_of(some))
+        codes[some] = (chosen.codes + grid.lowest).to(torch.int8)
+        left[some.stop :] += root[some, some.stop :].T @ (chosen.changes / pivots)
     return codes

@@ -75,7 +75,7 @@ def test_where_much_is_left_nothing_is_tried(plain: Made, monkeypatch: pytest.Mo
     choice = chosen(plain, "22% of linear bytes")
     assert choice.recipe.factorize is not None and not choice.recipe.factorize.cut
     assert choice.recipe.factorize.rounding_losses == "estimated"
-    assert [stage.name for stage in choice.recipe.stages] == ["factorize", "quantize"]
+    assert [stage.name for stage in choice.recipe.stages] == ["equalize", "factorize", "quantize"]
     assert "bits alone are chosen" in choice.why and "--minutes says how long" in choice.why
 
 
@@ -134,7 +134,12 @@ def test_it_learns_as_long_as_it_may_and_an_interrupted_run_goes_on(
 
     monkeypatch.setattr(auto, "learning_within", within)
     choice = chosen(plain, "47%", minutes=2)
-    assert [stage.name for stage in choice.recipe.stages] == ["factorize", "quantize", "distil"]
+    assert [stage.name for stage in choice.recipe.stages] == [
+        "equalize",
+        "factorize",
+        "quantize",
+        "distil",
+    ]
     assert choice.recipe.stages[-1].options.steps == 4 and given == [2]
     assert choice.why.count(". ") == 2 and "learns from the dense model for about 2" in choice.why
     assert chosen(plain, "47%", minutes=2) == choice  # however fast the machine is by now
@@ -145,7 +150,7 @@ def test_it_learns_as_long_as_it_may_and_an_interrupted_run_goes_on(
     assert told["steps"] <= 4
     monkeypatch.setattr(auto, "learning_within", lambda job, minutes: [])
     few = chosen(plain, "47%", minutes=0.01)
-    assert "0.01 minutes are too few" in few.why and len(few.recipe.stages) == 2
+    assert "0.01 minutes are too few" in few.why and len(few.recipe.stages) == 3
 
 
 def test_sizes_are_refused_where_the_least_bits_leave_too_little(plain: Made) -> None:
@@ -167,8 +172,8 @@ def test_sizes_are_refused_where_the_least_bits_leave_too_little(plain: Made) ->
 def test_a_part_of_the_whole_buys_embedding_and_head_as_well(plain: Made) -> None:
     of_all, of_maps = chosen(plain, "40%").recipe, chosen(plain, "40% of linear bytes").recipe
     assert of_all.factorize is not None and of_maps.factorize is not None
-    assert (of_all.factorize.ends, of_all.stages[1].options.ends) == (auto.BITS, 0)
-    assert (of_maps.factorize.ends, of_maps.stages[1].options.ends) == ((), auto.ENDS)
+    assert (of_all.factorize.ends, of_all.stages[2].options.ends) == (auto.BITS, 0)
+    assert (of_maps.factorize.ends, of_maps.stages[2].options.ends) == ((), auto.ENDS)
     assert (str(of_all.keep), str(of_maps.keep)) == ("40% of bytes", "40% of linear bytes")
 
 

@@ -24,7 +24,10 @@ class LevelGrid:
 
     @classmethod
     def uniform(
-        cls, scale: Float[Tensor, " rows"], offset: Float[Tensor, " rows"], columns: int,
+        cls,
+        scale: Float[Tensor, " rows"],
+        offset: Float[Tensor, " rows"],
+        columns: int,
         codes: tuple[int, int],
     ) -> LevelGrid:
         """Return the grid of columns that share their scales; its levels are the codes."""

@@ -243,7 +243,9 @@ def _recipe(
     quantize: dict[str, Any] = {"ends": ENDS}
     if Keep.parse(common["keep"]).of == "bytes":
         factorize["ends"], quantize = BITS, {}
-    made: list[dict[str, Any]] = [{"factorize": factorize}, {"quantize": quantize}]
+    made: list[dict[str, Any]] = [
+        {"equalize": {}}, {"factorize": factorize}, {"quantize": quantize}
+    ]  # fmt: skip
     return Recipe.model_validate({**common, "stages": made + (learned or [])})
 
 

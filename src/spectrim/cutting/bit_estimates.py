@@ -20,7 +20,8 @@ from spectrim.formats.fewer_outputs import FewerOutputs
 from spectrim.formats.low_rank import LowRank
 from spectrim.formats.packed.scales import Grid, dequantize, quantize
 from spectrim.formats.pivoted import Pivoted
-from spectrim.rounding.few_bits import DAMPING, InverseRoots, matrix_of
+from spectrim.job.dense_forms import matrix_of
+from spectrim.rounding.few_bits import DAMPING, InverseRoots
 from spectrim.rounding.nearest import group_scale, in_groups
 from spectrim.walk.moments import Damping, cholesky, damped
 from spectrim.walk.statistics import Statistics

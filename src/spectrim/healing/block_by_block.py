@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from spectrim.job.dense_forms import dense_form
 from spectrim.job.job import BATCH, Job, load_rest
 from spectrim.model import sources
 from spectrim.model.architectures import Place, architecture_of
@@ -75,6 +76,6 @@ def block_by_block(
             train(places, target, teacher, student)
         for place in places:
             block = job.stored_block(folder, place, student.walk.dtype)
-            student = student.behind(block, place)
+            student = student.behind(dense_form(block), place)
         teacher = target
         job.progress(done, len(windows), "matching blocks to the dense ones")

@@ -19,6 +19,7 @@ from spectrim.healing.windows import Goal, rate
 
 WARMUP = 0.05  # of all steps
 HELD = 8  # of so many batches one is not trained on, but says which step is kept
+MOST_HELD = 4  # of these; each is read at every look
 EPSILON = 1e-12  # of Adam: gradients of single codes are far below its usual 1e-8
 LOOKS = 5  # at these batches, the last behind the last step
 
@@ -42,7 +43,7 @@ def reconstruct(block: nn.Module, goal: Goal, steps: int, rates: Rates) -> bool:
     """
     named = trained(block)
     starts = list(goal.measured.stream.walk.starts)
-    held = starts[HELD - 1 :: HELD] or starts
+    held = starts[HELD - 1 :: HELD][:MOST_HELD] or starts
     read = [at for at in starts if at not in held] or starts
     update = _Update(named, rates)
     looks = {round(steps * part / LOOKS) for part in range(1, LOOKS + 1)}

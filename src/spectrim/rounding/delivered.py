@@ -15,15 +15,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spectrim.formats import FactoredLinear
 from spectrim.formats.fewer_outputs import FewerOutputs
 from spectrim.job.blocks import current_block
+from spectrim.job.dense_forms import dense_form, linear_of, matrix_of
 from spectrim.job.job import Job
 from spectrim.job.loss import walk_now
 from spectrim.model import sites
 from spectrim.model.architectures import Place
 from spectrim.plan import Plan
-from spectrim.rounding.few_bits import Target, matrix_of
+from spectrim.rounding.few_bits import Target
 from spectrim.text.tokens import Tokens
 from spectrim.walk.crossed import Crossed, Streams, Wanted, crossed, wanted_inputs
 from spectrim.walk.moments import cholesky, damped
@@ -73,12 +73,12 @@ class Delivered:
             self.streams.small = self.streams.dense
             return
         block = current_block(self.rounded, place, self.walk.dtype)
-        self.streams.small = self.streams.small.behind(plain(block), place)
+        self.streams.small = self.streams.small.behind(dense_form(block), place)
 
     def _wanted_block(self, place: Place) -> nn.Module:
         """Return the block whose outputs are wanted: the dense one, where none was trained."""
         if any(self.job.healings):
-            return plain(current_block(self.job, place, self.walk.dtype))
+            return dense_form(current_block(self.job, place, self.walk.dtype))
         return self.walk.block(place)
 
 
@@ -87,7 +87,7 @@ class DeliveredBlock:
 
     def __init__(self, walked: Delivered, place: Place, dense: nn.Module, wanted: Wanted) -> None:
         self.walked, self.place, self.dense, self.wanted = walked, place, dense, wanted
-        self.small = plain(current_block(walked.job, place, walked.walk.dtype))
+        self.small = dense_form(current_block(walked.job, place, walked.walk.dtype))
         self.leader = {name: one for one, group in wanted.groups.items() for name in group}
         self._measured: dict[str, Crossed] = {}
 
@@ -106,7 +106,7 @@ class DeliveredBlock:
 
     def put(self, name: str, made: nn.Module) -> None:
         """Go on with a map rounded."""
-        sites.replace(self.small, name, _linear(made, self.walked.walk.dtype))
+        sites.replace(self.small, name, linear_of(made, self.walked.walk.dtype))
 
     def _moments(self, name: str) -> Crossed:
         """Return the moments of an input, the same for all its readers."""
@@ -151,24 +151,3 @@ def aimed(
     missed = (wanted.double() @ moments.across.double() - delivered) / moments.tokens
     moved = torch.cholesky_solve(missed.T, cholesky(damped(own, DAMPING))).T
     return (matrix.double() + SHIFT * moved).to(matrix.dtype)
-
-
-def plain(block: nn.Module) -> nn.Module:
-    """Return a block with a matrix in the place of all that is factored or packed."""
-    for name, module in list(block.named_modules()):
-        if isinstance(module, FactoredLinear) and not module.follows and not module.leads:
-            sites.replace(block, name, _linear(module, None))
-    return block
-
-
-@torch.no_grad()
-def _linear(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    matrix = matrix_of(module)
-    dtype = matrix.dtype if dtype is None else dtype
-    bias = sites.bias(module)
-    with torch.device("meta"):
-        made = nn.Linear(matrix.shape[1], matrix.shape[0], bias is not None)
-    made.weight = nn.Parameter(matrix.to(dtype), requires_grad=False)
-    if bias is not None:
-        made.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
-    return made

@@ -15,9 +15,9 @@ from spectrim.formats.low_rank import LowRank
 from spectrim.formats.packed.scales import Grid
 from spectrim.formats.picked_inputs import PickedInputs
 from spectrim.formats.pivoted import Pivoted
+from spectrim.job.dense_forms import matrix_of
 from spectrim.job.job import Job
 from spectrim.model import sites
-from spectrim.model.sites import weight
 from spectrim.plan import Decision
 from spectrim.rounding.descent import descended
 from spectrim.rounding.gptq import gptq
@@ -101,12 +101,6 @@ class Rounding:
         moment = damped(inputs, self.damping)
         rounded = gptq(matrix, moment, self.grid, self.dtype, act_order=self.act_order, root=root)
         return descended(matrix, moment, rounded, self.grid, self.cycles)
-
-
-def matrix_of(module: nn.Module) -> Float[Tensor, "out in"]:
-    """Return the matrix that a dense or factored map stands for."""
-    found = module.dense() if isinstance(module, FactoredLinear) else weight(module)
-    return found.detach()
 
 
 def narrowed(

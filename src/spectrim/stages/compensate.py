@@ -18,13 +18,14 @@ from spectrim.formats import FactoredLinear, from_factors
 from spectrim.formats.corrected_dense import CorrectedDense
 from spectrim.formats.quantized_dense import QuantizedDense
 from spectrim.job.blocks import current_block, go_on_with, next_step, write_block
+from spectrim.job.dense_forms import matrix_of
 from spectrim.job.job import Job, dense_plan
 from spectrim.methods.loss_aware_svd import two_sided_svd
 from spectrim.model.architectures import Place
 from spectrim.model.sites import bias, replace, weight
 from spectrim.plan import Decision
 from spectrim.recipe.options import Part
-from spectrim.rounding.few_bits import Rounding, matrix_of
+from spectrim.rounding.few_bits import Rounding
 from spectrim.walk.moments import Damping, damped, expected_loss
 from spectrim.walk.statistics import Statistics, block_statistics
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from spectrim.errors import SpectrimError
 from spectrim.job.job import Job
 from spectrim.job.remake import remake
-from spectrim.model.equalization import Link, evened, links_of, unchanged
+from spectrim.model.equalization import evened, links_of, unchanged
 from spectrim.model.experts import load_block
 from spectrim.recipe.options import Part
 from spectrim.text.tokens import Tokens

@@ -97,8 +97,8 @@ def _by_activation(
     levels = torch.arange(grid.lowest, -grid.lowest, dtype=torch.float32)
 
     def known_levels(some: slice) -> LevelGrid:
-        of_columns = (one[:, group[some]].T.float() for one in (scale, offset))
-        return LevelGrid(*of_columns, levels)
+        own = group[some]
+        return LevelGrid(scale[:, own].T.float(), offset[:, own].T.float(), levels)
 
     codes = _sweep(left, root, grid, known_levels)
     back = torch.empty_like(codes)

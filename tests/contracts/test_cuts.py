@@ -83,7 +83,7 @@ class Case:
         statistics = statistics or self.statistics
         single = self.roles == ("",)
         arguments = (self.maps[""], statistics[""]) if single else (self.maps, statistics)
-        known = {"head_dim": HEAD_DIM, "biases": dict.fromkeys(self.roles)}
+        known = {"head_dim": HEAD_DIM, "biases": dict.fromkeys(self.roles), "unseen": None}
         further = {need: known[need] for need in methods.constant(self.method, "NEEDS") or ()}
         found: Decomposition = function(*arguments, damping=damping, **further)
         return found

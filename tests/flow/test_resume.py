@@ -237,7 +237,7 @@ def test_another_budget_does_not_touch_the_model_again(
         asked = recipe(source, text, keep, allocator="uniform", format="low_rank", refine="off")
         with monkeypatch.context() as watched:
             watched.setattr("spectrim.walk.walk.BlockWalk.run", None)  # it is not run through
-            watched.setattr("spectrim.cutting.decompose._decompose_block", None)
+            watched.setattr("spectrim.cutting.decompose._Block", None)
             shrink(asked, tmp_path / "other")
         assert stamps(tmp_path / "cache") == before
 

@@ -120,6 +120,8 @@ def moments(watched: Watched, name: str, mask: Tensor, predicted: list[Tensor]) 
     halves = [
         Statistics(
             int(half.sum()),
+            input_mean=x[half].mean(0),
+            input_moment=x[half].T @ x[half] / half.sum(),
             gradient_moment=g[half].T @ g[half] / count,
             weighted_moment=felt(x[half], g[half]),
         )
@@ -169,6 +171,9 @@ def test_statistics_are_those_of_plain_hooks(family: str, padded: bool, tmp_path
         for part, half in zip((found[name].even, found[name].odd()), halves, strict=True):
             assert off(part.gradient_moment, half.gradient_moment) < 1e-3, name
             assert off(part.weighted_moment, half.weighted_moment) < 1e-3, name
+            assert part.tokens == half.tokens, name
+            assert off(part.input_moment, half.input_moment) < 1e-3, name
+            assert off(part.input_mean, half.input_mean) < 1e-3, name
 
 
 def test_experts_count_their_own_tokens(tmp_path: Path) -> None:

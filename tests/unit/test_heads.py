@@ -174,7 +174,8 @@ def narrow(
         )
         for role, site in roles.items()
     }  # fmt: skip
-    needs = {"head_dim": sites[0].head_dim, "biases": {r: bias(one) for r, one in parts.items()}}
+    biases = {r: bias(one) for r, one in parts.items()}
+    needs = {"head_dim": sites[0].head_dim, "biases": biases, "unseen": None}
     found = methods.get(method)(
         {role: weight(one) for role, one in parts.items()}, known, damping=NONE,
         **{need: needs[need] for need in methods.constant(method, "NEEDS")},
@@ -206,7 +207,7 @@ def test_what_is_missing_is_said(method: str, lacking: dict[str, None], message:
     known = Statistics(9, **{**facts, "gradient_moment": moment(DIM, 1), **lacking})
     roles = ("v", "o") if method == "value_output" else ("k", "q")
     maps = {role: drawn(DIM, DIM, seed=2) for role in roles}
-    more = {"head_dim": 3, "biases": dict.fromkeys(roles, torch.ones(DIM))}
+    more = {"head_dim": 3, "biases": dict.fromkeys(roles, torch.ones(DIM)), "unseen": None}
     more = {need: more[need] for need in methods.constant(method, "NEEDS")}
     with pytest.raises(ValueError, match=message):
         methods.get(method)(maps, dict.fromkeys(roles, known), **more)
@@ -217,7 +218,7 @@ def test_maps_that_the_loss_ignores_cost_nothing(method: str) -> None:
     roles = ("v", "o") if method == "value_output" else ("k", "q")
     known = Statistics(9, torch.zeros(DIM), moment(DIM, 0), torch.zeros(DIM, DIM))
     maps = {role: drawn(DIM, DIM, seed=2) for role in roles}
-    more = {"head_dim": 3, "biases": dict.fromkeys(roles)}
+    more = {"head_dim": 3, "biases": dict.fromkeys(roles), "unseen": None}
     more = {need: more[need] for need in methods.constant(method, "NEEDS")}
     found = methods.get(method)(maps, dict.fromkeys(roles, known), **more)
     assert not found.losses.any()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 from torch import Tensor
 
 from spectrim.model.architectures import Place, Stack
 from spectrim.walk.moments import SecondMoment, matmul_precision
 from spectrim.walk.statistics import block_statistics, statistics_file
+from spectrim.walk.triangles import square, triangle
+from spectrim.walk.writing import save
 
 
 def rows(count: int, size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -54,7 +54,8 @@ def test_a_long_sum_stays_close_to_double_precision(dtype: torch.dtype) -> None:
     parts = [rows(256, 64, seed, dtype) for seed in range(32)]
     whole = torch.cat(parts).double()
     found = streamed(parts)
-    assert found.total.dtype == torch.float32
+    assert found.moment().dtype == torch.float32
+    assert sum(band.numel() for band in found.bands) == 64 * 64 * 5 // 8, "the rest is not kept"
     assert off(found.moment(), whole.T @ whole) < 1e-6
     small = (whole.T @ whole)[1:, 1:]
     assert off(found.moment()[1:, 1:], small) < 1e-5, "not drowned by the largest direction"
@@ -63,7 +64,7 @@ def test_a_long_sum_stays_close_to_double_precision(dtype: torch.dtype) -> None:
 def test_gradients_are_added_without_their_history() -> None:
     found = SecondMoment.zeros(4)
     found.add(rows(3, 4).requires_grad_())
-    assert not found.total.requires_grad and not found.sum.requires_grad
+    assert not found.moment().requires_grad and not found.sum.requires_grad
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -94,9 +95,22 @@ def test_sites_with_one_input_share_it_in_the_file_and_in_memory(tmp_path: Path)
     }
     file = statistics_file(tmp_path, place)
     assert file == tmp_path / "model.layers.5.safetensors"
-    save_file(tensors, file, metadata={"sites": json.dumps(about)})
+    save(file, tensors, about)
     found = block_statistics(tmp_path, place)
-    assert found["q"].input_moment is found["k"].input_moment
+    assert list(found) == list(about)
+    held = found["q"].input_moment
+    assert found["k"].input_moment is held, "it is in use, so it is not read again"
+    assert torch.equal(held, torch.eye(4))
     assert torch.equal(found["k"].gradient_moment, 2 * torch.eye(2))
     assert (found["q"].tokens, found["expert"].tokens) == (9, 0)
     assert found["expert"].input_moment is None and found["expert"].gradient_moment is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 33, 640])
+def test_a_triangle_is_the_whole_matrix_to_the_bit(size: int) -> None:
+    x = rows(5, size) if size else torch.zeros(5, 0)
+    moment = x.T @ x
+    moment = moment.triu() + moment.triu(1).T
+    kept = triangle(moment)
+    assert torch.equal(square(kept, size), moment)
+    assert size < 100 or kept.numel() < 0.54 * moment.numel()

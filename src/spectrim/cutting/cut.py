@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def _maker(
 ) -> Callable[[Decision], FactoredLinear]:
     """Return what makes the format that a decision about this block asks for."""
     prefix = place.prefix
-    known: dict[str, Statistics] = {}
+    known: Mapping[str, Statistics] = {}
     made_here: dict[str, Any] = {}
     if any(decision.bias for decision in chosen):
         known = block_statistics(job.statistics(), place)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spectrim.files import atomic_file, key_of, locked
@@ -21,10 +21,12 @@ from spectrim.rounding.few_bits import DAMPING, InverseRoots
 from spectrim.rounding.ggml import TYPES, bits, dequantize, fits, quantize, row_bytes
 from spectrim.rounding.ggml_codes import LAYOUTS
 from spectrim.rounding.ggml_feedback import quantize_with_feedback
-from spectrim.walk.moments import Damping, damped
-from spectrim.walk.statistics import block_statistics
+from spectrim.walk.moments import Damping, damped, of_all_text
+from spectrim.walk.statistics import Statistics, block_statistics
 
 Kind = GGMLQuantizationType
+Price = Callable[[np.ndarray, GGMLQuantizationType], float]
+"""Rows of a map in a type's blocks, and the type → what they cost, nats per token."""
 FED = " fed"  # behind a type's name: with codes whose errors make up for each other
 LEAST = 5.0  # bits: types from here on are always offered
 BELOW = 1.7  # bits that a map may get less than the mean: types of very few are slow to make
@@ -82,7 +84,7 @@ def measured(job: Job, mean: float) -> dict[str, dict[str, float]]:
     Kept in the cache, block by block.
     mean: bits that a number gets on average.
     """
-    folder = job.cache / "types" / key_of("types", 4, job.statistics_key)
+    folder = job.cache / "types" / key_of("types", 5, job.statistics_key)
     found: dict[str, dict[str, float]] = {}
     places = job.each_block()
     for done, place in enumerate(places, start=1):
@@ -160,24 +162,35 @@ class BlockMaker:
     def losses(self, site: str, some: Sequence[str]) -> dict[str, float]:
         """Return ½ tr(Δᵀ G Δ A) of a map, nats per token, by the names of ``wanted``.
 
-        Each is measured in some of the rows, which know nothing of each other.
+        Each is measured in some of the rows, which know nothing of each other. Codes are chosen for
+        the even sequences and priced on the odd ones too, as all else is that is bought.
         """
-        matrix, diagonal = self.matrix(site), self._moment(site).diagonal()
+        matrix, known = self.matrix(site), self.statistics[site]
+        chosen = known if known.even is None else known.even
+        moment = _inputs(chosen)
         rows = self._telling(site)
-        price, sample = self._price(site, rows), matrix[rows]
+        price, sample = self._held_out_price(site, rows), matrix[rows]
         losses = {}
         for one in some:
             kind = GGMLQuantizationType[one.removesuffix(FED)]
             if one.endswith(FED):
-                packed = quantize_with_feedback(sample, self._root(site), kind)
+                root = self.roots.of(moment, DAMPING)
+                packed = quantize_with_feedback(sample, root, kind)
             else:
-                packed = quantize(sample, kind, diagonal)
+                packed = quantize(sample, kind, moment.diagonal())
             losses[one] = price(packed, kind)
-        of_all = self._price(site, torch.arange(len(matrix)))
-        known = sum(price(quantize(sample, kind, diagonal), kind) for kind in REFERENCE)
-        whole = sum(of_all(quantize(matrix, kind, diagonal), kind) for kind in REFERENCE)
-        part = known / whole if known else 1.0
+        part = self._part(site, rows)
         return {one: loss / part for one, loss in losses.items()}
+
+    def _part(self, site: str, rows: Int[Tensor, " some"]) -> float:
+        """Return which part of a map's loss some of its rows have."""
+        matrix, known = self.matrix(site), self.statistics[site]
+        diagonal, every = _inputs(known).diagonal(), torch.arange(len(matrix))
+        told, whole = (
+            sum(price(quantize(matrix[at], kind, diagonal), kind) for kind in REFERENCE)
+            for at, price in ((at, self._price(site, at, known)) for at in (rows, every))
+        )
+        return told / whole if told else 1.0
 
     def _telling(self, site: str) -> Int[Tensor, " some"]:
         """Return the rows whose errors will matter most: large ones that the loss is steep in."""
@@ -188,11 +201,21 @@ class BlockMaker:
         matter = known.gradient_moment.diagonal() * sizes
         return matter.topk(-(-len(matrix) // SAMPLE)).indices.sort().values
 
-    def _price(
-        self, site: str, rows: Int[Tensor, " some"]
-    ) -> Callable[[np.ndarray, GGMLQuantizationType], float]:
+    def _held_out_price(self, site: str, rows: Int[Tensor, " some"]) -> Price:
+        """Return the price of codes that were chosen for the even sequences, where these are known.
+
+        With fewer sequences it is that of all text.
+        """
+        known = self.statistics[site]
+        odd = known.odd()
+        if known.even is None or odd is None:
+            return self._price(site, rows, known)
+        own, other = (self._price(site, rows, one) for one in (known.even, odd))
+        return lambda packed, kind: of_all_text(own(packed, kind), other(packed, kind))
+
+    def _price(self, site: str, rows: Int[Tensor, " some"], known: Statistics) -> Price:
         """Return what gives ½ tr(Δᵀ G Δ A) of rows of the map, in float32 as there are many."""
-        known, matrix = self.statistics[site], self.matrix(site)[rows]
+        matrix = self.matrix(site)[rows]
         if known.gradient_moment is None or not known.gradient_moment.any():
             return lambda packed, kind: 0.0  # nothing reaches the loss
         assert known.loss_inputs is not None
@@ -207,16 +230,15 @@ class BlockMaker:
 
     def packed(self, site: str, kind: GGMLQuantizationType, *, best: bool = False) -> np.ndarray:
         """Return a map in a type's blocks, uint8 [out, row_bytes]; best: take time for it."""
-        inputs = damped(self._moment(site), DAMPING).float() if best else None
-        return quantize_with_feedback(self.matrix(site), self._root(site), kind, inputs)
+        moment = _inputs(self.statistics[site])
+        inputs = damped(moment, DAMPING).float() if best else None
+        root = self.roots.of(moment, DAMPING)
+        return quantize_with_feedback(self.matrix(site), root, kind, inputs)
 
-    def _root(self, site: str) -> Tensor:
-        return self.roots.of(self._moment(site), DAMPING)
 
-    def _moment(self, site: str) -> Tensor:
-        found = self.statistics[site].input_moment
-        assert found is not None
-        return found
+def _inputs(known: Statistics) -> Float[Tensor, "in in"]:
+    assert known.input_moment is not None
+    return known.input_moment
 
 
 def replaced(block: nn.Module, site: str, values: Tensor) -> None:

@@ -141,7 +141,7 @@ class Job:
         """
         split = ["split"] * any(isinstance(one, Fused) for one in self.model.modules())
         return key_of(
-            "statistics", 3, self.source.fingerprint, self.splits.calibration.digest(), *split
+            "statistics", 4, self.source.fingerprint, self.splits.calibration.digest(), *split
         )
 
     def statistics(self) -> Path:

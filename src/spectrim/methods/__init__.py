@@ -12,7 +12,10 @@ beside it, which are read without importing it, say what it needs and leaves:
              by role, FORMAT one too, and a piece is "role.piece". A role with "*" for a number
              stands for all that fit it; FORMAT then is by "first" and "others"
     NEEDS    what else it is called with: "head_dim", the dimensions of one head, by which it takes
-             only sites whose heads may be turned; "biases", by role, None where there is none
+             only sites whose heads may be turned; "biases", by role, None where there is none;
+             "unseen", by role, the statistics that the losses are of where they are not those that
+             the cuts are fitted to, else None
+    BLIND    True where statistics decide nothing but the losses, so that no fit flatters these
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ FORMAT = {
     "cross_k": "padded_outputs",
 }
 CENTRED = False
-NEEDS = ("head_dim", "biases")
+NEEDS = ("head_dim", "biases", "unseen")
 
 
 def query_key(
@@ -36,12 +36,14 @@ def query_key(
     *,
     head_dim: int,
     biases: dict[str, Float[Tensor, " _"] | None],
+    unseen: dict[str, Statistics] | None = None,
     damping: Damping | None = None,
 ) -> Decomposition:
     """Return the cuts to so many key dimensions in all, from none to the outputs of k.
 
     weight, statistics and biases are by role, k first; head_dim: the dimensions of one head. ranks
-    are of k; q keeps as many outputs, times the query heads that read one key head.
+    are of k; q keeps as many outputs, times the query heads that read one key head. unseen: by role
+    too, what the losses are of, where not of what chooses the cuts.
 
     Raises:
         ValueError: the statistics of q hold no input moment or no gradient moment, or q has a bias
@@ -49,30 +51,42 @@ def query_key(
     """
     (key, keys), (query, queries) = ((role, one.double()) for role, one in weight.items())
     known, damping = statistics[query], damping or Damping()
-    if known.gradient_moment is None:
-        raise ValueError("query_key needs the gradient moment of the queries")
-    outputs = _moment(queries, biases[query], known, damping)
-    gradients = damped(known.gradient_moment, damping.gradient)
+    outputs, gradients = _moments(queries, biases[query], known, damping)
     times = len(queries) // len(keys)
     found = turned(*(diagonal_blocks(one, head_dim, times) for one in (outputs, gradients)))
     turn, back = (one.repeat_interleave(times, 0) for one in (found.turn, found.back))
     places = found.places(times)
+    if unseen is not None:
+        known = unseen[query]
+        outputs, gradients = _moments(queries, biases[query], known, damping)
     gram = (on_both(turn, outputs) * on_both(back.mT, gradients))[places][:, places]
     losses = corner_losses(gram)[::times].float()
-    if not outputs.any() or not known.gradient_moment.any():
+    if not outputs.any() or known.gradient_moment is None or not known.gradient_moment.any():
         losses = torch.zeros_like(losses)  # nothing reaches the loss
     pieces = turned_rows(query, queries, turn, places)
     pieces |= turned_rows(key, keys, found.back.mT, found.order)
     return Decomposition(torch.arange(len(keys) + 1), losses, pieces, in_nats=True)
 
 
-def _moment(
+def _moments(
+    rows: Float[Tensor, "out in"],
+    bias: Float[Tensor, " out"] | None,
+    known: Statistics,
+    damping: Damping,
+) -> tuple[Float[Tensor, "out out"], Float[Tensor, "out out"]]:
+    """Return E[q qᵀ] of q = W x + b, and G, both damped."""
+    if known.gradient_moment is None:
+        raise ValueError("query_key needs the gradient moment of the queries")
+    gradients = damped(known.gradient_moment, damping.gradient)
+    return _outputs(rows, bias, known, damping), gradients
+
+
+def _outputs(
     rows: Float[Tensor, "out in"],
     bias: Float[Tensor, " out"] | None,
     known: Statistics,
     damping: Damping,
 ) -> Float[Tensor, "out out"]:
-    """Return E[q qᵀ] of q = W x + b."""
     if known.input_moment is None:
         raise ValueError("query_key needs the input moment of the queries")
     moment = rows @ damped(known.input_moment, damping.input) @ rows.T

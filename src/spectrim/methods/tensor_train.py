@@ -13,6 +13,7 @@ from spectrim.walk.statistics import Statistics
 
 FORMAT = "tensor_train"
 CUTS = 16
+BLIND = True
 
 
 def tensor_train(

@@ -57,7 +57,9 @@ class Collector:
     encoder_read: Read | None = None
     """The tokens of that."""
     inputs: dict[str, SecondMoment] = field(default_factory=dict)
-    """E[x xᵀ] by the site that is the leader of those with this input."""
+    """Σ x xᵀ by the site that is the leader of those with this input."""
+    even: dict[str, SecondMoment] = field(default_factory=dict)
+    """The same over the even sequences."""
     felt: dict[str, tuple[Felt, Felt]] = field(default_factory=dict)
     """By site, of the even sequences and of the odd ones."""
     leader: dict[str, str] = field(default_factory=dict)
@@ -108,6 +110,7 @@ class Collector:
                 self._seen.append((x, name))
                 leader = name
                 _add(self.inputs, name, rows)
+                _add(self.even, name, rows[~odd[text]])
             self.leader[name] = leader
             if output.requires_grad:
                 output.register_hook(lambda g: self._feel(name, rows, _rows(g, text), odd[text]))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spectrim.walk.statistics import Statistics
 
-BANDS = 4  # of a second moment: 5/8 of the full product is computed; more bands run less well
+BANDS = 4  # of a second moment: 5/8 of it is computed and kept; more bands run less well
 
 
 def expected_loss(
@@ -116,14 +116,16 @@ def _shifted(moment: Float[Tensor, "dim dim"], shift: float) -> Float[Tensor, "d
 class SecondMoment:
     """A running sum of outer products in float32; blocks below the diagonal are left out."""
 
-    total: Tensor
+    bands: list[Tensor]
+    """Rows of the sum, each band from its block on the diagonal to the right."""
     sum: Tensor
     tokens: int = 0
 
     @classmethod
     def zeros(cls, size: int) -> SecondMoment:
         """Return an empty sum for vectors of this size."""
-        return cls(torch.zeros(size, size), torch.zeros(size))
+        bands = [torch.zeros(end - begin, size - begin) for begin, end in edges(size, BANDS)]
+        return cls(bands, torch.zeros(size))
 
     def add(self, rows: Float[Tensor, "tokens size"]) -> None:
         """Add Σ row rowᵀ and Σ row.
@@ -133,17 +135,24 @@ class SecondMoment:
         """
         exact = rows.dtype == torch.bfloat16
         rows = rows.detach().float()
-        size = rows.shape[1]
-        edges = [size * part // BANDS for part in range(BANDS + 1)]
         with matmul_precision("medium" if exact else "highest"):
-            for begin, end in itertools.pairwise(edges):
-                self.total[begin:end, begin:] += rows[:, begin:end].T @ rows[:, begin:]
+            for band, (begin, end) in zip(self.bands, edges(rows.shape[1], BANDS), strict=True):
+                band += rows[:, begin:end].T @ rows[:, begin:]
         self.sum += rows.sum(0)
         self.tokens += len(rows)
 
     def moment(self) -> Float[Tensor, "size size"]:
         """Return the symmetric sum."""
-        return self.total.triu() + self.total.triu(1).T
+        whole = torch.zeros(len(self.sum), len(self.sum))
+        for band, (begin, end) in zip(self.bands, edges(len(self.sum), BANDS), strict=True):
+            whole[begin:end, begin:] = band
+        return whole.triu() + whole.triu(1).T
+
+
+def edges(size: int, bands: int) -> list[tuple[int, int]]:
+    """Return where each of so many bands of rows begins and ends."""
+    cuts = [size * part // bands for part in range(bands + 1)]
+    return list(itertools.pairwise(cuts))
 
 
 @contextmanager

@@ -6,16 +6,18 @@ Collected by sweeps.py, kept in one file a block.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from weakref import WeakValueDictionary
 
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from spectrim.model.architectures import Place
+from spectrim.walk.triangles import square
 
 
 @dataclass
@@ -30,8 +32,8 @@ class Statistics:
         token of the whole text.
     weighted_moment: A_w = E[‖g‖² x xᵀ] / E[‖g‖²], [in, in] float32: what A is where the loss feels
         it (YAQA, 2505.22988, sketch A after one step).
-    even: the same two moments of every other sequence, the first one among them; None where the
-        others, or these, came to nothing.
+    even: the same of every other sequence, the first one among them; None where the others, or
+        these, came to nothing.
     even_shares: which part those sequences are of all predicted tokens, and of the sum of ‖g‖².
     samples: inputs of a little of the text as they are, for methods that train on them.
     """
@@ -58,8 +60,12 @@ class Statistics:
         if self.even is None:
             return None
         gradients, weighted = self.even_shares
+        inputs = self.even.tokens / self.tokens
         return replace(
             self,
+            tokens=self.tokens - self.even.tokens,
+            input_mean=_rest(self.input_mean, self.even.input_mean, inputs),
+            input_moment=_rest(self.input_moment, self.even.input_moment, inputs),
             gradient_moment=_rest(self.gradient_moment, self.even.gradient_moment, gradients),
             weighted_moment=_rest(self.weighted_moment, self.even.weighted_moment, weighted),
             even=None,
@@ -88,7 +94,7 @@ def embedding_file(folder: Path) -> Path:
 def without_tokens(folder: Path, place: Place) -> list[str]:
     """Return the sites of one block that no token reached, as experts that none is routed to."""
     with safe_open(statistics_file(folder, place), framework="pt") as file:
-        about = json.loads(file.metadata()["sites"])
+        about = json.loads(file.metadata()["about"])["sites"]
         known = set(file.keys())
     return [
         name
@@ -97,28 +103,67 @@ def without_tokens(folder: Path, place: Place) -> list[str]:
     ]
 
 
-def block_statistics(folder: Path, place: Place) -> dict[str, Statistics]:
-    """Return the statistics of every site of one block; sites with one input share its moment."""
-    path = statistics_file(folder, place)
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as file:
-        about = json.loads(file.metadata()["sites"])
-    return {name: _of_site(tensors, name, facts) for name, facts in about.items()}
+def block_statistics(folder: Path, place: Place) -> BlockStatistics:
+    """Return the statistics of every site of one block."""
+    return BlockStatistics(statistics_file(folder, place))
 
 
-def _of_site(tensors: dict[str, Tensor], name: str, facts: dict[str, Any]) -> Statistics:
-    known = Statistics(
-        tokens=facts["tokens"],
-        input_mean=tensors.get(f"{facts.get('input')}.input_mean"),
-        input_moment=tensors.get(f"{facts.get('input')}.input_moment"),
-        gradient_moment=tensors.get(f"{name}.gradient_moment"),
-        weighted_moment=tensors.get(f"{name}.weighted_moment"),
-    )
-    if "even" not in facts:
-        return known
-    even = replace(
-        known,
-        gradient_moment=tensors[f"{name}.even.gradient_moment"],
-        weighted_moment=tensors[f"{name}.even.weighted_moment"],
-    )
-    return replace(known, even=even, even_shares=tuple(facts["even"]))
+class BlockStatistics(Mapping[str, Statistics]):
+    """The statistics of the sites of one block, each read when it is asked for.
+
+    All together are several times the size of the block. What is read and still in use somewhere
+    is not read again, so that sites with one input share its moment.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Read what the file says about itself; its tensors are read later."""
+        self._file = cast(Any, safe_open(file, framework="pt"))
+        about = json.loads(self._file.metadata()["about"])
+        self._sites: dict[str, dict[str, Any]] = about["sites"]
+        self._sizes: dict[str, int] = about["sizes"]
+        self._kept = set(self._file.keys())
+        self._used: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
+        self._last: tuple[str, Statistics] | None = None
+
+    def __getitem__(self, name: str) -> Statistics:
+        """Return the statistics of one site."""
+        if self._last is None or self._last[0] != name:
+            self._last = None  # before others are read
+            self._last = (name, self._read(name))
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        """Return the names of the sites."""
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        """Return how many sites there are."""
+        return len(self._sites)
+
+    def _read(self, name: str) -> Statistics:
+        facts = self._sites[name]
+        known = self._half(name, facts.get("input"), facts["tokens"], "")
+        if "even" not in facts:
+            return known
+        even = self._half(name, facts["input"], facts["even_tokens"], "even.")
+        return replace(known, even=even, even_shares=tuple(facts["even"]))
+
+    def _half(self, name: str, shared: str | None, tokens: int, part: str) -> Statistics:
+        return Statistics(
+            tokens=tokens,
+            input_mean=self._tensor(f"{shared}.{part}input_mean"),
+            input_moment=self._tensor(f"{shared}.{part}input_moment"),
+            gradient_moment=self._tensor(f"{name}.{part}gradient_moment"),
+            weighted_moment=self._tensor(f"{name}.{part}weighted_moment"),
+        )
+
+    def _tensor(self, name: str) -> Tensor | None:
+        if name not in self._kept:
+            return None
+        if (found := self._used.get(name)) is None:
+            found = self._file.get_tensor(name)
+            assert isinstance(found, Tensor)
+            if (size := self._sizes.get(name)) is not None:
+                found = square(found, size)
+            self._used[name] = found
+        return found

@@ -12,6 +12,8 @@ from torch import Tensor
 from spectrim.errors import SpectrimError
 from spectrim.files import atomic_file
 from spectrim.walk.collector import Collector, Felt
+from spectrim.walk.moments import SecondMoment
+from spectrim.walk.triangles import triangle
 
 
 def write(path: Path, collector: Collector, names: list[str], predicted: tuple[int, int]) -> None:
@@ -29,20 +31,41 @@ def write(path: Path, collector: Collector, names: list[str], predicted: tuple[i
         tokens = collector.inputs[leader].tokens
         about[name] = {"tokens": tokens, "input": leader}
         if leader == name:
-            tensors[f"{name}.input_moment"] = collector.inputs[name].moment() / max(tokens, 1)
-            tensors[f"{name}.input_mean"] = collector.inputs[name].sum / max(tokens, 1)
+            tensors |= _inputs(f"{name}.", collector.inputs[name])
+            if name in collector.even:
+                tensors |= _inputs(f"{name}.even.", collector.even[name])
         if name in collector.felt:
             found, shares = _felt(collector.felt[name], predicted)
             tensors |= {f"{name}.{part}": tensor for part, tensor in found.items()}
-            about[name] |= {"even": shares} if shares else {}
+            if shares:
+                about[name] |= {"even": shares, "even_tokens": collector.even[leader].tokens}
+    save(path, tensors, about)
+
+
+def save(path: Path, tensors: dict[str, Tensor], about: dict[str, dict[str, Any]]) -> None:
+    """Write the statistics of one block by their names, of moments one triangle.
+
+    about: by site its tokens, the site whose input it has, and the shares of the even sequences.
+
+    Raises:
+        SpectrimError: a number is not finite.
+    """
     for name, tensor in tensors.items():
         if not bool(tensor.isfinite().all()):
             raise SpectrimError(
                 f"the statistics {name} overflowed; the model's activations are not finite on the "
                 "calibration text, use another text or a checkpoint in another dtype"
             )
+    sizes = {name: len(tensor) for name, tensor in tensors.items() if tensor.dim() == 2}
+    kept = {name: triangle(one) if name in sizes else one for name, one in tensors.items()}
     with atomic_file(path) as partial:
-        save_file(tensors, partial, metadata={"sites": json.dumps(about)})
+        said = json.dumps({"sites": about, "sizes": sizes})
+        save_file(kept, partial, metadata={"about": said})  # one, as several come in any order
+
+
+def _inputs(name: str, found: SecondMoment) -> dict[str, Tensor]:
+    tokens = max(found.tokens, 1)
+    return {f"{name}input_moment": found.moment() / tokens, f"{name}input_mean": found.sum / tokens}
 
 
 def _felt(

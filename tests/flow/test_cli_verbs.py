@@ -86,6 +86,7 @@ def test_options_change_the_recipe(monkeypatch, tmp_path, capsys):
         ([], "25% of bytes", None),
         (["--minutes", "30"], "25% of bytes", 30.0),
         (["--size", "40%"], "40% of bytes", None),
+        (["--trim-vocabulary", "mine.txt"], "25% of bytes", None),
         (["--method", "truncated_svd"], None, None),
     ],
 )
@@ -111,12 +112,14 @@ def test_a_quarter_is_asked_for_where_nothing_else_is(
     ("said", "told"),
     [
         (["--keep", "60%", "--minutes", "3"], "--minutes is for --size and --fits;"),
+        (["--predictions"], "--predictions are of cuts, and a size takes bits;"),
+        (["--predictions", "--size", "40%"], "--predictions are of cuts, and a size takes bits;"),
         (["--minutes", "0"], "--minutes 0 leaves no time;"),
         (["--minutes", "nan"], "--minutes nan leaves no time;"),
         (["--for", "llama.cpp", "--size", "40%", "--minutes", "3"], "never learns; leave out"),
     ],
 )
-def test_minutes_that_cannot_be_are_refused(tmp_path, capsys, said, told):
+def test_options_that_cannot_go_together_are_refused(tmp_path, capsys, said, told):
     code, _, err = run(capsys, "shrink", "demo", *said, "-o", str(tmp_path / "small"))
     assert code == 2 and told in err
 

@@ -18,8 +18,8 @@ from spectrim.model.weights import Weights, quiet
 from spectrim.recipe.recipe import Keep, Recipe
 from spectrim.stages import quantize, stages
 from spectrim.verbs import auto
-from spectrim.verbs.auto import Choice, refuse_too_small
-from spectrim.verbs.search import Front, search
+from spectrim.verbs.auto import Choice
+from spectrim.verbs.room import refuse_too_small
 from spectrim.verbs.shrink import shrink
 from tiny_runs import TOKENS, Made, from_pretrained, make, plan_of
 
@@ -201,45 +201,6 @@ def test_a_folder_of_ones_own_is_refused_before_the_trials(
         )  # fmt: skip
 
 
-def test_a_front_is_gone_on_with_and_ends_in_one_page(
-    plain: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learning = [{"distil": {"steps": 30}}]
-    monkeypatch.setattr(auto, "learning_within", lambda job, minutes: learning)
-    front = plain.folder / "front"
-
-    def searched(minutes: float | None) -> Front:
-        with quiet():
-            return search(
-                asked(plain), [Keep.parse("60%"), Keep.parse("45%")], front, minutes=minutes,
-                cache=plain.folder / "cache", progress=lambda done, total, what: None,
-            )  # fmt: skip
-
-    first = searched(1e-9)
-    assert not first.made and [str(size) for size in first.left] == ["60% of bytes", "45% of bytes"]
-    found = searched(10)
-    assert [folder.name for folder in found.made] == ["60_of_bytes", "45_of_bytes"]
-    sizes = [bytes_of_weights(folder) / bytes_of_weights(plain.source) for folder in found.made]
-    assert 0.45 < sizes[0] <= 0.6 and sizes[1] <= 0.45
-    for folder in found.made:
-        said = plan_of(folder).about["found"]
-        assert said["chosen"].count(". ") == 2 and said["healed"][0]["stage"] == "distil"
-        assert said["healed"][0]["steps"] <= 30
-    page = (front / "report.html").read_text(encoding="utf-8")
-    assert all(folder.name in page for folder in found.made)
-    before = {folder: (folder / "model.safetensors").stat().st_mtime_ns for folder in found.made}
-    assert searched(10).made == found.made  # nothing is made twice
-    assert {f: (f / "model.safetensors").stat().st_mtime_ns for f in before} == before
-
-
-def test_sizes_of_a_front_may_be_bytes(plain: Made) -> None:
-    found = search(
-        asked(plain), [Size(bytes=600_000)], plain.folder / "bytes", minutes=1e-9,
-        cache=plain.folder / "cache", progress=lambda done, total, what: None,
-    )  # fmt: skip
-    assert [str(size) for size in found.left] == ["0.6 MB"]
-
-
 def test_what_of_a_memory_is_not_for_weights_is_told(plain: Made) -> None:
     size = Size(memory=650_000_000, context=32)
     with quiet():
@@ -248,15 +209,6 @@ def test_what_of_a_memory_is_not_for_weights_is_told(plain: Made) -> None:
             progress=lambda done, total, what: None,
         )  # fmt: skip
     assert choice.why.startswith("Of 650.0 MB, 20.") and "transformers, which runs it" in choice.why
-
-
-def test_a_front_of_another_model_is_not_taken_for_ones_own(plain: Made) -> None:
-    other = asked(plain).model_copy(update={"seed": 7})
-    with pytest.raises(SpectrimError, match="made with another seed"):
-        search(
-            other, [Keep.parse("60%")], plain.folder / "front", minutes=None,
-            cache=plain.folder / "cache", progress=lambda done, total, what: None,
-        )  # fmt: skip
 
 
 def test_the_whole_size_rounds_no_map(plain: Made) -> None:

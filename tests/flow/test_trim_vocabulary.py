@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from spectrim.cli.main import main
 from spectrim.errors import SpectrimError
 from spectrim.metrics import Evaluation
+from spectrim.metrics.size import bytes_of_weights
 from spectrim.model.fewer_rows import kept_tokens
 from spectrim.model.weights import quiet
-from spectrim.recipe.recipe import Recipe
+from spectrim.recipe.recipe import Keep, Recipe
+from spectrim.verbs import auto
 from spectrim.verbs.evaluate import evaluate
 from spectrim.verbs.shrink import shrink
 from tiny_models import config
@@ -55,7 +57,7 @@ def write_source(folder: Path, family: str, words: str, *, tied: bool) -> None:
 def asked(folder: Path, *stages: Any) -> Recipe:
     return Recipe.build(None, {
         "model": str(folder / "source"), "calibration.text": str(folder / "text.txt"),
-        "calibration.tokens": "4x40", "stages": list(stages),
+        "calibration.tokens": "4x40", "stages": list(stages) or None,
     })  # fmt: skip
 
 
@@ -183,13 +185,29 @@ def test_the_option_puts_the_stage_in_front(tmp_path: Path) -> None:
     assert Recipe.from_yaml(tmp_path / "recipe.yaml") == made
 
 
-@pytest.mark.parametrize("other", [["--size", "25%"], ["--for", "llama.cpp", "--size", "9MB"]])
-def test_the_option_does_not_go_with_a_size(
-    other: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_option_does_not_go_with_llama_cpp(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    words = ["--trim-vocabulary", "a.txt", "--for", "llama.cpp", "--size", "9MB"]
     with pytest.raises(SystemExit) as ended:
-        main(
-            ["shrink", "demo", "--trim-vocabulary", "a.txt", *other, "-o", str(tmp_path / "small")]
-        )
+        main(["shrink", "demo", *words, "-o", str(tmp_path / "small")])
     assert ended.value.code == 2
     assert "trim first, by a recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["60%", "18% of linear bytes"])  # bits alone; ways are tried
+def test_a_size_is_reached_behind_it(folder: Path, size: str) -> None:
+    small, text = folder / "small", str(folder / "text.txt")
+    with quiet():
+        made = auto.choose(
+            asked(folder).trimmed(text), Keep.parse(size), small, cache=folder / "cache",
+            progress=lambda done, total, what: None,
+        )  # fmt: skip
+        shrink(made.recipe, small, cache=folder / "cache", evaluate=False, why=made.why)
+    names = [one.name for one in made.recipe.stages]
+    assert names[0] == "trim_vocabulary" and names[-2:] == ["factorize", "quantize"]
+    assert (
+        len(kept_tokens(small) or ()) < AutoTokenizer.from_pretrained(folder / "source").vocab_size
+    )
+    if size == "60%":
+        assert bytes_of_weights(small) <= 0.6 * bytes_of_weights(folder / "source")

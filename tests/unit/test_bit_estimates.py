@@ -10,7 +10,7 @@ from spectrim.cutting.bit_estimates import estimated_losses
 from spectrim.formats import FactoredLinear, formats
 from spectrim.formats.packed.scales import Grid
 from spectrim.rounding.few_bits import InverseRoots, Rounding, matrix_of, quantized_pieces
-from spectrim.walk.moments import Damping, expected_loss
+from spectrim.walk.moments import Damping, expected_loss, of_all_text
 from spectrim.walk.statistics import Statistics
 
 GRIDS = [Grid(bits, 32, symmetric=False) for bits in (2, 3, 4, 8)]
@@ -64,6 +64,23 @@ def test_estimates_are_near_what_gptq_loses(name: str, factor: float) -> None:
     estimates = estimated_losses(module, found, GRIDS, InverseRoots())
     losses = torch.tensor([measured(name, module, grid, found) for grid in GRIDS])
     assert (estimates / losses).log().abs().max() < torch.tensor(factor).log(), estimates / losses
+
+
+def test_estimates_are_of_text_that_did_not_choose() -> None:
+    """With few tokens GPTQ flatters itself, and the estimates are as much above that."""
+    x = torch.randn(200, IN, generator=torch.Generator().manual_seed(3))
+    flows = moment(OUT, 2)
+    even = Statistics(100, None, x[::2].T @ x[::2] / 100, flows)
+    found = Statistics(200, None, x.T @ x / 200, flows, even=even)
+    odd, module, grid = found.odd(), maps()["dense"], GRIDS[1]
+    assert odd is not None and even.input_moment is not None
+    rounded = Rounding(grid, torch.float32)(matrix_of(module), even.input_moment)
+    held = rounded.dequantize(grid.group)
+    own, other = (expected_loss(matrix_of(module), held, one, Damping()) for one in (even, odd))
+    (estimate,) = estimated_losses(module, found, [grid], InverseRoots())
+    (fitted,) = estimated_losses(module, even, [grid], InverseRoots())
+    assert other > 1.5 * own, "which is what a price on the same text leaves out"
+    assert float(estimate / fitted) == pytest.approx(of_all_text(own, other) / own, rel=0.2)
 
 
 def test_what_no_token_reaches_costs_nothing() -> None:

@@ -73,11 +73,16 @@ class ShrinkOptions:
             files = {"recipe": self.recipe, "plan": self.plan}
             name = "size" if self.size is not None else "fits" if self.fits is not None else "for"
             given.refuse_beside_size({**files, **factorize}, name)
-            if self.trim_vocabulary is not None:
-                raise SpectrimError(
-                    f"--trim-vocabulary does not go with --{name}; trim first, by a recipe with "
-                    "the stage trim_vocabulary alone, and shrink the folder that it makes"
-                )
+        if self.trim_vocabulary is not None and self.target is not None:
+            raise SpectrimError(
+                f"--trim-vocabulary does not go with --for {self.target}; trim first, by a recipe "
+                "with the stage trim_vocabulary alone, and shrink the folder that it makes"
+            )
+        if self.predictions and (self._sized or self.target is not None):
+            raise SpectrimError(
+                "--predictions are of cuts, and a size takes bits; name the cuts, such as by "
+                "--keep '80% of linear', or leave out --predictions"
+            )
         self._refuse_sizes()
 
     def _refuse_sizes(self) -> None:
@@ -145,8 +150,7 @@ class ShrinkOptions:
     def _sized(self) -> bool:
         """Whether a size decides what is done, as it does where nothing else is said."""
         recipes = (self.recipe, self.plan, self.keep, self.method, self.allocator, self.format,
-                   self.refine, self.protect or None, self.predictions or None,
-                   self.trim_vocabulary)  # fmt: skip
+                   self.refine, self.protect or None)  # fmt: skip
         given_size = self.size is not None or self.fits is not None
         return given_size or (self.target is None and all(one is None for one in recipes))
 

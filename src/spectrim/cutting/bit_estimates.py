@@ -3,12 +3,14 @@
 With GPTQ the errors e of a matrix cost Σ_o G_oo Σ_j d_j e_oj², where d is the squared diagonal of
 the triangular factor of A: what is left of a row has made up for the rest of each error. Errors
 grow with the range of their group. So the range of every group is taken; how large errors are
-beside it is found out on some of the rows, rounded to the nearest.
+beside it is found out on some of the rows, rounded to the nearest. As with codes that are rounded
+for real, A chooses on the even sequences, and the odd ones price too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -23,10 +25,35 @@ from spectrim.formats.pivoted import Pivoted
 from spectrim.job.dense_forms import matrix_of
 from spectrim.rounding.few_bits import DAMPING, InverseRoots
 from spectrim.rounding.nearest import group_scale, in_groups
-from spectrim.walk.moments import Damping, cholesky, damped
+from spectrim.walk.moments import Damping, cholesky, damped, of_all_text
 from spectrim.walk.statistics import Statistics
 
 ROWS = 64  # of a matrix at most that are rounded
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The moment that codes are chosen for, and that of text which has not chosen, if any."""
+
+    chosen: Float[Tensor, "in in"]
+    unseen: Float[Tensor, "in in"] | None
+
+    @classmethod
+    def of(cls, known: Statistics) -> Inputs | None:
+        """Return those of a map, as all prices have them; None where no token came."""
+        odd = known.odd()
+        if odd is None or known.even is None or known.even.loss_inputs is None:
+            return None if known.loss_inputs is None else cls(known.loss_inputs, None)
+        return cls(known.even.loss_inputs, odd.loss_inputs)
+
+    def behind(self, first: Float[Tensor, "rank in"]) -> Inputs:
+        """Return the moments of what a factor delivers, float64."""
+        found = [
+            None if one is None else (first @ one.float() @ first.T).double()
+            for one in (self.chosen, self.unseen)
+        ]
+        assert found[0] is not None
+        return Inputs(found[0], found[1])
 
 
 @torch.no_grad()
@@ -41,7 +68,7 @@ def estimated_losses(
     Raises:
         TypeError: the map's format cannot be packed.
     """
-    inputs = known.loss_inputs  # as all prices have them
+    inputs = Inputs.of(known)
     if known.tokens == 0 or inputs is None:
         return torch.zeros(len(grids))
     if known.gradient_moment is None or not known.gradient_moment.any():
@@ -59,7 +86,7 @@ def estimated_losses(
 
 def _of_factors(
     module: TwoFactors,
-    inputs: Tensor,
+    inputs: Inputs,
     gradients: Tensor,
     grids: Sequence[Grid],
     roots: InverseRoots,
@@ -72,11 +99,12 @@ def _of_factors(
     first, second = module.right().detach().float(), module.left().detach().float()
     felt = gradients.diagonal()
     through = (second.T @ gradients @ second).double()
-    delivered = (first @ inputs.float() @ first.T).double()
+    behind = inputs.behind(first)
+    delivered = behind.chosen
     if isinstance(module, Pivoted):  # whose pivot rows are not stored twice
         second, felt = second[module.order >= module.rank], felt[module.order >= module.rank]
     losses = (
-        _of_matrix(second, delivered, felt, grids, InverseRoots())
+        _of_matrix(second, behind, felt, grids, InverseRoots())
         if len(second)
         else torch.zeros(len(grids))
     )
@@ -89,7 +117,7 @@ def _of_factors(
 
 def _of_matrix(
     matrix: Float[Tensor, "rows columns"],
-    inputs: Float[Tensor, "columns columns"],
+    inputs: Inputs,
     felt: Float[Tensor, " rows"],
     grids: Sequence[Grid],
     roots: InverseRoots,
@@ -100,7 +128,7 @@ def _of_matrix(
 
 def _row_errors(
     matrix: Float[Tensor, "rows columns"],
-    inputs: Float[Tensor, "columns columns"],
+    inputs: Inputs,
     grids: Sequence[Grid],
     roots: InverseRoots,
 ) -> list[Float[Tensor, " rows"]]:
@@ -118,16 +146,21 @@ def _row_errors(
 
 
 def _costs(
-    inputs: Float[Tensor, "columns columns"], roots: InverseRoots
+    inputs: Inputs, roots: InverseRoots
 ) -> tuple[Float[Tensor, " columns"], Float[Tensor, " columns"]]:
     """Return what the square of an error of each column costs with A damped, and with A itself.
 
-    With (A + λ)⁻¹ = Uᵀ U these are d_j = U_jj⁻², by which GPTQ chooses, and d_j (1 - λ Σ_k U_jk²).
+    With (A + λ)⁻¹ = Uᵀ U these are d_j = U_jj⁻², by which GPTQ chooses, and d_j (U A Uᵀ)_jj, which
+    on the text that chose is d_j (1 - λ Σ_k U_jk²).
     """
-    root = roots.of(inputs, DAMPING)
-    damping = DAMPING * float(inputs.diagonal().mean())
+    root = roots.of(inputs.chosen, DAMPING)
+    damping = DAMPING * float(inputs.chosen.diagonal().mean())
     chosen = root.diagonal().square().reciprocal()
-    return chosen, chosen * (1 - damping * root.square().sum(1)).clamp(min=0)
+    own = (1 - damping * root.square().sum(1)).clamp(min=0)
+    if inputs.unseen is None:
+        return chosen, chosen * own
+    other = ((root @ inputs.unseen.to(root.dtype)) * root).sum(1)
+    return chosen, chosen * of_all_text(own, other)
 
 
 def _error(groups: Tensor, chosen: Tensor, counted: Tensor, grid: Grid) -> float:

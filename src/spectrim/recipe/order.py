@@ -12,7 +12,6 @@ from typing import Any
 from spectrim.errors import SpectrimError
 from spectrim.registry import Registry
 
-TRAINED = "trained"  # what a stage leaves that heals
 ENDS_ARE_OUTSIDE = (
     "factorize buys embedding and head, which are outside the linear maps; keep a part of the "
     "whole model, such as keep: 25% of bytes, or leave out ends"
@@ -43,11 +42,6 @@ def refuse_order(stages: Sequence[tuple[str, Any]]) -> None:
         left |= dict.fromkeys(_facts("LEAVES", name, options), name)
         if name == "factorize" and (options.bits or options.ends):
             _refuse_bits(options, [made for one, made in stages[at:] if one == "quantize"])
-
-
-def heals(name: str) -> bool:
-    """Return whether a stage trains the model."""
-    return TRAINED in (_STAGES.constant(name, "LEAVES") or ())
 
 
 def _facts(constant: str, name: str, options: Any) -> dict[str, str]:

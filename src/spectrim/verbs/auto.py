@@ -3,11 +3,10 @@
 Of a part of the whole model's bytes, norms and biases take theirs, and embedding, head and linear
 maps share the rest; of a part of the linear maps' bytes these have all, and embedding and head go
 to 8 bits. How that is best spent on bits and ranks, map by map, is the allocator's affair, by
-losses that are estimated in seconds. Where much is left, bits alone are
-taken; where little is, cutting ranks and the widths of MLPs too is tried beside them, and the way
-that loses less on the search split is gone on with. Learning comes after that, where it is asked
-for: as many steps as fit into its minutes (healing/minutes.py), or fewer, where that split gains
-nothing more.
+losses that are estimated in seconds. Where much is left, bits alone are taken; where little is,
+cutting ranks and the widths of MLPs too is tried beside them, and the way that loses less on the
+search split is gone on with. Learning comes after that, where it is asked for: as many steps as fit
+into its minutes (healing/minutes.py), or fewer, where that split gains nothing more.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import copy
 import json
 import shutil
 from dataclasses import dataclass, field, replace
-from math import ceil, isfinite
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from spectrim.job.loss import search_loss
 from spectrim.job.opening import open_job
 from spectrim.model import sources
 from spectrim.model.runtime import Size
-from spectrim.model.sites import Site, find
+from spectrim.model.sites import find
 from spectrim.model.weights import Weights
 from spectrim.outputs.refusals import refuse_output
 from spectrim.processes import own, processes
@@ -36,11 +35,11 @@ from spectrim.progress import Progress
 from spectrim.recipe.recipe import Keep, Recipe
 from spectrim.stages import stages
 from spectrim.verbs.refusals import refuse_smaller
+from spectrim.verbs.room import left_for_maps, part_of, refuse_too_small
 from spectrim.verbs.shrink import work_folder
 
 ENDS = 8  # bits of embedding and head, where they are outside the budget
 SHARED = 4  # bits of theirs, about, where they are inside
-LEAST = 0.04  # of the linear maps' bytes: what no plan reaches
 ENOUGH = 0.22  # of the linear maps' bytes: from here on no ranks are cut, and nothing is tried
 BITS = (2, 3, 4, 8)
 ALONE = "bits"
@@ -68,10 +67,10 @@ def choose(
 ) -> Choice:
     """Return the recipe for a model at a size; what was tried is kept, so that it is tried once.
 
-    asked: says model, calibration, seed and whether remote code is trusted; its stages do not
-    count. size: part of the bytes of the whole model, or of its linear maps, or bytes. output:
-    where that model will be written, which is looked at before the trials. minutes: that it may
-    learn afterwards, None for not at all. The same seed gives the same recipe.
+    asked: says model, calibration, seed and whether remote code is trusted; of its stages only one
+    that trims the vocabulary counts. size: part of the bytes of the whole model, or of its linear
+    maps, or bytes. output: of that model; looked at before the trials. minutes: that it may learn
+    afterwards, None for not at all. The same seed gives the same recipe.
 
     Raises:
         SpectrimError: the size is one of numbers, leaves too little for the linear maps, is asked
@@ -94,7 +93,10 @@ def choose(
     cuts, learned = ALONE, list[dict[str, Any]]()
     if tried or minutes is not None:
         job = open_job(_recipe(common, ALONE), source, cache, progress)
-        trials = _Trials(job, common, cache / "auto" / own(_key(job, common)))
+        for stage in common["stages"]:
+            stages.get(stage.name)(job, stage.options)
+        behind = {**common, "stages": []}
+        trials = _Trials(job, behind, cache / "auto" / own(_key(job, common)))
         with locked(trials.folder):
             learned = trials.learning(minutes) if minutes is not None else []
             if tried:
@@ -118,6 +120,7 @@ def _common(asked: Recipe, keep: Keep) -> dict[str, Any]:
         "seed": asked.seed,
         "trust_remote_code": asked.trust_remote_code,
         "keep": str(keep),
+        "stages": [stage for stage in asked.stages if stage.name == "trim_vocabulary"],
     }
 
 
@@ -175,63 +178,18 @@ class _Trials:
         return min(self.losses, key=lambda cuts: self.losses[cuts])
 
     def hand_on(self, best: str, recipe: Recipe, output: Path) -> None:
-        """Leave the blocks of the best way where the run of its recipe goes on with them."""
-        work = work_folder(self.job, recipe, output)
-        if self._blocks(best).exists() and not work.exists():
+        """Leave the blocks of the best way where the run of its recipe goes on with them.
+
+        That is nowhere where the run trims the vocabulary first.
+        """
+        work = None if self.job.whole else work_folder(self.job, recipe, output)
+        if work and self._blocks(best).exists() and not work.exists():
             work.parent.mkdir(parents=True, exist_ok=True)
             self._blocks(best).rename(work)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _blocks(self, cuts: str) -> Path:
         return self.folder / cuts.replace(", ", "_").replace(" ", "_")
-
-
-def part_of(size: Keep | Size, whole: int, config: Any) -> Keep:
-    """Return the part of a model's bytes that a size is, all of them where it is larger."""
-    if isinstance(size, Keep):
-        return size
-    return Keep(fraction=min(size.of(whole, config) / whole, 1.0), of="bytes")
-
-
-def refuse_too_small(weights: Weights, sites: list[Site], size: Keep) -> None:
-    """Raise SpectrimError for a size that leaves too little for the linear maps of the blocks.
-
-    That is also one of numbers, which few bits do not save.
-    """
-    if size.of == "linear":
-        raise SpectrimError(
-            "--size is a size in bytes; write '25%' (of the whole model) or '25% of linear bytes'"
-        )
-    part = left_for_maps(weights, sites, size, min(BITS))
-    if part < LEAST:
-        whole, linear, others = _bytes(weights, sites, size, min(BITS))
-        least = ceil(100 * (LEAST * linear + others) / whole)
-        raise SpectrimError(
-            f"{size} leaves {max(part, 0):.1%} of their bytes for the linear maps, which is no "
-            f"model any more; ask for {least}% of {size.of} or more"
-        )
-
-
-def left_for_maps(weights: Weights, sites: list[Site], size: Keep, bits: int) -> float:
-    """Return the part of the linear maps' bytes that a size leaves them.
-
-    bits: of embedding and head, where they are inside the budget.
-    """
-    whole, linear, others = _bytes(weights, sites, size, bits)
-    return (size.fraction * whole - others) / linear
-
-
-def _bytes(
-    weights: Weights, sites: list[Site], size: Keep, bits: int
-) -> tuple[float, float, float]:
-    """Return what is 100 % of a size, the bytes of the linear maps, and of what else is in it."""
-    width = weights.dtype().itemsize
-    linear = width * sum(s.out_features * s.in_features for s in sites if s.block >= 0)
-    if size.of != "bytes":
-        return linear, linear, 0.0
-    ends = sum(s.out_features * s.in_features for s in sites if s.block < 0)
-    whole = weights.bytes()
-    return whole, linear, whole - linear - width * ends + ends * bits / 8
 
 
 def _recipe(
@@ -246,7 +204,7 @@ def _recipe(
     made: list[dict[str, Any]] = [
         {"equalize": {}}, {"factorize": factorize}, {"quantize": quantize}
     ]  # fmt: skip
-    return Recipe.model_validate({**common, "stages": made + (learned or [])})
+    return Recipe.model_validate({**common, "stages": common["stages"] + made + (learned or [])})
 
 
 def _measured(job: Job, recipe: Recipe, folder: Path) -> float:

@@ -77,7 +77,7 @@ def _folder(job: Job, options: Factorize, method: str) -> Path:
     cut_as = (method, options.format, centred(method, options), options.damp_input,
               options.damp_gradient) if method else ()  # fmt: skip
     how = [options.rounding_losses] * (options.rounding_losses != "measured")
-    key = key_of("bits", 6, job.statistics_key, options.bits, options.group, cut_as, *how)
+    key = key_of("bits", 7, job.statistics_key, options.bits, options.group, cut_as, *how)
     return job.cache / "decompositions" / key
 
 

@@ -8,13 +8,14 @@ from torch import Tensor
 from spectrim.rounding import delivered
 from spectrim.rounding.delivered import aimed
 from spectrim.walk.crossed import Crossed
+from spectrim.walk.moments import cholesky, damped
 
 OUT, IN, TOKENS_READ = 12, 16, 400
 
 
 def crossed(x: Tensor, y: Tensor) -> tuple[Crossed, Tensor]:
     moments = Crossed(y.T @ y, x.T @ y, len(x))
-    return moments, moments.own / len(x)
+    return moments, cholesky(damped(moments.own / len(x), delivered.DAMPING))
 
 
 def test_a_map_moves_only_where_its_inputs_have_changed() -> None:

@@ -8,7 +8,7 @@ one that turns x' into W x (GPTAQ, 2504.02692), in part, as few tokens say littl
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -89,7 +89,7 @@ class DeliveredBlock:
         self.walked, self.place, self.dense, self.wanted = walked, place, dense, wanted
         self.small = dense_form(current_block(walked.job, place, walked.walk.dtype))
         self.leader = {name: one for one, group in wanted.groups.items() for name in group}
-        self._measured: dict[str, Crossed] = {}
+        self._inputs: dict[str, _Input] = {}
 
     def target(self, name: str, module: nn.Module, known: Statistics) -> Target | None:
         """Return what a map is rounded for, None where its inputs are not those of the walk.
@@ -98,26 +98,33 @@ class DeliveredBlock:
         """
         if name not in self.leader or known.input_moment is None or known.loss_inputs is None:
             return None
-        moments = self._moments(name)
-        delivered = moments.own / moments.tokens
-        own = _mixed(delivered, known.input_moment)
-        aim = aimed(matrix_of(module), self._wanted_matrix(name, module), moments, own)
-        return Target(_mixed(delivered, known.loss_inputs), aim)
+        found = self._input(self.leader[name], known.input_moment)
+        aim = aimed(matrix_of(module), self._wanted_matrix(name, module), found.moments, found.root)
+        if known.loss_inputs is known.input_moment:
+            return Target(found.own, aim)
+        return Target(_mixed(found.moments, known.loss_inputs), aim)
 
     def put(self, name: str, made: nn.Module) -> None:
         """Go on with a map rounded."""
         sites.replace(self.small, name, linear_of(made, self.walked.walk.dtype))
 
-    def _moments(self, name: str) -> Crossed:
-        """Return the moments of an input, the same for all its readers."""
-        leader = self.leader[name]
-        if leader not in self._measured:
-            walked, group = self.walked, self.wanted.groups[leader]
-            given = self.wanted.inputs.pop(leader)
-            self._measured[leader] = crossed(
-                walked.walk, walked.streams, self.place, self.small, given, group
-            )
-        return self._measured[leader]
+    def _input(self, leader: str, prior: Float[Tensor, "in in"]) -> _Input:
+        """Return what is known of an input, found out once for all its readers.
+
+        prior: its moment in the whole text; one that is narrowed is another input.
+        """
+        found = self._inputs.get(leader)
+        if found is None or found.prior is not prior:
+            moments = self._crossed(leader) if found is None else found.moments
+            own = _mixed(moments, prior)
+            found = _Input(moments, prior, own, cholesky(damped(own, DAMPING)))
+            self._inputs[leader] = found
+        return found
+
+    def _crossed(self, leader: str) -> Crossed:
+        walked, group = self.walked, self.wanted.groups[leader]
+        given = self.wanted.inputs.pop(leader)
+        return crossed(walked.walk, walked.streams, self.place, self.small, given, group)
 
     def _wanted_matrix(self, name: str, module: nn.Module) -> Float[Tensor, "out in"]:
         """Return what is wanted of the dense inputs; of fewer outputs, what stands for them."""
@@ -126,13 +133,24 @@ class DeliveredBlock:
         return matrix_of(self.dense.get_submodule(name))
 
 
-def _mixed(
-    delivered: Float[Tensor, "in in"], prior: Float[Tensor, "in in"]
-) -> Float[Tensor, "in in"]:
+@dataclass(frozen=True)
+class _Input:
+    """An input of a block: its moments in both streams, in the whole text, and what comes of it."""
+
+    moments: Crossed
+    prior: Tensor
+    own: Tensor
+    """E[x' x'ᵀ], the prior in it."""
+    root: Tensor
+    """The lower Cholesky factor of that, damped."""
+
+
+def _mixed(moments: Crossed, prior: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
     """Return E[x' x'ᵀ] with the moment of the whole text, brought to its size, beside it.
 
     That may weigh tokens by how much the loss feels them, which x' of few tokens does not.
     """
+    delivered = moments.own / moments.tokens
     size = delivered.diagonal().mean() / prior.diagonal().mean().clamp_min(1e-30)
     return (delivered + PRIOR * size * prior) / (1 + PRIOR)
 
@@ -141,13 +159,14 @@ def aimed(
     matrix: Float[Tensor, "out in"],
     wanted: Float[Tensor, "out dense_in"],
     moments: Crossed,
-    own: Float[Tensor, "in in"],
+    root: Float[Tensor, "in in"],
 ) -> Float[Tensor, "out in"]:
     """Return a matrix moved by SHIFT of the way to the one that turns x' into what W makes of x.
 
-    wanted: W, of the inputs x of the dense model, of which there may be more. own: E[x' x'ᵀ].
+    wanted: W, of the inputs x of the dense model, of which there may be more. root: the lower
+    Cholesky factor of E[x' x'ᵀ], damped.
     """
     delivered = matrix.double() @ moments.own.double()
     missed = (wanted.double() @ moments.across.double() - delivered) / moments.tokens
-    moved = torch.cholesky_solve(missed.T, cholesky(damped(own, DAMPING))).T
+    moved = torch.cholesky_solve(missed.T, root).T
     return (matrix.double() + SHIFT * moved).to(matrix.dtype)

@@ -38,7 +38,7 @@ def coded(name: str, tensor: Tensor) -> tuple[str, Tensor]:
     plain = tensor.contiguous().view(torch.uint8).flatten().numpy()
     best = (name, tensor)
     for suffix, symbols in ((BYTES, plain), (SIX_BITS, _six_bits(plain))):
-        frame = zstandard.ZstdCompressor(level=LEVEL).compress(symbols.tobytes())
+        frame = zstandard.ZstdCompressor(level=LEVEL).compress(symbols.data)
         if len(frame) < best[1].nbytes:
             best = (name + suffix, torch.frombuffer(bytearray(frame), dtype=torch.uint8))
     return best
@@ -53,7 +53,7 @@ def decoded(frame: UInt8[Tensor, " bytes"], name: str, like: Tensor) -> Tensor:
         SpectrimError: the frame is damaged, or holds another number of bytes.
     """
     try:
-        found = zstandard.ZstdDecompressor().decompress(frame.cpu().numpy().tobytes())
+        found = zstandard.ZstdDecompressor().decompress(frame.cpu().numpy().data)
     except zstandard.ZstdError as error:
         raise SpectrimError(f"{name} is damaged ({error}); fetch the model again") from error
     plain = numpy.frombuffer(bytearray(found), dtype=numpy.uint8)
@@ -93,16 +93,26 @@ def is_coded(name: str) -> bool:
 
 
 def _six_bits(plain: NDArray[numpy.uint8]) -> NDArray[numpy.uint8]:
-    whole = len(plain) - len(plain) % 3
-    full = plain[:whole].reshape(-1, 3).astype(numpy.uint32)
-    words = full[:, 0] | full[:, 1] << 8 | full[:, 2] << 16
-    symbols = words[:, None] >> numpy.arange(0, 24, 6, dtype=numpy.uint32) & 63
-    return numpy.concatenate([symbols.astype(numpy.uint8).reshape(-1), plain[whole:]])
+    """Return every three bytes as four symbols, byte by byte: wider numbers would take memory."""
+    parts, rest = len(plain) // 3, len(plain) % 3
+    symbols = numpy.empty(4 * parts + rest, numpy.uint8)
+    low, middle, high = plain[: 3 * parts].reshape(-1, 3).T
+    made = symbols[: 4 * parts].reshape(-1, 4).T
+    made[0] = low & 63
+    made[1] = low >> 6 | (middle & 15) << 2
+    made[2] = middle >> 4 | (high & 3) << 4
+    made[3] = high >> 2
+    symbols[4 * parts :] = plain[3 * parts :]
+    return symbols
 
 
 def _whole_bytes(symbols: NDArray[numpy.uint8]) -> NDArray[numpy.uint8]:
-    whole = len(symbols) - len(symbols) % 4
-    full = symbols[:whole].reshape(-1, 4).astype(numpy.uint32)
-    words = full[:, 0] | full[:, 1] << 6 | full[:, 2] << 12 | full[:, 3] << 18
-    plain = words[:, None] >> numpy.arange(0, 24, 8, dtype=numpy.uint32) & 255
-    return numpy.concatenate([plain.astype(numpy.uint8).reshape(-1), symbols[whole:]])
+    parts, rest = len(symbols) // 4, len(symbols) % 4
+    plain = numpy.empty(3 * parts + rest, numpy.uint8)
+    first, second, third, fourth = symbols[: 4 * parts].reshape(-1, 4).T
+    made = plain[: 3 * parts].reshape(-1, 3).T
+    made[0] = first & 63 | second << 6
+    made[1] = second >> 2 & 15 | third << 4
+    made[2] = third >> 4 & 3 | fourth << 2
+    plain[3 * parts :] = symbols[4 * parts :]
+    return plain

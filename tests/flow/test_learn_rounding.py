@@ -9,6 +9,10 @@ import pytest
 import torch
 
 from spectrim.formats.packed.matrix import PackedMatrix
+from spectrim.healing.block_by_block import dense_and_small
+from spectrim.job.opening import open_job
+from spectrim.model import sources
+from spectrim.stages import stages
 from tiny_healing import asked, note
 from tiny_runs import load, plan_of, shrink, stored
 from tiny_trained import trained_folder, write_learnable
@@ -53,7 +57,7 @@ def test_codes_change_and_less_is_lost_than_with_scales_alone(
     )
     lost, other = note(learnt)["search_loss"], note(scales)["search_loss"]
     assert note(learnt)["used"] and lost["before"] == pytest.approx(other["before"])
-    assert lost["after"] < lost["before"] - 1.3 * (lost["before"] - other["after"]) < lost["before"]
+    assert lost["after"] < lost["before"] - 1.6 * (lost["before"] - other["after"]) < lost["before"]
     before, after = codes(rounded), codes(learnt)
     moved = [float((before[name] != after[name]).float().mean()) for name in before]
     assert before.keys() == after.keys() and 0.01 < sum(moved) / len(moved) < 0.5
@@ -72,6 +76,24 @@ def test_two_factors_and_narrower_maps_are_learnt_jointly(source: Path, tmp_path
     small = shrink(asked(source, *stages), tmp_path / "small")
     assert {"low_rank", "fewer_inputs"} <= {one.format for one in plan_of(small).decisions}
     assert note(small)["used"]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_target_is_the_dense_model_where_the_embedding_was_rounded(
+    source: Path, tmp_path: Path, sparse: bool
+) -> None:
+    first = [{"sparsify": {"pattern": "50%"}}] if sparse else []
+    recipe = asked(source, *first, {"quantize": {"bits": 4, "group": 32, "ends": 4}}, keep=WHOLE)
+    found = sources.resolve(str(source), tmp_path)
+    job = open_job(recipe, found, tmp_path, lambda done, total, what: None)
+    job.work = tmp_path / "work"
+    dense = job.model.get_input_embeddings().weight.clone()
+    for stage in recipe.stages:
+        stages.get(stage.name)(job, stage.options)
+    teacher, student = dense_and_small(job, job.splits.search, 0)
+    entering = [one.reach(job.each_block()[0]).hidden[0] for one in (teacher, student)]
+    exact = dense[teacher.walk.ids(0)]
+    assert torch.equal(entering[0], exact) and not torch.equal(entering[1], exact)
 
 
 def test_without_steps_the_bits_stay(source: Path, rounded: Path, tmp_path: Path) -> None:

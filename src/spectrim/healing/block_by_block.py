@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from spectrim.job.dense_forms import dense_form
 from spectrim.job.job import BATCH, Job, load_rest
@@ -35,23 +38,31 @@ def dense_and_small(job: Job, tokens: Tokens, batch: int) -> tuple[Stream, Strea
     """Return teacher and student before the first block: the model that came, if its blocks fit.
 
     Sparse weights lie in a folder of their own, so the model of the job is sparse already. Of a
-    model with other blocks, or turned into another basis, only itself can be the target.
+    model with other blocks, or turned into another basis, only itself can be the target, with
+    embedding and head as they were before they were rounded.
     batch: sequences in a step; 0 takes as many as make 1024 tokens.
     """
     batch = batch or max(1, BATCH // tokens.ids.shape[1])
     student = Stream(BlockWalk(job.model, job.architecture, job.weights, tokens, batch))
-    if job.original is None or not job.sparsified or job.orders:
+    if job.original is not None and job.sparsified and not job.orders:
+        model = sources.skeleton(job.original)
+        weights = Weights(job.original.folder, model)
+        rest, now = outside(weights, model), outside(job.weights, job.model)
+        if rest.keys() == now.keys() and all(torch.equal(rest[name], now[name]) for name in rest):
+            load_rest(model, rest, job.compute_dtype)
+            architecture = architecture_of(model.config)
+            return Stream(BlockWalk(model, architecture, weights, tokens, batch)), student
+    if not job.ends:
         return student, student
-    model = sources.skeleton(job.original)
-    architecture = architecture_of(model.config)
-    weights = Weights(job.original.folder, model)
-    stacks = tuple(f"{stack.path}." for stack in architecture.stacks)
-    rest = weights.read(name for name in weights.names() if not name.startswith(stacks))
-    now = job.weights.read(rest)
-    if any(not torch.equal(rest[name], now[name]) for name in rest):
-        return student, student
-    load_rest(model, rest, job.compute_dtype)
-    return Stream(BlockWalk(model, architecture, weights, tokens, batch)), student
+    model = copy.deepcopy(job.model)
+    load_rest(model, outside(job.weights, model), job.compute_dtype)
+    return Stream(BlockWalk(model, job.architecture, job.weights, tokens, batch)), student
+
+
+def outside(weights: Weights, model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the tensors outside the blocks as a checkpoint has them."""
+    stacks = tuple(f"{stack.path}." for stack in architecture_of(model.config).stacks)
+    return weights.read(name for name in weights.names() if not name.startswith(stacks))
 
 
 def block_by_block(

@@ -17,7 +17,7 @@ GRIDS = [
     for bits in (2, 3, 4, 8)
     for group in (0, 32, 64, 128)
     for even in (True, False)
-]
+] + [Grid(1, 0, symmetric=True), Grid(1, 64, symmetric=True)]
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -39,8 +39,11 @@ def pieces(grid: Grid, rows: int, columns: int) -> dict[str, Tensor]:
     def whole(low: int, high: int, shape: tuple[int, int]) -> Tensor:
         return torch.randint(low, high + 1, shape, generator=generator)
 
+    codes = whole(*grid.codes, (rows, columns))
+    if grid.bits == 1:
+        codes = torch.where(codes < 0, -1, 1)
     return {
-        "codes": whole(*grid.codes, (rows, columns)).to(torch.int8),
+        "codes": codes.to(torch.int8),
         "unit": 0.2 * drawn(rows, 1).abs() / 2**grid.bits,
         "scale_code": whole(60, 255, groups),
         "offset_code": whole(-30, 30, groups),

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spectrim.errors import SpectrimError
-from spectrim.formats import formats
+from spectrim.formats import formats, packed_format
 from spectrim.formats.packed.scales import Grid
 from spectrim.model.sites import Site
 
@@ -82,7 +82,7 @@ class Group:
     def packed_bytes(self, rank: int, grid: Grid, dtype: torch.dtype) -> int:
         """Return how many bytes a cut stores in few bits, biases apart; dtype: of the scales."""
         return sum(
-            formats.get(f"quantized_{name}").stored_bytes(shape, grid, dtype)
+            formats.get(packed_format(name, grid.bits)).stored_bytes(shape, grid, dtype)
             for name, shape in self._shapes(rank)
         )
 
@@ -93,6 +93,9 @@ class Group:
         """
         bits: dict[str, Any] = {} if grid is None else vars(grid)
         if not self.method:
+            if grid is not None and grid.bits == 1:  # factors with a rank of their own
+                sides = self.site.out_features + self.site.in_features
+                bits = {**bits, "rank": rank, "stored": rank * sides}
             return [replace(left_dense(self.site), predicted_loss=loss, **bits)]
         return [
             replace(
@@ -196,7 +199,7 @@ class Decision:
     owner: str = ""
     """The site that holds the basis that this one reads, where it has none of its own."""
     bits: int = 0
-    """Of a stored number; 0 where they are the checkpoint's own."""
+    """Of a stored number; 0: the checkpoint's own, 1: the whole matrix is two factors of signs."""
     group: int = 0
     """How many neighbours along the input share a scale and, unless symmetric, a zero point."""
     symmetric: bool = False
@@ -207,7 +210,7 @@ class Decision:
     def stored_as(self) -> str:
         """Return the name of the format that stands where the matrix stood, or "dense"."""
         if self.bits:
-            return f"quantized_{self.format}"
+            return packed_format(self.format, self.bits)
         return f"corrected_{self.format}" if self.correction else self.format
 
     @property
@@ -263,9 +266,13 @@ class Plan:
 
     def unquantised(self) -> Plan:
         """Return the plan as it was before numbers were stored in few bits and corrected."""
-        plain = (
-            replace(one, bits=0, group=0, symmetric=False, correction=0) for one in self.decisions
-        )
+        plain = [
+            replace(one, bits=0, group=0, symmetric=False, correction=0)
+            if one.bits != 1
+            else replace(one, bits=0, symmetric=False, stored=one.dense,
+                         rank=min(one.out_features, one.in_features))
+            for one in self.decisions
+        ]  # fmt: skip
         return replace(self, decisions=tuple(plain))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, formats, low_rank_formats
+from spectrim.formats.binary_low_rank import SIGNS
 from spectrim.formats.packed import matrix as packed
 from spectrim.formats.packed.matrix import PackedMatrix, pack, unpack
 from spectrim.formats.packed.quantized import Quantized
@@ -39,7 +40,7 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
         if name not in PACKED:
             yield name, {"correction": 3}
             continue
-        for grid in GRIDS:
+        for grid in [SIGNS] if name == "binary_low_rank" else GRIDS:
             yield name, vars(grid)
     yield "quantized_dense", {**vars(GRIDS[0]), "correction": 3}
 
@@ -58,10 +59,13 @@ def made(
     module = module.to(dtype)
     pieces: dict[str, Tensor] = {"order": drawn(OUT).argsort(), "matrix": drawn(OUT, IN, seed=9)}
     pieces |= {"first": drawn(3, IN, seed=1), "second": drawn(OUT, 3, seed=2)}
+    pieces |= {"input_scale": drawn(IN, seed=3)}
     if isinstance(module, Quantized):
         for at, (part, shape) in enumerate(module.matrices(OUT, IN, rank).items()):
             found = nearest(drawn(*shape, seed=at), torch.ones(shape[1]), module.grid, dtype)
             pieces |= found.pieces(part)
+            if module.grid == SIGNS:  # which nothing is rounded to
+                pieces[f"{part}.unit"] = drawn(shape[0], 1, seed=at).abs()
     with torch.no_grad():
         module.take(pieces)
         if module.bias is not None:
@@ -75,6 +79,7 @@ def inputs(module: FactoredLinear) -> Tensor:
 
 def test_which_formats_there_are() -> None:
     assert NAMES == [
+        "binary_low_rank",
         "corrected_dense",
         "quantized_dense",
         "quantized_fewer_inputs",
@@ -92,7 +97,7 @@ def test_none_can_be_chosen_for_a_cut(name: str) -> None:
 
 
 @given(
-    bits=st.sampled_from(BITS), rows=st.integers(0, 5), columns=st.integers(1, 40),
+    bits=st.sampled_from((1, *BITS)), rows=st.integers(0, 5), columns=st.integers(1, 40),
     seed=st.integers(0, 99),
 )  # fmt: skip
 @settings(max_examples=80, deadline=None)
@@ -102,6 +107,7 @@ def test_packed_codes_come_back_and_take_their_bits(
     half = 1 << bits - 1
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(-half, half, (rows, columns), generator=generator, dtype=torch.int8)
+    codes = torch.where(codes < 0, -1, 1).to(torch.int8) if bits == 1 else codes
     held = pack(codes, bits)
     assert held.dtype == torch.uint8 and held.shape == (rows, -(-columns * bits // 8))
     assert torch.equal(unpack(held, columns, bits), codes)

@@ -33,7 +33,7 @@ def in_few_bits(
     curves: what the methods offer. rounding: None while nothing is decomposed yet; nothing then
     costs.
     """
-    if not options.bits:
+    if not options.code_bits:
         return []
     whole = [Group.whole(site) for site in inner_sites(job) if not protected(site, options.protect)]
     packed = [
@@ -53,7 +53,7 @@ def _whole(
     job: Job, options: Factorize, group: Group, rounding: Float[Tensor, " bits"] | None
 ) -> Curve:
     dtype, full = job.weights.dtype(), group.full_rank
-    losses = [0.0] * len(options.bits) if rounding is None else rounding.tolist()
+    losses = [0.0] * len(options.code_bits) if rounding is None else rounding.tolist()
     cuts = [
         (full, group.packed_bytes(full, grid, dtype), loss, grid)
         for grid, loss in zip(grids(options), losses, strict=True)

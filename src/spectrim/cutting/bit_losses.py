@@ -38,7 +38,7 @@ def bit_losses(job: Job, options: Factorize) -> RoundingLosses:
 
     Sites that no token of the calibration text came to are left out.
     """
-    if not options.bits:
+    if not options.code_bits:
         return {}
     losses: RoundingLosses = {}
     places = job.each_block()
@@ -58,7 +58,7 @@ def bit_losses(job: Job, options: Factorize) -> RoundingLosses:
 
 def grids(options: Factorize) -> list[Grid]:
     """Return the kinds of few bits that are offered."""
-    return [Grid(bits, options.group, symmetric=False) for bits in options.bits]
+    return [Grid(bits, options.group, symmetric=False) for bits in options.code_bits]
 
 
 def packable(group: Group) -> bool:
@@ -77,7 +77,7 @@ def _folder(job: Job, options: Factorize, method: str) -> Path:
     cut_as = (method, options.format, centred(method, options), options.damp_input,
               options.damp_gradient) if method else ()  # fmt: skip
     how = [options.rounding_losses] * (options.rounding_losses != "measured")
-    key = key_of("bits", 7, job.statistics_key, options.bits, options.group, cut_as, *how)
+    key = key_of("bits", 7, job.statistics_key, options.code_bits, options.group, cut_as, *how)
     return job.cache / "decompositions" / key
 
 
@@ -105,7 +105,7 @@ class _Block:
         self.job, self.options, self.place = job, options, place
         self.statistics = block_statistics(job.statistics(), place)
         self.block = job.dense_block(place).float()
-        grid = Grid(max(options.bits), options.group, symmetric=False)
+        grid = Grid(max(options.code_bits), options.group, symmetric=False)
         self.rounding = Rounding(grid, job.weights.dtype())
 
     def whole(self, group: Group) -> Float[Tensor, " bits"]:
@@ -114,7 +114,7 @@ class _Block:
 
     def cut(self, group: Group, rank: int) -> Float[Tensor, " bits"] | None:
         """Return what rounding costs a cut of a group, None where there is no such cut."""
-        total = torch.zeros(len(self.options.bits))
+        total = torch.zeros(len(self.options.code_bits))
         folder = decompositions(self.job, self.options, group.method)
         file = self.job.block_file(folder, self.place)
         for site, name, own in zip(group.sites, group.formats, group.ranks(rank), strict=True):
@@ -138,7 +138,7 @@ class _Block:
         if self.options.rounding_losses == "estimated":
             return estimated_losses(module, seen, grids(self.options), self.rounding.roots)
         losses = []
-        for bits in self.options.bits:
+        for bits in self.options.code_bits:
             in_bits = replace(decision, bits=bits, group=self.options.group)
             losses.append(rounding_loss(self.job, self.rounding, module, in_bits, seen))
         return torch.tensor(losses)

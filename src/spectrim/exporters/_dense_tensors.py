@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from spectrim.errors import SpectrimError
 from spectrim.formats import FactoredLinear, TwoFactors
 from spectrim.formats.autoencoder import Autoencoder
+from spectrim.formats.binary_low_rank import BinaryLowRank
 from spectrim.formats.fewer_inputs import FewerInputs
 from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.formats.packed.quantized import Quantized
@@ -184,6 +185,8 @@ def matrix(module: Any) -> Tensor:
         return module.left().float() @ module.right().float()
     if isinstance(module, QuantizedLowRank):
         return module.second.dense().float() @ module.first.dense().float()
+    if isinstance(module, BinaryLowRank):
+        return module.product()
     if isinstance(module, FactoredLinear):
         return module.dense().detach()
     if isinstance(module, Fused):

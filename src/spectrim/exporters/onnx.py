@@ -106,6 +106,8 @@ def notes(model: Any, source: Path, output: Path, even: bool) -> list[str]:
     if bits:
         said = ", ".join(f"{bits[each]} in {each} bits" for each in sorted(bits))
         lines.append(f"packed matrices: {said}; ONNX Runtime rounds their inputs to 8 bits")
+    if bits[1]:
+        lines.append("signs are stored in 2 bits, as ONNX Runtime has no product of one")
     if bits[3]:
         lines.append("3 bits are stored in 4, as ONNX Runtime has no product of them")
     if "TensorTrain" in kinds:

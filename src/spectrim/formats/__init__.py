@@ -209,3 +209,8 @@ def from_factors(
     """
     shape = (left.shape[0], right.shape[1], left.shape[1])
     return make_format(name, shape, {"left": left, "right": right}, bias, dtype)
+
+
+def packed_format(name: str, bits: int) -> str:
+    """Return the name of the format that stores what another does in so many bits."""
+    return "binary_low_rank" if bits == 1 else f"quantized_{name}"

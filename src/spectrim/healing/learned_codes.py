@@ -38,7 +38,10 @@ class LearnedMatrix(PackedMatrix):
         self.packed, self.scale_code, self.offset_code = held.packed, None, None
         self.scale = nn.Parameter(scale.clone())
         self.offset = None if offset is None else nn.Parameter(offset.detach().clone())
-        self.latent = nn.Parameter(held.codes().to(scale.dtype)) if codes else None
+        signs = held.grid.bits == 1  # which have no grid to move on
+        self.latent = None
+        if codes and not signs:
+            self.latent = nn.Parameter(held.codes().to(scale.dtype))
 
     @property
     def dtype(self) -> torch.dtype:

@@ -66,7 +66,11 @@ def learn_rounding(block: nn.Module, before: nn.Module | None = None) -> nn.Modu
     """
     for name, module in list(block.named_modules()):
         if type(module) is PackedMatrix:
-            made = RoundedMatrix(module, None if before is None else _rounded_from(before, name))
+            made = (
+                LearnedMatrix(module, codes=False)  # signs stay, and their scales are trained
+                if module.grid.bits == 1
+                else RoundedMatrix(module, None if before is None else _rounded_from(before, name))
+            )
             block.set_submodule(name, made.train(module.training))
     return block
 

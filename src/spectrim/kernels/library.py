@@ -36,6 +36,7 @@ class Library:
     """The functions of the library, and the scratch memory in which rows become dense.
 
     isa: the name of the instruction set in use: `avx512`, `avx2`, `dotprod`, `neon` or `plain`.
+    least_bits: the fewest bits of codes that it reads; 2 in a library built before.
     product, before, after, stack, rows, norm, gated, choose: what source/kernels.h says; each
         returns 0, or 1 for no memory. choose: None in a library built before it was there.
     """
@@ -57,6 +58,8 @@ class Library:
             raise OSError(f"this processor lacks instruction set {isa} of {file}")
         self.isa = name.decode()
         self.threaded = bool(self._library.spectrim_threaded())
+        least = getattr(self._library, "spectrim_least_bits", None)
+        self.least_bits: int = 2 if least is None else least()
         for name, arguments in ARGUMENTS.items():
             function = getattr(self._library, f"spectrim_{name}")
             function.argtypes = arguments

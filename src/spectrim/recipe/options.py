@@ -163,7 +163,8 @@ class Factorize(Part):
         of the gradients before they are inverted, from 0.
     rank_multiple: chosen ranks are multiples of this, from 1.
     bits: also offer every cut, and the whole matrix, with its numbers in so many bits, of 2, 3, 4
-        and 8; a stage `quantize` must follow, and carries out what was chosen.
+        and 8, and with 1 the whole matrix as two factors of signs; a stage `quantize` must follow,
+        and carries out what was chosen.
     ends: bits that embedding and head may have, of 2, 3, 4 and 8; they are bought along with the
         maps, from one budget of the bytes of the whole model.
     cut: also offer smaller ranks; without, bits alone are chosen.
@@ -184,7 +185,7 @@ class Factorize(Part):
     damp_input: float = Field(default=1e-4, ge=0)
     damp_gradient: float = Field(default=1e-2, ge=0)
     rank_multiple: int = Field(default=8, ge=1)
-    bits: tuple[Literal[2, 3, 4, 8], ...] = ()
+    bits: tuple[Literal[1, 2, 3, 4, 8], ...] = ()
     ends: tuple[Literal[2, 3, 4, 8], ...] = ()
     cut: bool = True
     group: Literal[0, 32, 64, 128] = 64
@@ -196,3 +197,8 @@ class Factorize(Part):
     def methods(self) -> tuple[str, ...]:
         """The names of all methods."""
         return tuple(self.method.split(","))
+
+    @property
+    def code_bits(self) -> tuple[int, ...]:
+        """The bits that codes may have, which the signs of factors are not."""
+        return tuple(bits for bits in self.bits if bits > 1)

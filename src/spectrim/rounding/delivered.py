@@ -101,8 +101,9 @@ class DeliveredBlock:
         found = self._input(self.leader[name], known.input_moment)
         aim = aimed(matrix_of(module), self._wanted_matrix(name, module), found.moments, found.root)
         if known.loss_inputs is known.input_moment:
-            return Target(found.own, aim)
-        return Target(_mixed(found.moments, known.loss_inputs), aim)
+            return Target(found.own, aim, known.gradient_moment)
+        inputs = _mixed(found.moments, known.loss_inputs)
+        return Target(inputs, aim, known.gradient_moment)
 
     def put(self, name: str, made: nn.Module) -> None:
         """Go on with a map rounded."""

@@ -19,6 +19,7 @@ from spectrim.job.dense_forms import matrix_of
 from spectrim.job.job import Job
 from spectrim.model import sites
 from spectrim.plan import Decision
+from spectrim.rounding.binary_factors import Metric, binary_factors
 from spectrim.rounding.descent import descended
 from spectrim.rounding.gptq import gptq
 from spectrim.rounding.nearest import QuantizedMatrix, nearest
@@ -192,13 +193,16 @@ class Target:
 
     inputs: Float[Tensor, "in in"]
     matrix: Float[Tensor, "out in"]
+    gradients: Float[Tensor, "out out"] | None = None
+    """G, for what looks at both sides; None where every output counts alike."""
 
     @classmethod
     def of(cls, module: nn.Module, known: Statistics) -> Target:
         """Return the map itself, and the inputs of the dense model, I where none came to it."""
         matrix = matrix_of(module)
         moment = known.loss_inputs if known.tokens else None
-        return cls(torch.eye(matrix.shape[1]) if moment is None else moment, matrix)
+        inputs = torch.eye(matrix.shape[1]) if moment is None else moment
+        return cls(inputs, matrix, known.gradient_moment if known.tokens else None)
 
 
 def few_bits(
@@ -219,6 +223,8 @@ def few_bits(
     made = _rounded(job, rounding, module, decision, target)
     if known.tokens == 0 or known.loss_inputs is None or known.gradient_moment is None:
         return made, None
+    if decision.bits == 1:  # signs take long to fit; so they were priced when they were chosen
+        return made, decision.predicted_loss
     return made, rounding_loss(job, rounding, module, decision, known)
 
 
@@ -239,6 +245,12 @@ def rounding_loss(
     return own if odd is None else of_all_text(own, expected_loss(matrix, made, odd, Damping()))
 
 
+def _signs(target: Target, rank: int) -> dict[str, Tensor]:
+    """Return the pieces of two factors of signs of a whole matrix."""
+    metric = Metric.of(target.gradients, target.inputs, len(target.matrix))
+    return binary_factors(target.matrix, metric, rank).pieces()
+
+
 @torch.no_grad()
 def _rounded(
     job: Job, rounding: Rounding, module: nn.Module, decision: Decision, target: Target
@@ -246,7 +258,10 @@ def _rounded(
     rounding = replace(rounding, grid=Grid(decision.bits, decision.group, decision.symmetric))
     kind = formats.get(decision.stored_as)
     made: FactoredLinear = kind.from_shape(job.empty_format(decision).shape())
-    made.take(quantized_pieces(module, target.inputs, rounding, target.matrix))
+    if decision.bits == 1:
+        made.take(_signs(target, decision.rank))
+    else:
+        made.take(quantized_pieces(module, target.inputs, rounding, target.matrix))
     own = sites.bias(module)
     if made.bias is not None and own is not None:
         made.bias.copy_(own)

@@ -43,6 +43,7 @@ from spectrim.rounding.few_bits import (
     few_bits,
     narrowed,
 )
+from spectrim.stages._packable import refuse_unpackable
 from spectrim.walk.statistics import block_statistics
 
 LEAVES = ("changed maps", "damage", "packed", "all packed unless protect")
@@ -59,7 +60,6 @@ REPORT = (
     "came to apart].[ends| Embedding and head in {ends} bits, which no loss was predicted for.]"
     "[tables| Outside the blocks, {tables}, measured to cost {predicted_of_tables:plain} more.]"
 )
-BITS = (2, 3, 4, 8)
 
 
 class Options(Part):
@@ -153,6 +153,8 @@ def decided(job: Job, options: Options, plan: Plan) -> dict[str, Decision]:
             found[one.site] = replace(
                 one, bits=like.bits, group=like.group, symmetric=like.symmetric
             )
+            if isinstance(like, Decision) and like.bits == 1:
+                found[one.site] = like  # its factors are not those of an earlier stage
     return found
 
 
@@ -166,16 +168,7 @@ def refuse(job: Job, options: Options, plan: Plan, chosen: dict[str, Decision]) 
             f"({', '.join(FORMATS)} can be packed); protect fewer, or leave it out"
         )
     for one in chosen.values():
-        if one.format not in FORMATS:
-            raise SpectrimError(
-                f"the plan stores {one.site} as {one.format} in {one.bits} bits, and only "
-                f"{', '.join(FORMATS)} can be; set its bits to 0"
-            )
-        if one.bits not in BITS or one.group < 0:
-            raise SpectrimError(
-                f"the plan stores {one.site} in {one.bits} bits in groups of {one.group}; "
-                "expected 2, 3, 4 or 8 bits, and groups of 0 (a row) or more"
-            )
+        refuse_unpackable(one)
 
 
 def _with_bits(plan: Plan, chosen: dict[str, Decision]) -> Plan:

@@ -25,7 +25,7 @@ from torch import Tensor
 from spectrim.formats.packed.matrix import PackedMatrix, pack
 from spectrim.formats.packed.scales import scales
 
-STORED = {2: 2, 3: 4, 4: 4, 8: 8}  # bits of ours → of theirs
+STORED = {1: 2, 2: 2, 3: 4, 4: 4, 8: 8}  # bits of ours → of theirs
 COPIES = {2: (1.0, 1 / 3, 1 / 9), 4: (1.0, 1.0), 8: (1.0,)}
 """Bits → the units of each copy of a mean, relative to the first.
 

@@ -165,6 +165,11 @@ def _chain(*names: str) -> Callable[[Graph, ir.Value, Any, str], ir.Value]:
     return add
 
 
+def _signs(graph: Graph, x: ir.Value, module: Any, name: str) -> ir.Value:
+    scaled = graph.op("Mul", x, graph.vector(f"{name}.input_scale", module.input_scale))
+    return _chain("first", "second")(graph, scaled, module, name)
+
+
 def _pivoted(graph: Graph, x: ir.Value, module: Any, name: str) -> ir.Value:
     """Add pivot rows and what is made of them, each output at its place.
 
@@ -243,6 +248,7 @@ def _picked(graph: Graph, x: ir.Value, places: Tensor, name: str) -> ir.Value:
 
 MAPS: dict[str, Callable[[Graph, ir.Value, Any, str], ir.Value]] = {
     "Autoencoder": _autoencoder,
+    "BinaryLowRank": _signs,
     "CorrectedDense": _corrected,
     "FewerInputs": _chain("columns"),
     "FewerOutputs": _chain("rows"),

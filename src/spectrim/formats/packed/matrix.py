@@ -1,9 +1,10 @@
-"""A matrix as codes of two, three, four or eight bits, packed, with their scales and offsets.
+"""A matrix as codes of one, two, three, four or eight bits, packed, with their scales and offsets.
 
 What codes, scales and offsets are says scales.py.
 Layout of ``packed`` [out, ⌈in bits / 8⌉]: a row is a run of bits, that of code j beginning at bit
 j bits; bit k is bit k mod 8 of byte ⌊k / 8⌋, so that the lowest bit comes first. A code is a two's
-complement of its bits. A row's last byte is filled up with zeros.
+complement of its bits, that of one bit a sign, set for -1. A row's last byte is filled up with
+zeros.
 
 A model that was opened to be used computes with kernels that read ``packed`` as it is (native.py).
 Otherwise, and without the compiled library, products are computed by torch's own fused kernels for
@@ -29,7 +30,7 @@ from spectrim.formats.packed.native import Native
 from spectrim.formats.packed.scales import Grid, dequantize, offsets, scales
 from spectrim.kernels.structures import Codes
 
-WORDS = {2: 1, 3: 3, 4: 1, 8: 1}  # bits → bytes after which codes begin at a byte again
+WORDS = {1: 1, 2: 1, 3: 3, 4: 1, 8: 1}  # bits → bytes after which codes begin at a byte again
 KERNEL_GROUPS = (32, 64, 128, 256)
 KERNEL_ROWS = 16  # outputs come in multiples of this
 KERNEL_DTYPES = (torch.bfloat16, torch.float32)
@@ -42,6 +43,7 @@ def pack(codes: Int8[Tensor, "rows columns"], bits: int) -> UInt8[Tensor, "rows 
     """Return codes, each in its bits, in the layout above."""
     word = WORDS[bits]
     each = 8 * word // bits
+    codes = (codes < 0) if bits == 1 else codes
     full = functional.pad(codes.to(torch.int32), (0, -codes.shape[1] % each))
     parts = (full & (1 << bits) - 1).unflatten(1, (-1, each))
     words: Tensor = (parts << bits * torch.arange(each, dtype=torch.int32)).sum(-1)
@@ -62,8 +64,9 @@ def unpack(
     lanes = torch.arange(word, dtype=torch.int32, device=packed.device)
     words = (full.to(torch.int32) << 8 * lanes).sum(-1, dtype=torch.int32)
     places = bits * torch.arange(each, dtype=torch.int32, device=packed.device)
+    raw: Tensor = words[..., None] >> places & (1 << bits) - 1
     sign = 1 << bits - 1
-    parts: Tensor = (words[..., None] >> places & (1 << bits) - 1 ^ sign) - sign
+    parts = 1 - 2 * raw if bits == 1 else (raw ^ sign) - sign
     return parts.flatten(1)[:, :columns].to(torch.int8)
 
 

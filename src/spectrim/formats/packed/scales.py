@@ -39,7 +39,7 @@ class Grid:
     """Which values a matrix may have, up to scales and offsets. 4 bits in groups of 32: (4, 32)."""
 
     bits: int
-    """Bits of a code: 2, 3, 4 or 8."""
+    """Bits of a code: 1, 2, 3, 4 or 8; those of one bit are signs, -1 and 1."""
     group: int
     """Neighbours along the input that share a scale; 0 for a whole row."""
     symmetric: bool
@@ -52,8 +52,8 @@ class Grid:
 
     @property
     def codes(self) -> tuple[int, int]:
-        """Return the smallest and the largest code, -2^(bits-1) and 2^(bits-1) - 1."""
-        return self.lowest, -self.lowest - 1
+        """Return the smallest and the largest code, -2^(bits-1) and 2^(bits-1) - 1; of signs, 1."""
+        return self.lowest, max(-self.lowest - 1, 1)
 
     def groups(self, columns: int) -> int:
         """Return how many groups a row of so many columns has; the last may be a short one."""

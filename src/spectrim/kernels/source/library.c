@@ -135,4 +135,7 @@ EXPORT int spectrim_gated(const uint16_t *gate, const uint16_t *up, uint16_t *to
     return chosen->gated(gate, up, to, count, threads);
 }
 
+/* The fewest bits of codes that are read: libraries that do not say so read no signs. */
+EXPORT int spectrim_least_bits(void) { return 1; }
+
 EXPORT int spectrim_choose(const Choice *choice, int threads) { return chosen->choose(choice, threads); }

@@ -19,7 +19,7 @@ typedef struct {
     const int8_t *offset_code;  /* [rows, groups], NULL where the grid is symmetric */
     int64_t row_bytes;
     int32_t rows, columns;      /* rows 0: there is no such matrix */
-    int32_t bits;               /* 2, 3, 4, 8 or 16 */
+    int32_t bits;               /* 1, 2, 3, 4, 8 or 16 */
     int32_t group;              /* inputs that share a scale: a power of two from BLOCK; 0: a row */
 } Matrix;
 
@@ -48,13 +48,14 @@ static inline uint16_t to_bf16(float value) { /* to the nearest, ties to even */
 
 static inline int32_t padded(int32_t columns) { return (columns + SUPER - 1) / SUPER * SUPER; }
 
-/* Return the half of a code's range: codes are read as code + half, from 0 up. */
+/* Return the half of a code's range: codes are read as code + half, from 0 up. Signs, of one bit,
+ * are -1 and 1, and are read as 0 and 1, so that their unit counts twice and their middle half. */
 static inline int32_t half_range(int bits) { return 1 << (bits - 1); }
 
 /* Return what a row's scale codes are multiplied by. Products leave out that each scale is rounded
  * to bf16, which is a hundredth of what eight bits of the input lose. */
 static inline float unit_of(const Matrix *m, int64_t row) {
-    float unit = from_bf16(m->row_scale[row]);
+    float unit = from_bf16(m->row_scale[row]) * (m->bits == 1 ? 2 : 1);
     return m->scale_code ? unit / LARGEST : unit;
 }
 
@@ -65,7 +66,7 @@ static inline float code_scale(const Matrix *m, int64_t row, int32_t group, int3
 /* Return an offset in units of its scale, less half of the codes' range. */
 static inline float code_centre(const Matrix *m, int64_t row, int32_t group, int32_t groups,
                                 float half) {
-    if (!m->offset_code) return -half;
+    if (!m->offset_code) return m->bits == 1 ? -0.5f : -half;
     return m->offset_code[row * groups + group] * ((1 << m->bits) / 128.0f) - half;
 }
 

@@ -31,6 +31,7 @@ static void row_products(const Matrix *m, int64_t row, int32_t count, const Acti
                          float *to) {
     int32_t at = 0;
     switch (m->bits) {
+    case 1: BY_BITS(1);
     case 2: BY_BITS(2);
     case 3: BY_BITS(3);
     case 4: BY_BITS(4);
@@ -103,6 +104,7 @@ static inline __attribute__((always_inline)) void dense_of(const Matrix *m, int6
 
 static inline void dense_row(const Matrix *m, int64_t row, uint16_t *to) {
     switch (m->bits) {
+    case 1: dense_of(m, row, to, 1); break;
     case 2: dense_of(m, row, to, 2); break;
     case 3: dense_of(m, row, to, 3); break;
     case 4: dense_of(m, row, to, 4); break;

@@ -34,7 +34,8 @@ INLINE void scales_of(const Matrix *m, int64_t row, const Groups *g, const int b
                       __m512 *scale, __m512 *centre) {
     int64_t at = row * g->stride + g->first;
     const __m512 half = _mm512_set1_ps((float)half_range(bits));
-    *scale = _mm512_set1_ps(1), *centre = _mm512_sub_ps(_mm512_setzero_ps(), half);
+    *scale = _mm512_set1_ps(1);
+    *centre = bits == 1 ? _mm512_set1_ps(-0.5f) : _mm512_sub_ps(_mm512_setzero_ps(), half);
     if (m->scale_code) {
         __m512i code = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(g->there, m->scale_code + at));
         *scale = _mm512_permutexvar_ps(g->spread, _mm512_cvtepi32_ps(code));
@@ -58,6 +59,12 @@ static inline __m512i three(__m512i bytes) {
     return _mm512_ternarylogic_epi32(moved, _mm512_set1_epi8(7), _mm512_set1_epi8(4), 0x6a);
 }
 
+/* Return 64 signs of 8 bytes: 1 where a bit is not set, and 0. */
+static inline __m512i signs(__m512i bytes) {
+    uint64_t set = (uint64_t)_mm_cvtsi128_si64(_mm512_castsi512_si128(bytes));
+    return _mm512_maskz_set1_epi8(~set, 1);
+}
+
 /* Return (bytes & mask) ^ half. */
 #define CODES(bytes, mask, half) \
     _mm512_ternarylogic_epi32(bytes, _mm512_set1_epi8(mask), _mm512_set1_epi8(half), 0x6a)
@@ -75,14 +82,14 @@ INLINE __m512i products_of(const int bits, __m512i w, const __m512i *x) {
         sum = _mm512_dpbusd_epi32(sum, CODES(w, 15, 8), x[0]);
         return _mm512_dpbusd_epi32(sum, CODES(_mm512_srli_epi16(w, 4), 15, 8), x[1]);
     }
-    __m512i codes = bits == 3 ? three(w) : _mm512_xor_si512(w, _mm512_set1_epi8(-128));
+    __m512i codes = bits == 1 ? signs(w) : bits == 3 ? three(w) : _mm512_xor_si512(w, _mm512_set1_epi8(-128));
     return _mm512_dpbusd_epi32(sum, codes, x[0]);
 }
 
 /* Add a SUPER of some rows, or what is left of one: then ``left`` bytes, else -1. */
 INLINE void add_super(Sums *sums, const Matrix *m, int64_t row, const int count, int32_t super,
                       const Activations *a, const int bits, int64_t left) {
-    const int bytes = bits == 3 ? 24 : 64, parts = SUPER * bits / 8 / bytes;
+    const int bytes = bits == 1 ? 8 : bits == 3 ? 24 : 64, parts = SUPER * bits / 8 / bytes;
     const int vectors = bits == 2 ? 4 : bits == 4 ? 2 : 1, shift = bits == 2 ? 1 : bits == 4 ? 2 : 3;
     const int8_t *inputs = (bits == 2 ? a->two : bits == 4 ? a->four : a->codes) + (int64_t)super * SUPER;
     const uint8_t *codes = m->codes + row * m->row_bytes + (int64_t)super * (SUPER * bits / 8);
@@ -122,7 +129,7 @@ INLINE void add_super(Sums *sums, const Matrix *m, int64_t row, const int count,
 /* Set the products of some rows, one or AT_ONCE. */
 INLINE void packed_rows(const Matrix *m, int64_t row, const int count, const Activations *a,
                         const int bits, float *to) {
-    const int each = SUPER * bits / 8, beyond = bits == 3 ? 40 : 0; /* what a load reads too far */
+    const int each = SUPER * bits / 8, beyond = bits == 1 ? 56 : bits == 3 ? 40 : 0; /* what a load reads too far */
     Sums sums[AT_ONCE];
     for (int r = 0; r < count; r++) sums[r].whole = sums[r].middle = _mm512_setzero_ps();
     int64_t left = m->row_bytes;
@@ -143,6 +150,11 @@ static inline void unpacked(const uint8_t *w, int32_t count, const int bits, int
         int64_t left = ((int64_t)(count - k) * bits + 7) / 8;
         __mmask64 there = left >= bytes ? ~0ull >> (64 - bytes) : (1ull << left) - 1;
         __m512i raw = _mm512_maskz_loadu_epi8(there, w), codes = raw;
+        if (bits == 1) {
+            __m512i both = _mm512_add_epi8(signs(raw), signs(raw)); /* 0 and 2, less 1 */
+            _mm512_storeu_si512(to + k, _mm512_sub_epi8(both, half));
+            continue;
+        }
         if (bits == 4) {
             __m512i wide = _mm512_cvtepu8_epi16(_mm512_castsi512_si256(raw));
             codes = CODES(_mm512_or_si512(wide, _mm512_slli_epi16(wide, 4)), 15, 8);

@@ -23,6 +23,16 @@ static inline __m256i codes_of(const uint8_t *w, const int bits) {
         __m256i both = _mm256_and_si256(_mm256_set_m128i(high, low), _mm256_set1_epi8(15));
         return _mm256_xor_si256(both, _mm256_set1_epi8(8));
     }
+    if (bits == 1) { /* each byte of a lane gets the byte that holds its sign */
+        int32_t word;
+        memcpy(&word, w, 4);
+        const __m256i places = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1,
+                                                2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+        const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201ULL);
+        __m256i v = _mm256_shuffle_epi8(_mm256_set1_epi32(word), places);
+        __m256i plus = _mm256_cmpeq_epi8(_mm256_and_si256(v, bit), _mm256_setzero_si256());
+        return _mm256_and_si256(plus, _mm256_set1_epi8(1));
+    }
     if (bits == 2) {
         int64_t word;
         memcpy(&word, w, 8);
@@ -95,6 +105,13 @@ static inline Sums add_block(Sums sofar, const uint8_t *w, const int8_t *x, floa
         uint8x16_t raw = vld1q_u8(w), half = vdupq_n_u8(8);
         low = vreinterpretq_s8_u8(veorq_u8(vandq_u8(raw, vdupq_n_u8(15)), half));
         high = vreinterpretq_s8_u8(veorq_u8(vshrq_n_u8(raw, 4), half));
+    } else if (bits == 1) {
+        static const uint8_t BITS[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+        uint8x16_t bit = vld1q_u8(BITS), one = vdupq_n_u8(1);
+        uint8x16_t first = vcombine_u8(vdup_n_u8(w[0]), vdup_n_u8(w[1]));
+        uint8x16_t last = vcombine_u8(vdup_n_u8(w[2]), vdup_n_u8(w[3]));
+        low = vreinterpretq_s8_u8(vbicq_u8(one, vtstq_u8(first, bit)));
+        high = vreinterpretq_s8_u8(vbicq_u8(one, vtstq_u8(last, bit)));
     } else if (bits == 2) {
         uint8x8_t raw = vld1_u8(w);
         uint8x16_t two_bits = vdupq_n_u8(3), half = vdupq_n_u8(2);

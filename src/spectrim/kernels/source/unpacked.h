@@ -10,6 +10,9 @@ static inline void unpacked(const uint8_t *w, int32_t count, const int bits, int
             to[2 * k] = (int8_t)(((w[k] & 15) ^ 8) - 8);
             to[2 * k + 1] = (int8_t)(((w[k] >> 4) ^ 8) - 8);
         }
+    if (bits == 1)
+        for (int32_t k = 0; k < (count + 7) / 8; k++)
+            for (int l = 0; l < 8; l++) to[8 * k + l] = (int8_t)(1 - 2 * (w[k] >> l & 1));
     if (bits == 2)
         for (int32_t k = 0; k < (count + 3) / 4; k++)
             for (int l = 0; l < 4; l++) to[4 * k + l] = (int8_t)(((w[k] >> 2 * l & 3) ^ 2) - 2);

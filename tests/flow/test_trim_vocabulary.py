@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from spectrim.cli.main import main
 from spectrim.errors import SpectrimError
+from spectrim.job.opening import open_job
 from spectrim.metrics import Evaluation
 from spectrim.metrics.size import bytes_of_weights
+from spectrim.model import sources
 from spectrim.model.fewer_rows import kept_tokens
 from spectrim.model.weights import quiet
 from spectrim.recipe.recipe import Keep, Recipe
+from spectrim.stages import stages
+from spectrim.stages.trim_vocabulary import refuse_other_pieces
+from spectrim.text import used_tokens
+from spectrim.text.tokens import Tokens
 from spectrim.verbs import auto
 from spectrim.verbs.evaluate import evaluate
 from spectrim.verbs.shrink import shrink
@@ -137,6 +144,38 @@ def folder(tmp_path: Path) -> Path:
     write_source(tmp_path / "source", "llama", "gpt2", tied=True)
     (tmp_path / "text.txt").write_text(varied())
     return tmp_path
+
+
+def test_text_set_aside_tells_what_trimming_costs(folder: Path) -> None:
+    """The report split has words of its own, which become more pieces; no text is lost."""
+    recipe = asked(folder, TRIM)
+    found = sources.resolve(str(folder / "source"), folder / "cache")
+    job = open_job(recipe, found, folder / "cache", lambda done, total, what: None)
+    whole = AutoTokenizer.from_pretrained(folder / "source")
+    words = whole(RUSSIAN, add_special_tokens=False).input_ids[:18]
+    aside = Tokens.full(torch.tensor(words).reshape(6, 3))
+    job.splits = replace(job.splits, report=aside)
+    stages.get("trim_vocabulary")(job, recipe.stages[0].options)
+    note, fewer = job.notes["trimmed"], sources.tokenizer(job.source)
+    now = job.splits.report
+    assert note["more"] == pytest.approx(now.counted() / 18 - 1) and note["more"] > 0.2
+    assert isfinite(note["cost"]) and note["proven"] > 0
+    for row, mask, before in zip(now.ids, now.mask, aside.ids, strict=True):
+        assert fewer.decode(row[mask]) == whole.decode(before)
+
+
+def test_scripts_alone_are_proven_too(folder: Path) -> None:
+    stage = {"trim_vocabulary": {"scripts": "Cyrillic"}}
+    small = run(folder, "small", stage)
+    note = plan_of(small).about["found"]["trimmed"]
+    whole = AutoTokenizer.from_pretrained(folder / "source")
+    pieces = used_tokens.of_scripts(["Cyrillic"], whole)
+    assert pieces <= set(kept_tokens(small) or ()) and note["proven"] > len(pieces)
+    made = AutoTokenizer.from_pretrained(small)
+    kept = list(kept_tokens(small) or ())
+    shifted = [kept[-1], *kept[:-1]]
+    with pytest.raises(SpectrimError, match="cuts a text into other pieces"):
+        refuse_other_pieces(whole, made, shifted, [whole.decode([max(pieces)])])
 
 
 def test_texts_and_scripts_that_are_named_keep_their_tokens(folder: Path) -> None:

@@ -13,8 +13,9 @@ from spectrim.errors import SpectrimError
 from spectrim.job.job import Job
 from spectrim.model import fewer_rows, sources
 from spectrim.recipe.options import Part
-from spectrim.text import documents, used_tokens
+from spectrim.text import documents, respelled, used_tokens
 from spectrim.text.tokens import Splits, Tokens
+from spectrim.walk.stream import Stream
 
 LEAVES = ("other tokens",)
 REFUSES = {
@@ -27,10 +28,14 @@ MOST = 20_000_000  # characters of a data set
 NOTE = "trimmed"
 REPORT = (
     "{gone} of {tokens} tokens have left embedding, head and tokenizer, {bytes:mebibytes} MiB: all "
-    "that neither what was read for calibration[text| nor {text}] uses[scripts| nor text in "
-    "{scripts}], and that no other token is merged from. Text that needs one of them becomes more, "
-    "shorter tokens. The dense model beside it has the same tokens left."
+    "that neither what was read for calibration and search[text| nor {text}] uses[scripts| nor "
+    "text in {scripts}], and that no other token is merged from. {proven} kept texts were cut into "
+    "the same pieces before and after. Text that needs one of the others becomes more, shorter "
+    "tokens: text set aside {more:percent} more[cost|, and the dense model loses {cost:fixed} nats "
+    "per token of it by that]. The dense model beside it has the same tokens left."
 )
+COSTED = 8  # sequences set aside, on which the model is run with all tokens and with those kept
+CHUNK = 64  # kept pieces that are put together into one text
 
 
 def _names(value: object) -> object:
@@ -38,7 +43,7 @@ def _names(value: object) -> object:
 
 
 class Options(Part):
-    """The stage that makes the vocabulary smaller; what is read for calibration always stays.
+    """The stage that makes the vocabulary smaller; what calibrates and what chooses always stay.
 
     text: whose tokens stay too: a text file, a .jsonl file or a data set, as for calibration; of a
         data set its first 20 million characters.
@@ -62,32 +67,86 @@ def trim_vocabulary(job: Job, options: Options) -> None:
     texts = documents.texts(options.text, tokenizer, MOST) if options.text else []
     kept = fewer_rows.needed(whole, _used(job, options, tokenizer, texts))
     tokens, before = job.model.config.get_text_config().vocab_size, job.weights.bytes()
-    job.progress(1, 2, "trimming the vocabulary")
+    job.progress(1, 3, "trimming the vocabulary")
     made = fewer_rows.with_tokens(whole, kept, job.cache)
-    job.progress(2, 2, "trimming the vocabulary")
-    refuse_other_pieces(tokenizer, sources.tokenizer(made), kept, texts)
+    fewer = sources.tokenizer(made)
+    job.progress(2, 3, "trimming the vocabulary")
+    refuse_other_pieces(tokenizer, fewer, kept, texts)
+    others = _kept_texts(job, options, tokenizer, kept)
+    refuse_other_pieces(tokenizer, fewer, kept, others)
+    aside = job.splits.report
+    lost = _nats(job, aside)
     job.adopt_model(made.folder)
     job.original = job.source  # what a teacher says of tokens that have gone is no use
-    job.splits = _renumbered(job.splits, kept)
+    job.splits = _renumbered(job, (tokenizer, fewer), kept)
     job.__dict__.pop("statistics_key", None)
+    job.progress(3, 3, "trimming the vocabulary")
     job.notes[NOTE] = {
         "tokens": tokens,
         "gone": tokens - len(kept),
         "bytes": before - job.weights.bytes(),
         "text": options.text and options.text.rpartition("/")[2],
         "scripts": ", ".join(options.scripts),
+        "proven": len(texts) + len(others),
+        "more": job.splits.report.counted() / aside.counted() - 1,
+        "cost": _cost(job, lost, int(aside.mask[:COSTED].sum())),
     }
+
+
+def _cost(job: Job, lost: float, tokens: int) -> float | None:
+    """Return what the dense model loses more in the same text, nats per token that it had before.
+
+    None where longer sequences were cut off: it is another text then.
+    """
+    now = job.splits.report
+    return None if now.ids.shape[1] == _most(job) else (_nats(job, now) - lost) / tokens
+
+
+def _most(job: Job) -> int:
+    """Return how many tokens a sequence set aside may become."""
+    known = getattr(job.model.config.get_text_config(), "max_position_embeddings", None)
+    return known or 2 * job.splits.search.ids.shape[1]
+
+
+def _nats(job: Job, tokens: Tokens) -> float:
+    """Return what the dense model loses in a few sequences, nats in all."""
+    walk = job.walk(Tokens(tokens.ids[:COSTED], tokens.mask[:COSTED]))
+    return float(Stream(walk).through(walk.block).losses().double().sum())
 
 
 def _used(
     job: Job, options: Options, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> set[int]:
+    """Return the tokens that stay; the report split has no say, as it tells what others cost."""
     found = used_tokens.of_texts(texts, tokenizer) | used_tokens.of_chats(tokenizer)
-    for part in (job.splits.calibration, job.splits.search, job.splits.report):
+    for part in (job.splits.calibration, job.splits.search):
         found |= set(part.ids[part.mask].unique().tolist())
     return found | (
         used_tokens.of_scripts(options.scripts, tokenizer) if options.scripts else set()
     )
+
+
+def _kept_texts(
+    job: Job, options: Options, tokenizer: PreTrainedTokenizerBase, kept: Sequence[int]
+) -> list[str]:
+    """Return texts that need none of the tokens that go: of calibration and search, of scripts."""
+    found = [
+        text
+        for part in (job.splits.calibration, job.splits.search)
+        for text in respelled.whole_words(part, tokenizer)
+    ]
+    if options.scripts:
+        known = used_tokens.of_scripts(options.scripts, tokenizer)
+        pieces = [respelled.said(tokenizer, [one]) for one in sorted(known)]
+        together = ["".join(pieces[at : at + CHUNK]) for at in range(0, len(pieces), CHUNK)]
+        found += [*pieces, *together]
+    stays = set(kept)
+    return [one for one in found if one and stays.issuperset(_ids(tokenizer, one))]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    found: list[int] = tokenizer(text, verbose=False).input_ids
+    return found
 
 
 def refuse_other_pieces(
@@ -98,7 +157,7 @@ def refuse_other_pieces(
 ) -> None:
     """Raise SpectrimError unless a trimmed tokenizer gives texts the same pieces, and back."""
     for text in texts:
-        ids = [tokenizer(text, verbose=False).input_ids for tokenizer in (whole, trimmed)]
+        ids = [_ids(tokenizer, text) for tokenizer in (whole, trimmed)]
         said = [one.decode(each) for one, each in zip((whole, trimmed), ids, strict=True)]
         if ids[0] != [kept[one] for one in ids[1]] or said[0] != said[1]:
             raise SpectrimError(
@@ -107,9 +166,15 @@ def refuse_other_pieces(
             )
 
 
-def _renumbered(splits: Splits, kept: Sequence[int]) -> Splits:
-    parts = []
-    for part in (splits.calibration, splits.search, splits.report):
+def _renumbered(
+    job: Job,
+    tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase],
+    kept: Sequence[int],
+) -> Splits:
+    """Return the splits in the tokens that are kept; text set aside is written anew in them."""
+    seen = []
+    for part in (job.splits.calibration, job.splits.search):
         ids = torch.where(part.mask, part.ids, kept[0])  # what fills up is no text
-        parts.append(Tokens(fewer_rows.renumbered(ids, kept, "the calibration text"), part.mask))
-    return Splits(*parts)
+        seen.append(Tokens(fewer_rows.renumbered(ids, kept, "the calibration text"), part.mask))
+    aside = respelled.respelled(job.splits.report, *tokenizers, kept=kept, most=_most(job))
+    return Splits(seen[0], seen[1], aside)

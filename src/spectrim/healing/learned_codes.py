@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spectrim.formats.packed.matrix import ALL, PackedMatrix
 from spectrim.formats.packed.scales import offset_code, offsets, scale_code, scales
+from spectrim.healing.dequantized import ScaledProduct
 
 PACE = 60.0  # codes to a learning rate of one: 0.7 in 50 steps at most 5e-4
 LATENT = "latent"
@@ -28,6 +29,7 @@ class LearnedMatrix(PackedMatrix):
 
     unit: None  # type: ignore[assignment]
     latent: nn.Parameter | None
+    fixed: Int8[Tensor, "rows columns"] | None
 
     def __init__(self, held: PackedMatrix, *, codes: bool) -> None:
         super().__init__(held.rows, held.columns, held.grid)
@@ -38,10 +40,16 @@ class LearnedMatrix(PackedMatrix):
         self.packed, self.scale_code, self.offset_code = held.packed, None, None
         self.scale = nn.Parameter(scale.clone())
         self.offset = None if offset is None else nn.Parameter(offset.detach().clone())
+<<<<<<< HEAD
         signs = held.grid.bits == 1  # which have no grid to move on
         self.latent = None
         if codes and not signs:
             self.latent = nn.Parameter(held.codes().to(scale.dtype))
+=======
+        self.latent = nn.Parameter(held.codes().to(scale.dtype)) if codes else None
+        fixed = None if codes else held.codes()  # unpacked once, not in every step
+        self.register_buffer("fixed", fixed, persistent=False)
+>>>>>>> 63cc0c5 (Scales are trained with matrices made once a pass)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,6 +87,15 @@ class LearnedMatrix(PackedMatrix):
             self.latent.clamp_(*self.grid.codes)
         kept = self.latent[begin:end]
         return self._dequantized(_through(kept, kept.round()), slice(begin, end))
+
+    def product(self, x: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch rows"]:
+        """Return x Wᵀ; gradients reach scales and offsets, and codes that are learnt."""
+        if self.latent is not None:
+            return super().product(x)
+        found: Tensor = ScaledProduct.apply(  # type: ignore[no-untyped-call]
+            x, self.scales(), self.offsets(), self.fixed, self.grid
+        )
+        return found
 
     @torch.no_grad()
     def settled(self) -> PackedMatrix:

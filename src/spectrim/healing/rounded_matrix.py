@@ -8,15 +8,13 @@ make up for others, are the first to move back.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from spectrim.formats.packed.matrix import PackedMatrix
-from spectrim.formats.packed.scales import Grid
+from spectrim.healing.dequantized import Dequantized, in_groups, pass_dtype
 from spectrim.healing.learned_codes import LearnedMatrix
 from spectrim.model.sites import weight
 
@@ -39,7 +37,7 @@ class RoundedMatrix(LearnedMatrix):
             return
         groups = held.grid.groups(held.columns)
         scale, offset = held.scales().detach().float(), held.offsets()
-        left = _in_groups(wanted.detach().float(), groups, held.grid)
+        left = in_groups(wanted.detach().float(), groups, held.grid)
         if offset is not None:
             left = left - offset.detach().float()[..., None]
         exact = left / torch.where(scale > 0, scale, 1.0)[..., None]
@@ -51,10 +49,8 @@ class RoundedMatrix(LearnedMatrix):
         """Return x Wᵀ; gradients reach codes, scales and offsets."""
         with torch.no_grad():  # clamped in the graph, what is outside would never come back
             self.latent.clamp_(*self.grid.codes)
-        mixed = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if mixed else x.dtype
         whole: Tensor = Dequantized.apply(  # type: ignore[no-untyped-call]
-            self.latent, self.scales(), self.offsets(), self.grid, dtype
+            self.latent, self.scales(), self.offsets(), self.grid, pass_dtype(x)
         )
         return functional.linear(x, whole)
 
@@ -83,46 +79,3 @@ def _rounded_from(before: nn.Module, name: str) -> Tensor | None:
         return weight(module)
     found = None if part in SOLVED else getattr(module, part, None)
     return found if isinstance(found, Tensor) else None
-
-
-class Dequantized(torch.autograd.Function):
-    """scale round(latent) + offset, the gradient of round taken as one."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        latent: Float[Tensor, "rows columns"],
-        scale: Float[Tensor, "rows groups"],
-        offset: Float[Tensor, "rows groups"] | None,
-        grid: Grid,
-        dtype: torch.dtype,
-    ) -> Float[Tensor, "rows columns"]:
-        """Return the matrix in a dtype; latent: codes before they are rounded."""
-        codes = _in_groups(latent.round().clamp_(*grid.codes), scale.shape[1], grid)
-        ctx.save_for_backward(codes.to(torch.int8), scale)
-        ctx.grid, ctx.offset = grid, offset is not None
-        values = codes * scale[..., None]
-        if offset is not None:
-            values += offset[..., None]
-        return values.flatten(1)[:, : latent.shape[1]].to(dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of codes, scales and offsets."""
-        codes, scale = ctx.saved_tensors
-        columns = upstream[0].shape[1]
-        gradient = _in_groups(upstream[0].to(scale.dtype), scale.shape[1], ctx.grid)
-        of_offset = gradient.sum(-1) if ctx.offset else None
-        of_scale = (gradient * codes).sum(-1)
-        of_latent = (gradient * scale[..., None]).flatten(1)[:, :columns]
-        return of_latent, of_scale, of_offset, None, None
-
-
-def _in_groups(
-    matrix: Float[Tensor, "rows columns"], groups: int, grid: Grid
-) -> Float[Tensor, "rows groups size"]:
-    """Return the groups of each row, a short last one filled up with zeros."""
-    size = grid.group or matrix.shape[1]
-    if spare := groups * size - matrix.shape[1]:
-        matrix = functional.pad(matrix, (0, spare))
-    return matrix.view(len(matrix), groups, size)

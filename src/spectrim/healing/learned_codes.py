@@ -40,16 +40,12 @@ class LearnedMatrix(PackedMatrix):
         self.packed, self.scale_code, self.offset_code = held.packed, None, None
         self.scale = nn.Parameter(scale.clone())
         self.offset = None if offset is None else nn.Parameter(offset.detach().clone())
-<<<<<<< HEAD
         signs = held.grid.bits == 1  # which have no grid to move on
         self.latent = None
         if codes and not signs:
             self.latent = nn.Parameter(held.codes().to(scale.dtype))
-=======
-        self.latent = nn.Parameter(held.codes().to(scale.dtype)) if codes else None
-        fixed = None if codes else held.codes()  # unpacked once, not in every step
+        fixed = held.codes() if self.latent is None else None  # unpacked once, not in every step
         self.register_buffer("fixed", fixed, persistent=False)
->>>>>>> 63cc0c5 (Scales are trained with matrices made once a pass)
 
     @property
     def dtype(self) -> torch.dtype:

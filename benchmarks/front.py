@@ -83,8 +83,8 @@ ROWS: tuple[Row, ...] = (
         INT4,
     ),
     *(Row("CompactifAI", _of_numbers(size, TRAINS, HEAL), size) for size in (0.5, 0.4)),
-    *(Row("ours", _in_bytes(size, BITS, {"quantize": ENDS}), size) for size in SIZES),
-    *(Row("ours healed", _in_bytes(size, BITS, {"quantize": ENDS}, HEAL), size)
+    *(Row("ours", _in_bytes(size, {"equalize": {}}, BITS, {"quantize": ENDS}), size) for size in SIZES),
+    *(Row("ours healed", _in_bytes(size, {"equalize": {}}, BITS, {"quantize": ENDS}, HEAL), size)
       for size in SIZES if size < INT4),
     Row("control: dense, healed alike",
         _whole({"distil": {**HEAL["distil"], "next_token": 1.0}}), 1.0),

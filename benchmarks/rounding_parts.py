@@ -30,11 +30,13 @@ from tables import markdown
 from spectrim.model import sources
 from spectrim.model.sources import Source
 
+EQUAL = "columns alike"  # the stage equalize in front
 PARTS: dict[str, dict[str, Any]] = {
     "GPTQ": {"inputs": "dense", "cycles": 0},
+    f"+ {EQUAL}": {"inputs": "dense", "cycles": 0},
     "+ codes and scales in turn": {"inputs": "dense"},
     "+ delivered inputs": {"cycles": 0},
-    "both": {},
+    f"all, {EQUAL}": {},
 }
 MODELS = {
     "rescaled": "demo off its 4-bit grid, not turned (benchmarks/rescaled.py), bf16",
@@ -62,7 +64,7 @@ def main() -> None:
     for bits in (int(one) for one in asked.bits.split(",")):
         for label, options in PARTS.items():
             if any(part in label for part in asked.rows.split(",")):
-                recipe = _recipe(bits, options, asked.blocks)
+                recipe = _recipe(bits, options, asked.blocks, equal=EQUAL in label)
                 keep_row(
                     asked.output, blocks, label, bits,
                     lambda recipe=recipe, label=label, bits=bits: _measured(  # type: ignore[misc]
@@ -72,13 +74,13 @@ def main() -> None:
     _write(asked.output, MODELS[asked.kind], asked.windows, asked.length)
 
 
-def _recipe(bits: int, options: dict[str, Any], blocks: str) -> dict[str, Any]:
+def _recipe(bits: int, options: dict[str, Any], blocks: str, *, equal: bool) -> dict[str, Any]:
     stage = {"bits": bits, **options}
     if blocks:
         first, _, last = blocks.partition("-")
         within = "|".join(str(one) for one in range(int(first), int(last or first) + 1))
         stage["protect"] = [rf"block (?!({within})$)\d+$"]
-    return {"keep": None, "stages": [{"quantize": stage}]}
+    return {"keep": None, "stages": [*["equalize"] * equal, {"quantize": stage}]}
 
 
 def _measured(bench: Bench, row: Row) -> dict[str, Any]:

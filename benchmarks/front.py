@@ -61,6 +61,7 @@ def _of_numbers(part: float, *stages: dict[str, Any]) -> dict[str, Any]:
 
 
 PAIR = "loss_aware_svd,loss_aware_neuron_selection"
+EQUAL: dict[str, dict[str, Any]] = {"equalize": {}}
 BITS = {"factorize": {**FACTORS, "method": PAIR, "bits": [2, 3, 4, 8]}}
 ROWS: tuple[Row, ...] = (
     Row("dense bf16", None, 1.0),
@@ -83,8 +84,8 @@ ROWS: tuple[Row, ...] = (
         INT4,
     ),
     *(Row("CompactifAI", _of_numbers(size, TRAINS, HEAL), size) for size in (0.5, 0.4)),
-    *(Row("ours", _in_bytes(size, {"equalize": {}}, BITS, {"quantize": ENDS}), size) for size in SIZES),
-    *(Row("ours healed", _in_bytes(size, {"equalize": {}}, BITS, {"quantize": ENDS}, HEAL), size)
+    *(Row("ours", _in_bytes(size, EQUAL, BITS, {"quantize": ENDS}), size) for size in SIZES),
+    *(Row("ours healed", _in_bytes(size, EQUAL, BITS, {"quantize": ENDS}, HEAL), size)
       for size in SIZES if size < INT4),
     Row("control: dense, healed alike",
         _whole({"distil": {**HEAL["distil"], "next_token": 1.0}}), 1.0),

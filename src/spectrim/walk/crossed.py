@@ -18,6 +18,8 @@ from spectrim.walk.moments import matmul_precision
 from spectrim.walk.stream import Stream
 from spectrim.walk.walk import BlockWalk
 
+TINY = 1e-12  # of a mean square: what a token without any activation counts as
+
 
 @dataclass
 class Streams:
@@ -29,7 +31,11 @@ class Streams:
 
 @dataclass
 class Crossed:
-    """Moments of one input of a block: own = Σ x' x'ᵀ and across = Σ x x'ᵀ."""
+    """Moments of one input of a block: own = Σ x' x'ᵀ and across = Σ x x'ᵀ.
+
+    Every token counts alike: x and x' are divided by the root mean square of x, as a few tokens of
+    huge activations (Sun et al., 2402.17762) would else be all that is seen.
+    """
 
     own: Tensor
     across: Tensor
@@ -88,6 +94,8 @@ def _add(moments: Crossed | None, dense: Tensor, small: Tensor, mask: Tensor) ->
     exact = small.dtype == torch.bfloat16
     x = dense.reshape(-1, dense.shape[-1])[mask].float()
     y = small.reshape(-1, small.shape[-1])[mask].float()
+    size = x.square().mean(-1, keepdim=True).clamp_min(TINY).rsqrt()
+    x, y = x * size, y * size
     with matmul_precision("medium" if exact else "highest"):
         own, across = y.T @ y, x.T @ y
     if moments is None:

@@ -92,11 +92,7 @@ def choose(
     tried = left_for_maps(weights, find(skeleton), keep, SHARED) < ENOUGH
     cuts, learned = ALONE, list[dict[str, Any]]()
     if tried or minutes is not None:
-        job = open_job(_recipe(common, ALONE), source, cache, progress)
-        for stage in common["stages"]:
-            stages.get(stage.name)(job, stage.options)
-        behind = {**common, "stages": []}
-        trials = _Trials(job, behind, cache / "auto" / own(_key(job, common)))
+        trials = _Trials.of(common, open_job(_recipe(common, ALONE), source, cache, progress))
         with locked(trials.folder):
             learned = trials.learning(minutes) if minutes is not None else []
             if tried:
@@ -138,6 +134,14 @@ class _Trials:
     common: dict[str, Any]
     folder: Path
     losses: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, common: dict[str, Any], job: Job) -> _Trials:
+        """Return those of a job, behind the stages that all ways have in front."""
+        for stage in common["stages"]:
+            stages.get(stage.name)(job, stage.options)
+        folder = job.cache / "auto" / own(_key(job, common))
+        return cls(job, {**common, "stages": []}, folder)
 
     def run(self) -> None:
         """Try every way to cut.

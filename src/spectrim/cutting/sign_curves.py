@@ -29,7 +29,7 @@ from spectrim.walk.statistics import Statistics, block_statistics
 
 BITS = 0.8  # a weight, all scales included, at which a matrix is fitted
 STEPS = 12  # of LB-ADMM; the fit that is delivered loses a tenth less
-LEAST, MOST = 0.4, 2.2  # bits a weight that are offered; codes of two bits begin above
+LEAST, MOST = 0.4, 2.6  # bits a weight that are offered; codes of three bits lose less from there
 RANKS = 16  # offered ranks are multiples of it
 STEADY, EARLY = 0.8, 0.45
 """Powers of two by which the loss falls with a bit b: STEADY + EARLY / b."""

@@ -48,8 +48,8 @@ class BinaryLowRank(Quantized):
 
     @classmethod
     def largest(cls, out_features: int, in_features: int) -> int:
-        """Return the rank from which on the signs alone take two bits a weight."""
-        return 2 * out_features * in_features // (out_features + in_features)
+        """Return the rank from which on the signs alone take three bits a weight."""
+        return 3 * out_features * in_features // (out_features + in_features)
 
     def apply_factors(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return second (first (c x))."""

@@ -33,5 +33,5 @@ def refuse_unpackable(one: Decision) -> None:
     if not 0 < one.rank <= largest:
         raise SpectrimError(
             f"the plan gives {one.site} rank {one.rank}; expected 1 to {largest}, from which on "
-            "signs take as much as codes of two bits"
+            "signs take as much as codes of three bits"
         )

@@ -82,12 +82,13 @@ def test_where_much_is_left_nothing_is_tried(plain: Made, monkeypatch: pytest.Mo
 def test_what_is_chosen_lost_least_of_what_was_tried(
     plain: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    least = {"bits": "18%", "ranks, widths and bits": "19%"}
+    least = {"bits": "18%", "bits and factors of signs": "19%"}
     for best, size in least.items():
 
         def measured(job: Job, recipe: Recipe, folder: Path, best: str = best) -> float:
             assert recipe.factorize is not None
-            return 2.0 if recipe.factorize.cut == auto.CUTS[best].get("cut", True) else 3.0
+            wanted = auto.CUTS[best].get("bits", auto.BITS)
+            return 2.0 if tuple(recipe.factorize.bits) == wanted else 3.0
 
         monkeypatch.setattr(auto, "_measured", measured)
         choice = chosen(plain, f"{size} of linear bytes")
@@ -222,14 +223,14 @@ def test_the_whole_size_rounds_no_map(plain: Made) -> None:
 def test_a_way_that_cannot_be_as_small_is_passed_over(
     plain: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def only_ranks(job: object, recipe: Recipe, folder: Path) -> float:
-        if recipe.factorize is None or not recipe.factorize.cut:
+    def only_signs(job: object, recipe: Recipe, folder: Path) -> float:
+        if recipe.factorize is None or 1 not in recipe.factorize.bits:
             raise SpectrimError("cannot keep so little; keep more")
         return 2.0
 
-    monkeypatch.setattr(auto, "_measured", only_ranks)
+    monkeypatch.setattr(auto, "_measured", only_signs)
     choice = chosen(plain, "16% of linear bytes")
-    assert choice.recipe.factorize is not None and choice.recipe.factorize.cut
+    assert choice.recipe.factorize is not None and 1 in choice.recipe.factorize.bits
 
     def never(job: object, recipe: Recipe, folder: Path) -> float:
         raise SpectrimError("cannot keep so little; keep more")

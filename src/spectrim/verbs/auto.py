@@ -1,11 +1,11 @@
-"""A size in, a recipe out: bits, and ranks where they pay, and how long it may learn.
+"""A size in, a recipe out: bits, factors of signs where they pay, and how long it may learn.
 
 Of a part of the whole model's bytes, norms and biases take theirs, and embedding, head and linear
 maps share the rest; of a part of the linear maps' bytes these have all, and embedding and head go
-to 8 bits. How that is best spent on bits and ranks, map by map, is the allocator's affair, by
-losses that are estimated in seconds. Where much is left, bits alone are taken; where little is,
-cutting ranks and the widths of MLPs too is tried beside them, and the way that loses less on the
-search split is gone on with. Learning comes after that, where it is asked for: as many steps as fit
+to 8 bits. How that is best spent, map by map, is the allocator's affair, by losses that are
+estimated in seconds. Where much is left, bits alone are taken; where little is, low-rank factors of
+signs too are tried beside them, and the way that loses less on the search split is gone on with.
+Learning comes after that, where it is asked for: as many steps as fit
 into its minutes (healing/minutes.py), or fewer, where that split gains nothing more.
 """
 
@@ -40,12 +40,14 @@ from spectrim.verbs.shrink import work_folder
 
 ENDS = 8  # bits of embedding and head, where they are outside the budget
 SHARED = 4  # bits of theirs, about, where they are inside
-ENOUGH = 0.22  # of the linear maps' bytes: from here on no ranks are cut, and nothing is tried
+ENOUGH = (
+    0.22  # of the linear maps' bytes: from here on bits alone are as good, and nothing is tried
+)
 BITS = (2, 3, 4, 8)
 ALONE = "bits"
 CUTS: dict[str, dict[str, Any]] = {
     ALONE: {"cut": False},
-    "ranks, widths and bits": {"method": "loss_aware_svd,loss_aware_neuron_selection"},
+    "bits and factors of signs": {"cut": False, "bits": (1, *BITS)},
 }
 
 
@@ -101,9 +103,7 @@ def choose(
                 trials.hand_on(cuts, _recipe(common, cuts, learned), output)
                 said.append(_compared(trials.losses, cuts))
     if not tried:
-        said.append(
-            "At this size bits alone are chosen for them, map by map, and no ranks are cut."
-        )
+        said.append("At this size bits alone are chosen for them, map by map.")
     said.append(_learning(minutes, learned))
     return Choice(_recipe(common, cuts, learned), " ".join(filter(None, said)))
 

@@ -14,8 +14,9 @@ HELP = {
     "keep": "The part that stays: '80% of linear' (numbers of the linear maps inside the blocks) "
     "or '60%' (bytes of the whole model), or '25% of linear bytes' (bytes of those maps).",
     "size": "A size to reach, and nothing else to ask: '25%' (bytes of the whole model), '25% of "
-    "linear bytes', or bytes: '600MB', '1.5GiB'. Bits, and signs where little is left, are chosen "
-    "by what they cost. 25% where no other budget and nothing of a recipe is given.",
+    "linear bytes', or bytes: '600MB', '1.5GiB'. Bits, and low-rank factors of signs where "
+    "little is left, are chosen by what they cost. 25% where no other budget and nothing of a "
+    "recipe is given.",
     "fits": "As --size, by the memory that it is to run in, such as '4GB': weights, the keys and "
     "values of --context tokens, and what runs it: transformers, or llama.cpp with --for.",
     "room": "How many tokens of keys and values --fits makes room for.",

@@ -13,6 +13,7 @@ from spectrim.job.job import Job
 from spectrim.job.loss import search_loss
 from spectrim.job.opening import open_job
 from spectrim.model import sources
+from spectrim.model.equalization import Link, evened, missed
 from spectrim.model.weights import quiet
 from spectrim.stages.equalize import Options, equalize
 from tiny_folders import change_tensors
@@ -88,3 +89,48 @@ def test_whole_maps_are_needed(tmp_path: Path) -> None:
     job.sparsified = True
     with pytest.raises(SpectrimError, match="put equalize first"):
         equalize(job, Options())
+
+
+def test_a_block_of_zeros_stays_as_it_is(tmp_path: Path) -> None:
+    job = job_of(tmp_path, "llama")
+    inserted = ("layers.1.self_attn.o_proj.weight", "layers.1.mlp.down_proj.weight")
+
+    def emptied(held: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {k: one * 0 if k.endswith(inserted) else one for k, one in held.items()}
+
+    change_tensors(job.source.folder, emptied)
+    source = sources.resolve(str(job.source.folder), tmp_path / "cache")
+    with quiet():
+        job = open_job(recipe(job.source.folder, tmp_path / "text.txt"), source,
+                       tmp_path / "cache", lambda *_: None)  # fmt: skip
+        loss = search_loss(job)
+        equalize(job, Options())
+        assert search_loss(job) == pytest.approx(loss, abs=2e-4)
+
+
+def test_one_huge_token_hides_no_other() -> None:
+    hidden = torch.zeros(1, 9, 4)
+    before = torch.ones(1, 9, 4)
+    before[0, 0] = 1e6
+    after = before.clone()
+    after[0, 1:] *= 1.15  # as an activation that is linear for the huge token alone
+    assert missed(hidden, before, after) == pytest.approx(0.15, rel=1e-3)
+    assert missed(hidden, before, before) == 0
+    assert missed(hidden, before, after * torch.nan) == float("inf")
+
+
+def test_large_gains_on_top_of_one_are_not_taken_for_gains() -> None:
+    """Of (1 + w) x with w near 60, factors on w alone miss by less than a hundredth."""
+    gains = 60 + torch.rand(8, generator=torch.Generator().manual_seed(0))
+    matrix = torch.randn(6, 8, generator=torch.Generator().manual_seed(1)) * factors(8)
+    x = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(2))
+    held = {"norm.weight": gains, "map.weight": matrix}
+
+    def computed(tensors: dict[str, Tensor]) -> Tensor:
+        return x * (1 + tensors["norm.weight"]) @ tensors["map.weight"].T
+
+    link = Link("norm", ("map",), norm=True, columns_first=False)
+    zeros = torch.zeros(1, 5, 6)
+    made = evened(held, link, lambda one: missed(zeros, computed(held), computed(one)))
+    assert made is not held
+    assert missed(zeros, computed(held), computed(made)) < 1e-5

@@ -109,3 +109,8 @@ def test_the_price_falls_with_the_bits_and_counts_the_other_half(matrix: Tensor)
     assert losses[1] > own  # its signs were fitted to the even half alone
     assert factor(BITS) == 1
     assert factor(0.4) > 1.4 and 0.3 < factor(BITS + 1) < 0.6
+
+
+def test_a_matrix_of_zeros_stays_one() -> None:
+    made = binary_factors(torch.zeros(24, 16), Metric.of(None, torch.eye(16), 24), 16)
+    assert torch.equal(made.dense(), torch.zeros(24, 16))

@@ -89,3 +89,17 @@ def test_few_tokens_do_not_carry_the_factor_away(case: Case) -> None:
         _solve(case.module, case.statistics, moments)
     moved = (case.module.right() - before).norm() / before.norm()
     assert 0 < moved < 1
+
+
+def test_the_size_of_the_moments_does_not_count(case: Case) -> None:
+    """Tokens are brought to one size where inputs are measured, those of the prior are not."""
+    y = (0.7 * case.x + 0.1 * drawn(TOKENS, IN, 3)).double()
+    own, across = (y.T @ y).float(), (case.x.double().T @ y).float()
+    found = []
+    before = case.module.right().detach().clone()
+    for size in (1.0, 400.0):
+        with torch.no_grad():
+            case.module.right().copy_(before)
+            _solve(case.module, case.statistics, Crossed(size * own, size * across, TOKENS))
+        found.append(case.module.right().detach().clone())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)

@@ -106,14 +106,15 @@ def _solve(module: TwoFactors, statistics: Statistics, moments: Crossed) -> None
     """Replace the right factor V by (Uᵀ G U)⁻¹ Uᵀ G W M (A')⁻¹, drawn towards the one it has.
 
     A cut leaves V = (Uᵀ G U)⁻¹ Uᵀ G W, best where x' = x, so neither W nor G is needed again. V
-    also stands as the prior, with PRIOR times the moments of the whole calibration text; so few
-    tokens cannot carry the solution away.
+    also stands as the prior, with PRIOR times the moments of the whole calibration text, brought to
+    the size of those of x'; so few tokens cannot carry the solution away.
     """
     assert statistics.input_moment is not None
     right = module.right().detach().double()
     own = moments.own.double() / moments.tokens
     across = moments.across.double() / moments.tokens
-    prior = PRIOR * damped(statistics.input_moment, DAMPING)
+    known = damped(statistics.input_moment, DAMPING)
+    prior = PRIOR * known * (own.diagonal().mean() / known.diagonal().mean())
     wanted = SHIFT * across + (1 - SHIFT) * own + prior
     solved = torch.cholesky_solve((right @ wanted).T, cholesky(own + prior)).T
     module.right().data.copy_(solved)

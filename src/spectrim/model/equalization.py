@@ -2,13 +2,15 @@
 
 Which norm feeds which maps is seen by running a block, and whether factors do cancel is tried with
 powers of two, which floating-point numbers take without rounding: so no family needs a table, and
-where anything else reads the same inputs, or an activation lies between, nothing is changed.
+where anything else reads the same inputs, or an activation lies between, nothing is changed. What
+is made then is run once more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf, isfinite
 
 import torch
 from jaxtyping import Float
@@ -21,6 +23,7 @@ from spectrim.model.sites import Site
 PAIRS = {"up": "down", "v": "o"}  # roles of maps of which the second reads the first's outputs
 LEAST = 1e-3  # of the mean size: what a column of zeros counts as
 SAME = 1e-2  # of what a block adds to its inputs: how far bf16 may round otherwise
+TINY = 1e-20  # of a norm: what nothing at all counts as
 SEED = 7  # of the factors that are tried
 Run = Callable[[nn.Module], Tensor]
 
@@ -115,29 +118,40 @@ def _between_maps(maps: dict[str, Site], known: dict[str, nn.Module]) -> list[Li
     return found
 
 
-def unchanged(hidden: Tensor, before: Tensor, after: Tensor) -> bool:
-    """Return whether a block adds to its inputs what it added before, to a hundredth."""
-    added, missed = (before - hidden).float().norm(), (after - before).float().norm()
-    return bool(missed <= SAME * added)
+def missed(hidden: Tensor, before: Tensor, after: Tensor) -> float:
+    """Return by which part of what a block adds to its inputs it now adds something else.
+
+    The larger one of all tokens together and of the median token, as one of huge states hides all
+    others in the sum. Infinite where it is no number.
+    """
+    added, lost = ((one.float()).flatten(0, -2) for one in (before - hidden, after - before))
+    parts = lost.norm(dim=1) / added.norm(dim=1).clamp_min(TINY)
+    found = max(float(parts.median()), float(lost.norm() / added.norm().clamp_min(TINY)))
+    return found if isfinite(found) else inf
 
 
 def evened(
-    tensors: dict[str, Tensor], link: Link, computes: Callable[[dict[str, Tensor]], bool]
+    tensors: dict[str, Tensor], link: Link, miss: Callable[[dict[str, Tensor]], float]
 ) -> dict[str, Tensor]:
     """Return the tensors of a block with columns of one size behind a link, where that is exact.
 
-    computes: whether a block of these tensors computes what it did.
+    miss: how far a block of these tensors is from what it computed, as ``missed`` says it.
     """
     needed = [f"{name}.weight" for name in (link.before, *link.readers)]
     if any(name not in tensors for name in needed):  # a part of a packed tensor
         return tensors
     sizes = link.gathered(_column_sizes(tensors, link))
-    tried = torch.randint(0, 2, sizes.shape, generator=torch.Generator().manual_seed(SEED))
-    for unit in (0.0, 1.0) if link.norm else (0.0,):
-        one = replace(link, unit=unit)
-        if computes(scaled(tensors, one, 2.0 ** tried.to(sizes.dtype))):
-            return scaled(tensors, one, sizes / sizes.log().mean().exp())
-    return tensors
+    if not bool(sizes.isfinite().all()) or not bool((sizes > 0).all()):  # a map of zeros
+        return tensors
+    drawn = torch.randint(0, 2, sizes.shape, generator=torch.Generator().manual_seed(SEED))
+    tried = 2.0 ** drawn.to(sizes.dtype)
+    units = [replace(link, unit=unit) for unit in ((0.0, 1.0) if link.norm else (0.0,))]
+    misses = [miss(scaled(tensors, one, tried)) for one in units]
+    if min(misses) > SAME:
+        return tensors
+    best = units[misses.index(min(misses))]
+    made = scaled(tensors, best, sizes / sizes.log().mean().exp())
+    return made if miss(made) <= SAME else tensors
 
 
 def scaled(

@@ -112,11 +112,21 @@ def binary_factors(
     steps: of LB-ADMM. cycles: of flips and scales after it. The same arguments give the same signs.
     """
     matrix = matrix.float()
+    if not bool(matrix.any()):  # of which nothing can be fitted
+        return _nothing(matrix, rank)
     found = scaled(matrix, metric, admm(matrix, metric, rank, steps))
     for _ in range(cycles):
         found = flipped_both(matrix, metric, found)
         found = scaled(matrix, metric, found)
     return found
+
+
+def _nothing(matrix: Float[Tensor, "out in"], rank: int) -> BinaryFactors:
+    """Return the factors of a matrix of zeros: any signs, scales of zero."""
+    rows, columns = matrix.shape
+    signs = [matrix.new_ones(each, rank) for each in (rows, columns)]
+    scales = [matrix.new_zeros(each) for each in (rows, rank, columns)]
+    return BinaryFactors(signs[0], signs[1], *scales)
 
 
 def flipped_both(

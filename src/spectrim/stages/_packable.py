@@ -24,6 +24,11 @@ def refuse_unpackable(one: Decision) -> None:
         )
     if one.bits > 1:
         return
+    if one.group or not one.symmetric:
+        raise SpectrimError(
+            f"the plan stores {one.site} in signs in groups of {one.group}; set its group to 0 and "
+            "symmetric to true"
+        )
     if one.format != "dense":
         raise SpectrimError(
             f"the plan stores {one.site}, a {one.format}, in signs, which whole matrices are; "

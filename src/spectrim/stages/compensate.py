@@ -112,7 +112,7 @@ def _compensate_block(
     dense = job.reference(place)
     for site in job.block_sites(place):
         decision, path = job.plan[site.name], site.name.removeprefix(place.prefix)
-        if decision.format != "dense" or decision.correction:
+        if decision.format != "dense" or decision.bits == 1 or decision.correction:
             continue
         here = options.model_copy(update={"rank": _rank(job, decision, options)})
         wanted = matrix_of(dense.get_submodule(path)).float()

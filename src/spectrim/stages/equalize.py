@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectrim.errors import SpectrimError
 from spectrim.job.job import Job
 from spectrim.job.remake import remake
-from spectrim.model.equalization import evened, links_of, unchanged
+from spectrim.model.architectures import Place
+from spectrim.model.equalization import evened, links_of, missed
 from spectrim.model.experts import load_block
 from spectrim.recipe.options import Part
 from spectrim.text.tokens import Tokens
@@ -27,7 +28,7 @@ REFUSES = {
     "damage": "equalize takes a model with whole maps; put equalize first",
 }
 TOKENS = 64  # of the calibration text, on which a block has to compute what it did
-VERSION = 1  # of what is done, for the model that is kept
+VERSION = 2  # of what is done, for the model that is kept
 
 
 class Options(Part):
@@ -42,30 +43,41 @@ def equalize(job: Job, options: Options) -> None:
     """
     if job.blocks is not None or job.sparsified:
         raise SpectrimError(REFUSES["changed maps"])
-    remake(job, ("equalize", VERSION), {}, _blocks(job))
+    remake(job, ("equalize", VERSION, _tokens(job).digest()), {}, _blocks(job))
+
+
+def _tokens(job: Job) -> Tokens:
+    """Return what blocks are run on."""
+    text = job.splits.calibration
+    return Tokens(text.ids[:1, :TOKENS], text.mask[:1, :TOKENS])
 
 
 def _blocks(job: Job) -> Iterator[dict[str, Tensor]]:
     """Yield the tensors of one block after the other, by their names in the model."""
-    text = job.splits.calibration
-    walk = job.walk(Tokens(text.ids[:1, :TOKENS], text.mask[:1, :TOKENS]))
-    stream, places = Stream(walk), job.each_block()
+    stream, places = Stream(job.walk(_tokens(job))), job.each_block()
     for done, place in enumerate(places, start=1):
         stream = stream.reach(place)
-        dense = walk.block(place)
-        sites = job.block_sites(place)
-        behind, links = links_of(dense, lambda block: stream.run(block, place, 0), sites, place)  # noqa: B023
-        tensors = dict(walk.weights.read_prefix(place.prefix))
-        empty = walk.blocks(place.stack)[place.index]
-
-        def computes(changed: dict[str, Tensor]) -> bool:
-            block = load_block(empty, changed, walk.dtype, job.architecture.experts)  # noqa: B023
-            with torch.no_grad():
-                found = stream.run(block, place, 0)  # noqa: B023
-            return unchanged(stream.hidden[0], behind, found)  # noqa: B023
-
-        for link in links:
-            tensors = evened(tensors, link, computes)
+        tensors, behind = _evened(job, stream, place)
         yield {place.prefix + name: tensor for name, tensor in tensors.items()}
         stream = stream.with_hidden({0: behind})
         job.progress(done, len(places), "making columns alike")
+
+
+def _evened(job: Job, stream: Stream, place: Place) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the tensors of a block with columns alike, and the states behind it."""
+    walk, hidden = stream.walk, stream.hidden[0]
+    tensors = dict(walk.weights.read_prefix(place.prefix))
+    empty = walk.blocks(place.stack)[place.index]
+
+    def run(block: nn.Module) -> Tensor:
+        return stream.run(block, place, 0)
+
+    def miss(changed: dict[str, Tensor]) -> float:
+        block = load_block(empty, changed, walk.dtype, job.architecture.experts)
+        with torch.no_grad():
+            return missed(hidden, behind, run(block))
+
+    behind, links = links_of(walk.block(place), run, job.block_sites(place), place)
+    for link in links:
+        tensors = evened(tensors, link, miss)
+    return tensors, behind

@@ -18,7 +18,7 @@ from spectrim.walk.moments import matmul_precision
 from spectrim.walk.stream import Stream
 from spectrim.walk.walk import BlockWalk
 
-TINY = 1e-12  # of a mean square: what a token without any activation counts as
+LEAST = 1e-3  # of the mean square of all tokens: what a token of smaller ones counts as
 
 
 @dataclass
@@ -94,7 +94,8 @@ def _add(moments: Crossed | None, dense: Tensor, small: Tensor, mask: Tensor) ->
     exact = small.dtype == torch.bfloat16
     x = dense.reshape(-1, dense.shape[-1])[mask].float()
     y = small.reshape(-1, small.shape[-1])[mask].float()
-    size = x.square().mean(-1, keepdim=True).clamp_min(TINY).rsqrt()
+    squares = x.square().mean(-1, keepdim=True)
+    size = (squares + LEAST * squares.mean()).clamp_min(torch.finfo(x.dtype).tiny).rsqrt()
     x, y = x * size, y * size
     with matmul_precision("medium" if exact else "highest"):
         own, across = y.T @ y, x.T @ y

@@ -33,11 +33,6 @@ def square(kept: Float[Tensor, " kept"], size: int) -> Float[Tensor, "size size"
     return matrix
 
 
-def kept_of(size: int) -> int:
-    """Return how many numbers are kept of a matrix of so many rows."""
-    return sum((b - a) * (size - a) for a, b in _edges(size))
-
-
 def _edges(size: int) -> list[tuple[int, int]]:
     """Return where each band begins and ends."""
     step = max(WIDTH, math.ceil(size / BANDS))

@@ -10,11 +10,12 @@ calibration text and priced on all of it. Then the loss of other texts is measur
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from calibrated import calibrated
 from measuring import (
     arguments,
     commits_of,
@@ -24,8 +25,10 @@ from measuring import (
     publish,
     read_arguments,
     texts_of,
+    two_halves,
 )
 from one_line_errors import told
+from rescaled import write_rescaled
 from torch import Tensor, nn
 
 from spectrim.formats import make_format
@@ -34,9 +37,13 @@ from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.formats.packed.scales import Grid
 from spectrim.formats.quantized_low_rank import QuantizedLowRank
 from spectrim.job.job import Job
+from spectrim.job.opening import open_job
 from spectrim.methods.loss_aware_svd import loss_aware_svd
+from spectrim.model import sources
 from spectrim.model.architectures import Place
 from spectrim.model.sites import weight
+from spectrim.recipe.recipe import Recipe
+from spectrim.report.progress import shown
 from spectrim.rounding.binary_factors import Metric, binary_factors
 from spectrim.rounding.few_bits import Rounding, quantized_pieces
 from spectrim.walk.moments import Damping, expected_loss, of_all_text
@@ -51,13 +58,15 @@ STEPS = 60  # of the diagonal fit, which has no flips behind it
 def main() -> None:
     """Replace, price and measure block by block, resuming, and write binary_factors.json."""
     parser = arguments(__doc__)
-    parser.add_argument("--model", help="the dense model; by default output/rescaled")
+    parser.add_argument("--model", type=Path, help="the dense model; by default output/rescaled")
     parser.add_argument("--tokens", default="16x1024", help="of the calibration text")
     parser.add_argument("--blocks", default="14", help="numbers, joined by commas")
     parser.add_argument("--bits", default="1.6,0.8", help="a weight, scales included")
     parser.add_argument("--windows", type=int, default=2, help="of 512 tokens, of each text")
     asked = read_arguments(parser)
-    job, second, name = calibrated(asked)
+    job = opened(asked)
+    _, second = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
+    name = job.source.folder.name
     texts = texts_of(job.source, second, asked.data, asked.windows, 512)
     walks = {text: job.walk(windows) for text, windows in texts.items()}
     keep_row(asked.output, name, "dense", 1.0, lambda: losses(walks, None, {}))
@@ -70,6 +79,20 @@ def main() -> None:
                          lambda place=place, bits=bits, way=way:  # type: ignore[misc]
                          row_of(job, walks, place, bits, way))  # fmt: skip
     _write(asked.output, name, asked.windows)
+
+
+def opened(asked: argparse.Namespace) -> Job:
+    """Return a job calibrated on the text that ships with the package."""
+    folder = asked.model
+    if folder is None:
+        folder = asked.output / "rescaled"
+        write_rescaled(folder, asked.cache, asked.data)
+    recipe = Recipe.build(None, {"model": str(folder), "calibration.tokens": asked.tokens})
+    with shown() as progress:
+        job = open_job(recipe, sources.resolve(str(folder), asked.cache), asked.cache, progress)
+        job.statistics()
+    job.progress = lambda done, total, what: None
+    return job
 
 
 def row_of(job: Job, walks: dict[str, Any], place: Place, bits: float, way: str) -> dict[str, Any]:
@@ -186,7 +209,8 @@ def _write(output: Any, name: str, windows: int) -> None:
             output, "binary_factors", rows, commit=commits_of(known.values()),
             model="demo off its 4-bit grid (benchmarks/rescaled.py), bf16",
             windows=f"512 tokens: {windows} of each text",
-            note="Calibrated on mixed text; the maps of one block are replaced, all else is dense.",
+            note="Calibrated on the text that ships with the package. The maps of one block are "
+            "replaced, all else is dense.",
         )
     )  # fmt: skip
 

@@ -152,9 +152,9 @@ def coded(matrix: Tensor, chosen: Statistics, size: int) -> Iterator[tuple[Tenso
             continue
         module = make_format("low_rank", (*shape, rank), cut.pieces, None, torch.float32)
         made = QuantizedLowRank(shape[1], shape[0], rank, bias=False, grid=grid)
-        pieces = quantized_pieces(module, chosen.loss_inputs, Rounding(grid, torch.bfloat16))
         with torch.no_grad():
-            made.take(pieces)
+            rounding = Rounding(grid, torch.bfloat16)
+            made.take(quantized_pieces(module, chosen.loss_inputs, rounding))
         yield made.dense().detach(), held(rank)
 
 

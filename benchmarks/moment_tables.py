@@ -1,4 +1,4 @@
-"""The tables of benchmarks/moments.py: losses by the moment that GPTQ rounds with, and prices."""
+"""The tables of moments.py and binary_factors.py: losses by what is rounded with, and prices."""
 
 from __future__ import annotations
 
@@ -18,4 +18,15 @@ def moments(rows: list[dict[str, Any]]) -> list[list[str]]:
         lines.append(
             [str(row["bits"]), row["kind"], *cells, f"{mean:.3f}", f"{row['fitted']:.3f}", held_out]
         )
+    return lines
+
+
+def binary_factors(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the lines of the table of factors of signs, the head first."""
+    names = list(rows[0]["excess"])
+    lines = [["block", "bits a weight", "stored as", *names, "mean", "predicted"]]
+    for row in rows:
+        cells = [around(row["excess"][name]) for name in names]
+        about = [str(row["block"]), f"{row['bits']:.2f}", row["label"]]
+        lines.append([*about, *cells, f"{row['mean']:.4f}", f"{row['predicted']:.4f}"])
     return lines

@@ -122,7 +122,7 @@ def _common(asked: Recipe, keep: Keep) -> dict[str, Any]:
 
 def _key(job: Job, common: dict[str, Any]) -> str:
     return key_of(
-        "auto", 5, job.statistics_key, job.splits.search.digest(), common["keep"], common["seed"]
+        "auto", 6, job.statistics_key, job.splits.search.digest(), common["keep"], common["seed"]
     )
 
 

@@ -24,9 +24,9 @@ def moments(rows: list[dict[str, Any]]) -> list[list[str]]:
 def binary_factors(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Return the lines of the table of factors of signs, the head first."""
     names = list(rows[0]["excess"])
-    lines = [["block", "bits a weight", "stored as", *names, "mean", "predicted"]]
+    lines = [["block", "bits asked", "bits a weight", "stored as", *names, "mean", "predicted"]]
     for row in rows:
         cells = [around(row["excess"][name]) for name in names]
-        about = [str(row["block"]), f"{row['bits']:.2f}", row["label"]]
+        about = [str(row["block"]), f"{row['asked']:g}", f"{row['bits']:.2f}", row["label"]]
         lines.append([*about, *cells, f"{row['mean']:.4f}", f"{row['predicted']:.4f}"])
     return lines

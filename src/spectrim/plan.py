@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -219,6 +219,15 @@ class Decision:
         return self.stored_as != "dense"
 
 
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "no whole number"),
+    "float": ((int, float), "no number"),
+    "bool": ((bool,), "neither true nor false"),
+    "str": ((str,), "no text"),
+}
+"""Of the fields of a decision: what JSON may hold there, and what is said of anything else."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """All decisions, and what is needed to take them again: ``about`` names model, method, text."""
@@ -277,9 +286,14 @@ class Plan:
 
 
 def _decision(entry: dict[str, Any]) -> Decision:
-    for name in ("rank", "out_features", "in_features"):
-        if not isinstance(entry[name], int):
-            raise ValueError(f"{name} of {entry['site']} is {entry[name]!r} and no whole number")
+    """Return a decision as it was read; ValueError where a field is of another kind."""
+    for known in fields(Decision):
+        kinds, called = KINDS[str(known.type)]
+        value = (
+            entry[known.name] if known.default is MISSING else entry.get(known.name, known.default)
+        )
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise ValueError(f"{known.name} of {entry['site']} is {value!r} and {called}")
     return Decision(**entry)
 
 

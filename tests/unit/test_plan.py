@@ -190,6 +190,17 @@ def test_what_is_no_plan_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, said) == f"{file} is not a plan ('rank'); expected plan.json"
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rank", True), ("group", "a"), ("group", None), ("bits", None), ("predicted_loss", "x"),
+     ("block", "x"), ("format", 5), ("symmetric", 1)],
+)  # fmt: skip
+def test_a_field_of_another_kind_is_refused(tmp_path: Path, field: str, value: object) -> None:
+    said = json.loads(plan().to_json())
+    said["decisions"][0][field] = value
+    assert f"({field} of a.q is {value!r} and " in refused(tmp_path, said)
+
+
 @pytest.mark.parametrize(("cuts", "points"), [(1, 64), (5, 64), (64, 64), (65, 64), (1000, 64)])
 def test_a_thinned_curve_keeps_its_ends_and_its_order(cuts: int, points: int) -> None:
     whole = Curve((SITES[0],), torch.arange(1, cuts + 1), torch.arange(cuts).double(),

@@ -143,7 +143,7 @@ class ShrinkOptions:
             memory, engine = parse_bytes(self.fits, "fits"), self.target or TRANSFORMERS
             return Size(memory=memory, context=self.context, engine=engine)
         if self.size is not None or self._sized:
-            return given.size(self.size or SIZE)
+            return given.size(SIZE if self.size is None else self.size)
         return None
 
     @property

@@ -38,6 +38,13 @@ CASES = {
              for role in "qkvo"},
 }  # fmt: skip
 
+KEPT = {"gpt2": 0.8, "bart": 0.8}  # else 0.88: queries and keys cost less, and are cut first
+
+
+def kept_of(made: Made) -> float:
+    """Return the part of the linear maps that the budget leaves."""
+    return KEPT.get(made.family, 0.88)
+
 
 def asked(made: Made, **options: object) -> object:
     options = {
@@ -45,7 +52,7 @@ def asked(made: Made, **options: object) -> object:
         "split_fused": True,
         "rank_multiple": 1,
     } | options
-    return recipe(made.source, made.text, "88% of linear", **options)
+    return recipe(made.source, made.text, f"{100 * kept_of(made):g}% of linear", **options)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -89,7 +96,7 @@ def test_what_is_counted_is_what_the_files_hold(made: Made) -> None:
         assert numbers == one.stored < one.dense
     plan = plan_of(made.small)
     kept = sum(one.stored for one in plan.decisions)
-    assert kept <= 0.88 * sum(one.dense for one in plan.decisions)
+    assert kept <= kept_of(made) * sum(one.dense for one in plan.decisions)
     assert multiply_adds(from_pretrained(made, made.small)).linear == kept
 
 

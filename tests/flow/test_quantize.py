@@ -234,7 +234,7 @@ WRONG = [
         {},
         "bits of stage quantize cannot be 5; it should be 2, 3, 4 or 8",
     ),
-    ([QUANTIZE], {"bits": 5}, "the plan stores .* in 5 bits in groups of 32; expected 2, 3, 4"),
+    ([QUANTIZE], {"bits": 5}, "the plan stores .* in 5 bits in groups of 32; expected 1, 2, 3, 4"),
     ([CUT], {}, "the plan stores .* in 4 bits, but the recipe has no stage quantize; add it"),
 ]
 

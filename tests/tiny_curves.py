@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from spectrim.curve import Curve, Group
 from spectrim.model.sites import Site
-from spectrim.plan import Curve, Group
 
 FULL = 20
 DENSE_LOSS = 3.0

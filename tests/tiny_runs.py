@@ -20,6 +20,7 @@ from transformers import (
 )
 
 import spectrim
+from spectrim.curve import Curve
 from spectrim.cutting import trial
 from spectrim.cutting.allocation import allocate, units
 from spectrim.formats.packed import entropy
@@ -27,7 +28,7 @@ from spectrim.job.job import Job
 from spectrim.model import sources
 from spectrim.model.sources import Source
 from spectrim.model.weights import quiet
-from spectrim.plan import Curve, Decision, Plan
+from spectrim.plan import Decision, Plan
 from spectrim.recipe.options import Factorize
 from spectrim.recipe.recipe import Recipe
 from spectrim.verbs.shrink import shrink as whole_shrink
@@ -66,6 +67,13 @@ def recipe(source: Path, text: Path, keep: str = "70% of linear", **factorize: o
         **{f"factorize.{name}": value for name, value in factorize.items()},
     }
     return Recipe.build(None, changes)
+
+
+def without_stages(made: Made) -> Recipe:
+    """Return what a size is chosen for: a model and its text, and no stages."""
+    return Recipe.model_validate(
+        {"model": str(made.source), "calibration": {"text": str(made.text), "tokens": TOKENS}}
+    )
 
 
 def shrink(asked: Recipe, output: Path, plan: Path | None = None) -> Path:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from spectrim.allocators import Measure, allocators
+from spectrim.curve import Curve
 from spectrim.errors import SpectrimError
 from spectrim.model.sites import Site
-from spectrim.plan import Curve
 
 NAMES = allocators.names()
 MEASURING = [name for name in NAMES if allocators.constant(name, "MEASURES")]

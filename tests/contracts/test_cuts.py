@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from spectrim.curve import Group
 from spectrim.cutting.currency import currency_losses
 from spectrim.formats import FactoredLinear, formats, low_rank_formats, make_format
 from spectrim.formats.autoencoder import Autoencoder
 from spectrim.methods import Decomposition, methods
 from spectrim.model.sites import Site
-from spectrim.plan import Group
 from spectrim.walk.moments import Damping
 from spectrim.walk.statistics import Statistics
 from tiny_heads import HEAD_DIM, through_heads

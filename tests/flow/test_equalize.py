@@ -13,9 +13,9 @@ from spectrim.job.job import Job
 from spectrim.job.loss import search_loss
 from spectrim.job.opening import open_job
 from spectrim.model import sources
-from spectrim.model.equalization import Link, evened, missed
 from spectrim.model.weights import quiet
 from spectrim.stages.equalize import Options, equalize
+from spectrim.walk.equalization import Link, evened, missed
 from tiny_folders import change_tensors
 from tiny_models import FAMILIES
 from tiny_runs import family_folder, recipe, write_text

@@ -8,22 +8,16 @@ from spectrim.errors import SpectrimError
 from spectrim.metrics.size import bytes_of_weights
 from spectrim.model.runtime import Size
 from spectrim.model.weights import quiet
-from spectrim.recipe.recipe import Keep, Recipe
+from spectrim.recipe.recipe import Keep
 from spectrim.verbs import auto
 from spectrim.verbs.search import Front, search
-from tiny_runs import TOKENS, Made, make, plan_of
+from tiny_runs import Made, make, plan_of, without_stages
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Return a tiny llama, its cache shared by all runs."""
     return make("llama", tmp_path_factory.mktemp("fronts"))
-
-
-def asked(made: Made) -> Recipe:
-    return Recipe.model_validate(
-        {"model": str(made.source), "calibration": {"text": str(made.text), "tokens": TOKENS}}
-    )
 
 
 def test_a_front_is_gone_on_with_and_ends_in_one_page(
@@ -36,8 +30,9 @@ def test_a_front_is_gone_on_with_and_ends_in_one_page(
     def searched(minutes: float | None) -> Front:
         with quiet():
             return search(
-                asked(plain), [Keep.parse("60%"), Keep.parse("45%")], front, minutes=minutes,
-                cache=plain.folder / "cache", progress=lambda done, total, what: None,
+                without_stages(plain), [Keep.parse("60%"), Keep.parse("45%")], front,
+                minutes=minutes, cache=plain.folder / "cache",
+                progress=lambda done, total, what: None,
             )  # fmt: skip
 
     first = searched(1e-9)
@@ -59,14 +54,14 @@ def test_a_front_is_gone_on_with_and_ends_in_one_page(
 
 def test_sizes_of_a_front_may_be_bytes(plain: Made) -> None:
     found = search(
-        asked(plain), [Size(bytes=600_000)], plain.folder / "bytes", minutes=1e-9,
+        without_stages(plain), [Size(bytes=600_000)], plain.folder / "bytes", minutes=1e-9,
         cache=plain.folder / "cache", progress=lambda done, total, what: None,
     )  # fmt: skip
     assert [str(size) for size in found.left] == ["0.6 MB"]
 
 
 def test_a_front_of_another_model_is_not_taken_for_ones_own(plain: Made) -> None:
-    other = asked(plain).model_copy(update={"seed": 7})
+    other = without_stages(plain).model_copy(update={"seed": 7})
     with pytest.raises(SpectrimError, match="made with another seed"):
         search(
             other, [Keep.parse("60%")], plain.folder / "front", minutes=None,

@@ -21,7 +21,7 @@ from spectrim.verbs import auto
 from spectrim.verbs.auto import Choice
 from spectrim.verbs.room import refuse_too_small
 from spectrim.verbs.shrink import shrink
-from tiny_runs import TOKENS, Made, from_pretrained, make, plan_of
+from tiny_runs import Made, from_pretrained, make, plan_of, without_stages
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +30,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make("llama", tmp_path_factory.mktemp("sizes"))
 
 
-def asked(made: Made) -> Recipe:
-    return Recipe.model_validate(
-        {"model": str(made.source), "calibration": {"text": str(made.text), "tokens": TOKENS}}
-    )
-
-
 def chosen(made: Made, size: str, minutes: float | None = None) -> Choice:
     with quiet():
         return auto.choose(
-            asked(made), Keep.parse(size), made.folder / "chosen", cache=made.folder / "cache",
-            progress=lambda done, total, what: None, minutes=minutes,
+            without_stages(made), Keep.parse(size), made.folder / "chosen",
+            cache=made.folder / "cache", progress=lambda done, total, what: None, minutes=minutes,
         )  # fmt: skip
 
 
@@ -197,7 +191,7 @@ def test_a_folder_of_ones_own_is_refused_before_the_trials(
     monkeypatch.setattr(auto, "open_job", never)
     with pytest.raises(SpectrimError, match="was not written by spectrim shrink"), quiet():
         auto.choose(
-            asked(plain), Keep.parse("40%"), tmp_path, cache=plain.folder / "cache",
+            without_stages(plain), Keep.parse("40%"), tmp_path, cache=plain.folder / "cache",
             progress=lambda done, total, what: None,
         )  # fmt: skip
 
@@ -206,7 +200,7 @@ def test_what_of_a_memory_is_not_for_weights_is_told(plain: Made) -> None:
     size = Size(memory=650_000_000, context=32)
     with quiet():
         choice = auto.choose(
-            asked(plain), size, plain.folder / "fits", cache=plain.folder / "cache",
+            without_stages(plain), size, plain.folder / "fits", cache=plain.folder / "cache",
             progress=lambda done, total, what: None,
         )  # fmt: skip
     assert choice.why.startswith("Of 650.0 MB, 20.") and "transformers, which runs it" in choice.why

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spectrim.curve import Group
 from spectrim.cutting.groups import groups
 from spectrim.formats import make_format
 from spectrim.methods import Decomposition, methods
 from spectrim.model.architectures import architecture_of
 from spectrim.model.fused import split_fused
 from spectrim.model.sites import bias, find, module, replace, weight
-from spectrim.plan import Group
 from spectrim.recipe.options import Factorize
 from spectrim.walk.moments import Damping
 from spectrim.walk.statistics import Statistics

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from spectrim.allocators import Measure, allocators
+from spectrim.curve import Curve
 from spectrim.model.sites import Site
-from spectrim.plan import Curve
 from tiny_curves import Truth, spectrum, spent
 
 

@@ -10,10 +10,11 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from spectrim.curve import Curve, Group
 from spectrim.cutting.mixture import PLAIN, SCALED, mixed, present, restored, scaled
 from spectrim.job.job import Budget, Job
 from spectrim.model.sites import Site
-from spectrim.plan import Curve, Decision, Group
+from spectrim.plan import Decision
 from spectrim.recipe.options import Factorize
 
 SIDE, BLOCKS, DENSE = 16, 4, 3.0

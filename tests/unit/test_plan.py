@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from spectrim.curve import Curve, Group
 from spectrim.cutting.curves import thin
 from spectrim.cutting.replay import check, named, with_consequences
 from spectrim.errors import SpectrimError
 from spectrim.model.sites import Site
-from spectrim.plan import Curve, Decision, Group, Plan
+from spectrim.plan import Decision, Plan
 
 SITES = [Site("a.q", 0, "q", 12, 8), Site("a.k", 0, "k", 4, 8), Site("b.q", 1, "q", 12, 8)]
 

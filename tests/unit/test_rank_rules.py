@@ -7,8 +7,8 @@ import torch
 
 from spectrim.allocators import allocators
 from spectrim.allocators.knee import knee_of
+from spectrim.curve import Curve, Group
 from spectrim.model.sites import Site
-from spectrim.plan import Curve, Group
 from tiny_curves import FULL, curve, ranks, spectrum, spent
 
 # by share

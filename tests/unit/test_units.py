@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from spectrim.curve import Curve, Group
 from spectrim.cutting.allocation import _united
 from spectrim.model.sites import Site
-from spectrim.plan import Curve, Group
 
 ALONE = {role: Site(f"0.{role}", 0, role, 8, 8) for role in "qkvo"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from spectrim.plan import Curve
+from spectrim.curve import Curve
 
 HALVINGS = 100  # of the range of the number: as fine as float64
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spectrim.allocators import Measure
 from spectrim.allocators._spending import dense, largest, spent
-from spectrim.plan import Curve
+from spectrim.curve import Curve
 
 
 def break_even(curves: list[Curve], budget: float, measure: Measure | None = None) -> list[int]:

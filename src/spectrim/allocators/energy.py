@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spectrim.allocators import Measure
 from spectrim.allocators._spending import largest
-from spectrim.plan import Curve
+from spectrim.curve import Curve
 
 
 def energy(curves: list[Curve], budget: float, measure: Measure | None = None) -> list[int]:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spectrim.allocators import Measure
-from spectrim.plan import Curve
+from spectrim.curve import Curve
 
 
 def global_(curves: list[Curve], budget: float, measure: Measure | None = None) -> list[int]:

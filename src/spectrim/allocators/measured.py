@@ -8,7 +8,7 @@ from spectrim.allocators import Measure, needed
 from spectrim.allocators._spending import dense, spent
 from spectrim.allocators.global_ import global_
 from spectrim.allocators.uniform import uniform
-from spectrim.plan import Curve
+from spectrim.curve import Curve
 
 MEASURES = True
 ROUNDS = 2

@@ -6,7 +6,7 @@ from math import exp, log
 
 from spectrim.allocators import Measure, needed
 from spectrim.allocators._spending import dense, largest, spent
-from spectrim.plan import Curve
+from spectrim.curve import Curve
 
 MEASURES = True
 FACTOR = 1.005  # of the dense model's perplexity, for each site alone

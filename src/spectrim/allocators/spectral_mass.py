@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spectrim.allocators import Measure
 from spectrim.allocators.energy import by_share
-from spectrim.plan import Curve
+from spectrim.curve import Curve
 
 
 def spectral_mass(curves: list[Curve], budget: float, measure: Measure | None = None) -> list[int]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from spectrim.allocators import Measure, needed
 from spectrim.allocators._spending import dense, spent
 from spectrim.allocators.global_ import global_
-from spectrim.plan import Curve
+from spectrim.curve import Curve
 
 MEASURES = True
 PARTS = (0.05, 0.1, 0.25, 0.5, 0.75)  # of the dense size: what is tried, from aggressive to mild

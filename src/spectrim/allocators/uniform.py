@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spectrim.allocators import Measure
-from spectrim.plan import Curve
+from spectrim.curve import Curve
 
 
 def uniform(curves: list[Curve], budget: float, measure: Measure | None = None) -> list[int]:

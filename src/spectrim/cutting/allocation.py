@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from spectrim.allocators import Measure, allocators
+from spectrim.curve import Curve
 from spectrim.cutting.curves import dense_curve, envelope, read_curves, undominated
 from spectrim.errors import SpectrimError
 from spectrim.job.job import Job
 from spectrim.model.sites import Site
-from spectrim.plan import Curve, Decision, Plan
+from spectrim.plan import Decision, Plan
 from spectrim.recipe.options import Factorize
 
 Pick = tuple[Curve, int]

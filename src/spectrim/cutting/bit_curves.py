@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spectrim.curve import Curve, Group
 from spectrim.cutting.bit_losses import RoundingLosses, grids, packable, quantised_ranks
 from spectrim.cutting.curves import dense_curve
 from spectrim.formats.packed.scales import Grid
 from spectrim.job.job import Job, inner_sites
 from spectrim.model.sites import protected
-from spectrim.plan import Curve, Group
 from spectrim.recipe.options import Factorize
 
 Cut = tuple[int, int, float, Grid]

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from spectrim.curve import Group
 from spectrim.cutting.bit_estimates import estimated_losses
 from spectrim.cutting.decompose import decompositions, pieces_of, reached
 from spectrim.cutting.groups import centred, groups
@@ -22,7 +23,7 @@ from spectrim.formats.packed.scales import Grid
 from spectrim.job.job import Job
 from spectrim.model.architectures import Place
 from spectrim.model.sites import Site, bias
-from spectrim.plan import Decision, Group, left_dense
+from spectrim.plan import Decision, left_dense
 from spectrim.recipe.options import Factorize
 from spectrim.rounding.few_bits import FORMATS, Rounding, narrowed, rounding_loss
 from spectrim.walk.statistics import block_statistics

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from spectrim.curve import Curve, Group
 from spectrim.cutting.decompose import Offer, offers
 from spectrim.cutting.groups import groups
 from spectrim.formats.packed.scales import Grid
 from spectrim.job.job import Job, inner_sites
 from spectrim.model.sites import Site, protected
-from spectrim.plan import Curve, Group
 from spectrim.recipe.options import Factorize
 
 T = TypeVar("T")

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from spectrim.curve import Group
 from spectrim.cutting.currency import currency_losses
 from spectrim.cutting.groups import centred, groups, needs
 from spectrim.cutting.held_out import Prices, held_out_prices, priced_apart, scaled
@@ -23,7 +24,6 @@ from spectrim.methods import Decomposition, methods
 from spectrim.methods.loss_aware_svd import loss_aware_svd
 from spectrim.model.architectures import Place
 from spectrim.model.sites import Site, bias, weight
-from spectrim.plan import Group
 from spectrim.recipe.options import Factorize
 from spectrim.walk.moments import Damping
 from spectrim.walk.statistics import Statistics, block_statistics, without_tokens

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spectrim.curve import Curve, Group
 from spectrim.cutting.tables import (
     Words,
     divergence_of_words,
@@ -31,7 +32,7 @@ from spectrim.formats import formats
 from spectrim.formats.packed.scales import Grid
 from spectrim.job.job import Job, end_sites
 from spectrim.model.sites import Site, protected, tied
-from spectrim.plan import Curve, Decision, Group
+from spectrim.plan import Decision
 from spectrim.recipe.options import Factorize
 from spectrim.rounding.embedding_and_head import GRIDS, TableRounding, row_factor
 from spectrim.text.tokens import Tokens

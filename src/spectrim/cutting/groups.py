@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from spectrim.curve import Group
 from spectrim.methods import methods
 from spectrim.model.sites import Site
-from spectrim.plan import Group
 from spectrim.recipe.options import Factorize
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from spectrim.allocators.measured import MOST
+from spectrim.curve import Curve
 from spectrim.cutting.allocation import Unit, allocate, decided, meets, units
 from spectrim.job.job import Job, inner_sites
-from spectrim.plan import Curve, Decision, Plan, left_dense
+from spectrim.plan import Decision, Plan, left_dense
 from spectrim.recipe.options import Factorize
 
 Loss = Callable[[tuple[Decision, ...]], float]

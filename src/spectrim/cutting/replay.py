@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from spectrim.curve import Curve, Group
 from spectrim.cutting.curves import read_curves
 from spectrim.cutting.decompose import reached
 from spectrim.cutting.groups import centred, groups, open_ended
@@ -15,7 +16,7 @@ from spectrim.job.job import Job
 from spectrim.methods import methods
 from spectrim.model.architectures import Place
 from spectrim.model.sites import Site
-from spectrim.plan import Curve, Decision, Group, Plan
+from spectrim.plan import Decision, Plan
 from spectrim.recipe.options import Factorize
 
 

@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from spectrim.curve import Curve, Group
 from spectrim.cutting.decompose import reached
 from spectrim.files import atomic_file, key_of, locked
 from spectrim.formats.binary_low_rank import SIGNS
 from spectrim.job.job import Job, inner_sites
 from spectrim.model.architectures import Place
 from spectrim.model.sites import Site, protected, weight
-from spectrim.plan import Curve, Group
 from spectrim.recipe.options import Factorize
 from spectrim.rounding.binary_factors import Metric, binary_factors
 from spectrim.walk.moments import Damping, expected_loss, of_all_text

@@ -10,13 +10,14 @@ import torch
 import transformers
 
 from spectrim.allocators import allocators
+from spectrim.curve import Curve
 from spectrim.cutting.allocation import Unit, allocate, decided, units
 from spectrim.cutting.cut import of_block, try_out
 from spectrim.cutting.mixture import mixed, present
 from spectrim.files import Record, key_of
 from spectrim.job.job import Job
 from spectrim.model.architectures import Place
-from spectrim.plan import Curve, Decision, Plan
+from spectrim.plan import Decision, Plan
 from spectrim.recipe.options import Factorize
 from spectrim.text.tokens import Tokens
 from spectrim.version import __version__

@@ -8,9 +8,9 @@ import torch
 from gguf import GGMLQuantizationType
 
 from spectrim.allocators import allocators
+from spectrim.curve import Curve
 from spectrim.cutting.type_losses import Offer
 from spectrim.errors import SpectrimError
-from spectrim.plan import Curve
 from spectrim.recipe.sizes import shown
 from spectrim.rounding.ggml import TYPES, fits, row_bytes
 

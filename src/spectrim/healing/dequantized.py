@@ -35,23 +35,18 @@ class Dequantized(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Float[Tensor, "rows columns"]:
         """Return the matrix in a dtype; latent: codes before they are rounded."""
-        codes = in_groups(latent.round().clamp_(*grid.codes), scale.shape[1], grid)
+        codes = latent.round().clamp_(*grid.codes)
         ctx.save_for_backward(codes.to(torch.int8), scale)
         ctx.grid, ctx.offset = grid, offset is not None
-        values = codes * scale[..., None]
-        if offset is not None:
-            values += offset[..., None]
-        return values.flatten(1)[:, : latent.shape[1]].to(dtype)
+        return _whole(codes, scale, offset, grid).to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of codes, scales and offsets."""
         codes, scale = ctx.saved_tensors
-        columns = upstream[0].shape[1]
-        gradient = in_groups(upstream[0].to(scale.dtype), scale.shape[1], ctx.grid)
-        of_offset = gradient.sum(-1) if ctx.offset else None
-        of_scale = (gradient * codes).sum(-1)
-        of_latent = (gradient * scale[..., None]).flatten(1)[:, :columns]
+        groups = in_groups(upstream[0].to(scale.dtype), scale.shape[1], ctx.grid)
+        of_latent = (groups * scale[..., None]).flatten(1)[:, : codes.shape[1]]
+        of_scale, of_offset = _of_groups(groups, codes, ctx.grid, ctx.offset)
         return of_latent, of_scale, of_offset, None, None
 
 
@@ -82,21 +77,26 @@ class ScaledProduct(torch.autograd.Function):
         whole = _whole(codes, scale, offset, ctx.grid).to(ctx.dtype)
         of_x = (gradient @ whole).to(x.dtype)
         of_whole = gradient.flatten(0, -2).T @ x.to(ctx.dtype).flatten(0, -2)
-        parts = in_groups(of_whole.to(scale.dtype), scale.shape[1], ctx.grid)
-        of_offset = None if offset is None else parts.sum(-1)
-        of_scale = (parts * in_groups(codes, scale.shape[1], ctx.grid)).sum(-1)
+        groups = in_groups(of_whole.to(scale.dtype), scale.shape[1], ctx.grid)
+        of_scale, of_offset = _of_groups(groups, codes, ctx.grid, offset is not None)
         return of_x, of_scale, of_offset, None, None
 
 
 def _whole(
     codes: Tensor, scale: Tensor, offset: Tensor | None, grid: Grid
 ) -> Float[Tensor, "rows columns"]:
-    groups = in_groups(codes, scale.shape[1], grid)
-    if offset is None:
-        values = groups * scale[..., None]
-    else:
-        values = torch.addcmul(offset[..., None], groups.to(scale.dtype), scale[..., None])
+    values = in_groups(codes, scale.shape[1], grid) * scale[..., None]
+    if offset is not None:
+        values += offset[..., None]
     return values.flatten(1)[:, : codes.shape[1]]
+
+
+def _of_groups(
+    gradient: Float[Tensor, "rows groups size"], codes: Tensor, grid: Grid, shifted: bool
+) -> tuple[Float[Tensor, "rows groups"], Float[Tensor, "rows groups"] | None]:
+    """Return the gradients of scales and offsets; gradient: of the matrix. shifted: has offsets."""
+    of_scale = (gradient * in_groups(codes, gradient.shape[1], grid)).sum(-1)
+    return of_scale, gradient.sum(-1) if shifted else None
 
 
 def in_groups(

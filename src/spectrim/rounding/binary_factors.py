@@ -19,7 +19,7 @@ from torch import Tensor
 from spectrim.rounding.sign_descent import flipped
 from spectrim.walk.moments import cholesky, damped
 
-STEPS = 30  # of LB-ADMM; twice as many lower the loss by 5 %, as flips of signs do sooner
+STEPS = 30  # of LB-ADMM; flips of signs behind it do sooner what more steps would
 CYCLES = 2  # of flips and scales behind it
 ROUNDS = 3  # in which each of the three scales is solved for
 RIDGE = 3e-2  # of the mean diagonal, added to the Gram matrix of a factor

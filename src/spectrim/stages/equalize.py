@@ -17,10 +17,10 @@ from spectrim.errors import SpectrimError
 from spectrim.job.job import Job
 from spectrim.job.remake import remake
 from spectrim.model.architectures import Place
-from spectrim.model.equalization import evened, links_of, missed
 from spectrim.model.experts import load_block
 from spectrim.recipe.options import Part
 from spectrim.text.tokens import Tokens
+from spectrim.walk.equalization import evened, links_of, missed
 from spectrim.walk.stream import Stream
 
 REFUSES = {

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spectrim.model.architectures import Place
 from spectrim.model.sites import Site
+from spectrim.walk.crossed import catching
 
 PAIRS = {"up": "down", "v": "o"}  # roles of maps of which the second reads the first's outputs
 LEAST = 1e-3  # of the mean size: what a column of zeros counts as
@@ -66,15 +67,10 @@ def links_of(
     maps = {site.name.removeprefix(place.prefix): site for site in sites}
     known = dict(block.named_modules())
     given: dict[str, Tensor] = {}
-    read: dict[str, Tensor] = {}
-    handles = []
-    for name, module in known.items():
-        if name in maps:
-            handles.append(module.register_forward_pre_hook(_keeping(read, name)))
-        elif isinstance(getattr(module, "weight", None), Tensor) and module.weight.dim() == 1:
-            handles.append(module.register_forward_hook(_keeping_output(given, name)))
+    norms = [name for name, part in known.items() if name not in maps and _has_gains(part)]
+    handles = [known[name].register_forward_hook(_keeping(given, name)) for name in norms]
     try:
-        with torch.no_grad():
+        with catching(block, [name for name in maps if name in known]) as read, torch.no_grad():
             behind = run(block)
     finally:
         for handle in handles:
@@ -87,14 +83,12 @@ def links_of(
     return behind, found + _between_maps(maps, known)
 
 
+def _has_gains(module: nn.Module) -> bool:
+    gains = getattr(module, "weight", None)
+    return isinstance(gains, Tensor) and gains.dim() == 1
+
+
 def _keeping(kept: dict[str, Tensor], name: str) -> Callable[..., None]:
-    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        kept[name] = args[0]
-
-    return hook
-
-
-def _keeping_output(kept: dict[str, Tensor], name: str) -> Callable[..., None]:
     def hook(_: nn.Module, __: tuple[Tensor, ...], out: Tensor) -> None:
         kept[name] = out
 

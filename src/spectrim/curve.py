@@ -77,7 +77,9 @@ class Group:
     def packed_bytes(self, rank: int, grid: Grid, dtype: torch.dtype) -> int:
         """Return how many bytes a cut stores in few bits, biases apart; dtype: of the scales."""
         return sum(
-            formats.get(packed_format(name, grid.bits)).stored_bytes(shape, grid, dtype)
+            formats.get(packed_format(name, grid.bits, grid.trellis)).stored_bytes(
+                shape, grid, dtype
+            )
             for name, shape in self._shapes(rank)
         )
 

@@ -46,15 +46,22 @@ class Decision:
     group: int = 0
     """How many neighbours along the input share a scale and, unless symmetric, a zero point."""
     symmetric: bool = False
+    trellis: int = 0
+    """Bits that 16 numbers of a column take, where columns are paths through a trellis."""
     correction: int = 0
     """Rank of a product of two factors, in the checkpoint's dtype, that is added to it."""
 
     @property
     def stored_as(self) -> str:
         """Return the name of the format that stands where the matrix stood, or "dense"."""
-        if self.bits:
-            return packed_format(self.format, self.bits)
+        if self.packed:
+            return packed_format(self.format, self.bits, self.trellis)
         return f"corrected_{self.format}" if self.correction else self.format
+
+    @property
+    def packed(self) -> bool:
+        """Return whether it is stored in few bits."""
+        return bool(self.bits or self.trellis)
 
     @property
     def replaced(self) -> bool:
@@ -119,7 +126,7 @@ class Plan:
     def unquantised(self) -> Plan:
         """Return the plan as it was before numbers were stored in few bits and corrected."""
         plain = [
-            replace(one, bits=0, group=0, symmetric=False, correction=0)
+            replace(one, bits=0, group=0, symmetric=False, trellis=0, correction=0)
             if one.bits != 1
             else replace(one, bits=0, symmetric=False, stored=one.dense,
                          rank=min(one.out_features, one.in_features))

@@ -211,6 +211,11 @@ def from_factors(
     return make_format(name, shape, {"left": left, "right": right}, bias, dtype)
 
 
-def packed_format(name: str, bits: int) -> str:
-    """Return the name of the format that stores what another does in so many bits."""
+def packed_format(name: str, bits: int, trellis: int = 0) -> str:
+    """Return the name of the format that stores what another does in so many bits.
+
+    trellis: bits of 16 numbers of a path, 0 where numbers have codes of their own.
+    """
+    if trellis:
+        return "trellis"
     return "binary_low_rank" if bits == 1 else f"quantized_{name}"

@@ -171,6 +171,8 @@ class Job:
         if decision.bits:
             needed |= {"bits": decision.bits, "group": decision.group}
             needed |= {"symmetric": decision.symmetric}
+        if decision.trellis:
+            needed["trellis"] = decision.trellis
         if decision.correction:
             needed["correction"] = decision.correction
         with torch.device("meta"):

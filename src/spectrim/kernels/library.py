@@ -27,18 +27,18 @@ ARGUMENTS = {
     "rows": (P, P, LONG, LONG, P, INT),
     "norm": (P, P, ctypes.c_float, P, LONG, LONG, INT),
     "gated": (P, P, P, LONG, INT),
+    "choose": (P, INT),
+    "columns": (P, LONG, LONG, P, INT),
+    "paths": (P,),
 }
-LATER = {"choose": (P, INT)}
-"""Of libraries built since: an older one runs models as well, and torch does these."""
 
 
 class Library:
     """The functions of the library, and the scratch memory in which rows become dense.
 
     isa: the name of the instruction set in use: `avx512`, `avx2`, `dotprod`, `neon` or `plain`.
-    least_bits: the fewest bits of codes that it reads; 2 in a library built before.
-    product, before, after, stack, rows, norm, gated, choose: what source/kernels.h says; each
-        returns 0, or 1 for no memory. choose: None in a library built before it was there.
+    product, before, after, stack, rows, norm, gated, choose, columns, paths: what source/kernels.h
+        says; each returns 0, or 1 for no memory.
     """
 
     product: Any
@@ -49,6 +49,8 @@ class Library:
     norm: Any
     gated: Any
     choose: Any
+    columns: Any
+    paths: Any
 
     def __init__(self, file: Path, isa: int = -1) -> None:
         self._library = ctypes.CDLL(str(file))
@@ -58,16 +60,9 @@ class Library:
             raise OSError(f"this processor lacks instruction set {isa} of {file}")
         self.isa = name.decode()
         self.threaded = bool(self._library.spectrim_threaded())
-        least = getattr(self._library, "spectrim_least_bits", None)
-        self.least_bits: int = 2 if least is None else least()
         for name, arguments in ARGUMENTS.items():
             function = getattr(self._library, f"spectrim_{name}")
             function.argtypes = arguments
-            setattr(self, name, function)
-        for name, arguments in LATER.items():
-            function = getattr(self._library, f"spectrim_{name}", None)
-            if function is not None:
-                function.argtypes = arguments
             setattr(self, name, function)
         self._local = threading.local()
 
@@ -84,6 +79,13 @@ class Library:
         threads = torch.get_num_threads()
         checked(self.rows(ctypes.byref(matrix), None, begin, count, to.data_ptr(), threads))
         return to.view(count, matrix.columns)
+
+    def dense_columns(self, matrix: Matrix, begin: int, count: int) -> Tensor:
+        """Return codes of columns of paths as bf16 [count, rows], in scratch memory."""
+        to = self.scratch(count * matrix.rows)
+        threads = torch.get_num_threads()
+        checked(self.columns(ctypes.byref(matrix), begin, count, to.data_ptr(), threads))
+        return to.view(count, matrix.rows)
 
 
 def checked(code: int) -> None:

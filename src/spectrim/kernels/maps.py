@@ -10,9 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectrim.kernels.structures import Codes, Map, Matrix, Numbers, address, readable
+from spectrim.kernels.structures import (
+    Codes,
+    Map,
+    Matrix,
+    Numbers,
+    TrellisCodes,
+    address,
+    readable,
+)
 
-Part = Codes | Numbers
+Part = Codes | Numbers | TrellisCodes
 GROUPS = (0, 32, 64, 128, 256, 512)
 
 
@@ -21,12 +29,14 @@ class Parts:
     """What a map computes with: y = direct x + second (first x).
 
     order: [out], int32; where each output stands in (first x, second first x), or None.
+    input_scale: [in]; what x is multiplied by, or None.
     """
 
     direct: Part | None = None
     first: Part | None = None
     second: Part | None = None
     order: Tensor | None = None
+    input_scale: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,7 @@ def made(parts: Parts, bias: Tensor | None, shape: tuple[int, int]) -> Made | No
     """Return a map of shape (out, in) for the library; None where it cannot read it."""
     found = (parts.direct, parts.first, parts.second)
     tensors = [one for part in found if part is not None for one in part.tensors()]
-    tensors += [] if bias is None else [bias]
+    tensors += [one for one in (bias, parts.input_scale) if one is not None]
     fits = all(part.group in GROUPS for part in found if isinstance(part, Codes))
     if not fits or not readable(tensors) or not all(one.numel() for one in tensors):
         return None
@@ -51,7 +61,7 @@ def made(parts: Parts, bias: Tensor | None, shape: tuple[int, int]) -> Made | No
         tensors.append(places)
     structure = Map(
         *(Matrix() if part is None else part.structure() for part in found),
-        address(places), address(bias), shape[1], shape[0],
+        address(places), address(bias), address(parts.input_scale), shape[1], shape[0],
     )  # fmt: skip
     return Made(structure, tensors)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 PLAIN = 16  # bits of a number that is no code
+TRELLIS = 64  # what ``bits`` says of paths through a trellis
 
 
 class Matrix(ctypes.Structure):
@@ -41,6 +42,7 @@ class Map(ctypes.Structure):
         ("second", Matrix),
         ("places", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("input_scale", ctypes.c_void_p),
         ("inputs", ctypes.c_int32),
         ("outputs", ctypes.c_int32),
     ]
@@ -85,6 +87,18 @@ class Choice(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Paths(ctypes.Structure):
+    """A matrix whose columns are coded as paths through a trellis."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in
+          ("left", "weights", "row_scale", "column_scale", "coupling", "values", "codes")),
+        ("clip", ctypes.c_float),
+        *((name, ctypes.c_int32) for name in ("columns", "rows", "rate")),
+        ("column_bytes", ctypes.c_int64),
+    ]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Codes:
     """A packed matrix in its tensors, as formats/packed/matrix.py names them."""
@@ -109,6 +123,31 @@ class Codes:
               (self.packed, self.row_scale, self.scale_code, self.offset_code)),
             self.packed.shape[1], self.packed.shape[0], self.columns, self.bits, self.group,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrellisCodes:
+    """A matrix of paths through a trellis, as formats/packed/trellis_matrix.py has it."""
+
+    codes: Tensor
+    """[columns, bytes]"""
+    row_scale: Tensor
+    rate: int
+
+    def tensors(self) -> list[Tensor]:
+        """Return what the structure holds the addresses of."""
+        return [self.codes, self.row_scale]
+
+    @property
+    def columns(self) -> int:
+        """Return how many inputs there are."""
+        return len(self.codes)
+
+    def structure(self) -> Matrix:
+        """Return the structure."""
+        columns, each = self.codes.shape
+        return Matrix(address(self.codes), address(self.row_scale), None, None, each,
+                      self.row_scale.numel(), columns, TRELLIS, self.rate)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from spectrim.formats.packed.matrix import PackedMatrix
+from spectrim.formats.packed.trellis_matrix import TrellisMatrix
 from spectrim.kernels.library import library
 from spectrim.model.block_decoding import FAMILIES, Decoding
 from spectrim.model.elementwise import use_elementwise
@@ -23,6 +24,8 @@ def use_kernels(model: nn.Module) -> None:
     for module in list(model.modules()):
         if isinstance(module, PackedMatrix):
             module.native.allowed = True
+        if isinstance(module, TrellisMatrix):
+            module.native = True
         use_elementwise(module)
         target: Any = module
         if type(module).__module__.startswith("transformers"):

@@ -165,6 +165,8 @@ class Factorize(Part):
     bits: also offer every cut, and the whole matrix, with its numbers in so many bits, of 2, 3, 4
         and 8, and with 1 the whole matrix as two factors of signs; a stage `quantize` must follow,
         and carries out what was chosen.
+    trellis: also offer, beside bits, every whole matrix with its columns coded as paths through a
+        trellis, at half a bit to five bits a number: less error at equal bytes, slower products.
     ends: bits that embedding and head may have, of 2, 3, 4 and 8; they are bought along with the
         maps, from one budget of the bytes of the whole model.
     cut: also offer smaller ranks; without, bits alone are chosen.
@@ -186,6 +188,7 @@ class Factorize(Part):
     damp_gradient: float = Field(default=1e-2, ge=0)
     rank_multiple: int = Field(default=8, ge=1)
     bits: tuple[Literal[1, 2, 3, 4, 8], ...] = ()
+    trellis: bool = False
     ends: tuple[Literal[2, 3, 4, 8], ...] = ()
     cut: bool = True
     group: Literal[0, 32, 64, 128] = 64

@@ -81,7 +81,7 @@ def choose(
     coupling: a change of column a takes change x [a, j] from what is wanted of column j > a.
     """
     found = library()
-    if found is None or found.choose is None:
+    if found is None:
         places, values, changes = _by_torch(wanted, before, coupling, grid)
     else:
         places, values, changes = _by_kernels(found, wanted, before, coupling, grid)

@@ -23,6 +23,7 @@ from spectrim.rounding.binary_factors import Metric, binary_factors
 from spectrim.rounding.descent import descended
 from spectrim.rounding.gptq import gptq
 from spectrim.rounding.nearest import QuantizedMatrix, nearest
+from spectrim.rounding.trellis import Feedback, paths
 from spectrim.walk.moments import (
     Damping,
     cholesky,
@@ -223,7 +224,7 @@ def few_bits(
     made = _rounded(job, rounding, module, decision, target)
     if known.tokens == 0 or known.loss_inputs is None or known.gradient_moment is None:
         return made, None
-    if decision.bits == 1:  # signs take long to fit; so they were priced when they were chosen
+    if decision.trellis or decision.bits == 1:  # slow to fit; priced when they were chosen
         return made, decision.predicted_loss
     return made, rounding_loss(job, rounding, module, decision, known)
 
@@ -251,15 +252,25 @@ def _signs(target: Target, rank: int) -> dict[str, Tensor]:
     return binary_factors(target.matrix, metric, rank).pieces()
 
 
+def _paths(target: Target, rounding: Rounding) -> dict[str, Tensor]:
+    """Return the pieces of a matrix whose columns are paths through a trellis."""
+    feedback = Feedback.of(target.inputs, rounding.damping)
+    rate, felt = rounding.grid.trellis, target.gradients
+    return paths(target.matrix, feedback, felt, rate, rounding.dtype).pieces()
+
+
 @torch.no_grad()
 def _rounded(
     job: Job, rounding: Rounding, module: nn.Module, decision: Decision, target: Target
 ) -> FactoredLinear:
-    rounding = replace(rounding, grid=Grid(decision.bits, decision.group, decision.symmetric))
+    grid = Grid(decision.bits, decision.group, decision.symmetric, decision.trellis)
+    rounding = replace(rounding, grid=grid)
     kind = formats.get(decision.stored_as)
     made: FactoredLinear = kind.from_shape(job.empty_format(decision).shape())
     if decision.bits == 1:
         made.take(_signs(target, decision.rank))
+    elif decision.trellis:
+        made.take(_paths(target, rounding))
     else:
         made.take(quantized_pieces(module, target.inputs, rounding, target.matrix))
     own = sites.bias(module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spectrim.errors import SpectrimError
 from spectrim.formats import formats
+from spectrim.formats.packed.trellis_matrix import LEAST, MOST, UNIT
 from spectrim.plan import Decision
 from spectrim.rounding.few_bits import FORMATS
 
@@ -17,6 +18,9 @@ def refuse_unpackable(one: Decision) -> None:
             f"the plan stores {one.site} as {one.format} in {one.bits} bits, and only "
             f"{', '.join(FORMATS)} can be; set its bits to 0"
         )
+    if one.trellis:
+        _refuse_path(one)
+        return
     if one.bits not in BITS or one.group < 0:
         raise SpectrimError(
             f"the plan stores {one.site} in {one.bits} bits in groups of {one.group}; "
@@ -39,4 +43,19 @@ def refuse_unpackable(one: Decision) -> None:
         raise SpectrimError(
             f"the plan gives {one.site} rank {one.rank}; expected 1 to {largest}, from which on "
             "signs take as much as codes of three bits"
+        )
+
+
+def _refuse_path(one: Decision) -> None:
+    """Raise SpectrimError for columns that cannot be paths through a trellis."""
+    if one.bits or one.group or one.symmetric or one.correction or one.format != "dense":
+        raise SpectrimError(
+            f"the plan stores {one.site} as paths through a trellis, which whole matrices are and "
+            "which have no bits, group or correction of their own; make it dense, with 0 and false "
+            "for these, or set trellis to 0"
+        )
+    if not LEAST <= one.trellis <= MOST:
+        raise SpectrimError(
+            f"the plan gives {one.site} {one.trellis} bits for {UNIT} numbers; expected {LEAST} to "
+            f"{MOST}"
         )

@@ -13,6 +13,7 @@ from spectrim.cutting.end_losses import end_curves, end_losses
 from spectrim.cutting.refinement import refine
 from spectrim.cutting.replay import replayable, restated
 from spectrim.cutting.sign_curves import sign_curves, sign_losses
+from spectrim.cutting.trellis_curves import trellis_curves, trellis_losses
 from spectrim.cutting.trial import planned
 from spectrim.errors import SpectrimError
 from spectrim.job.job import Job
@@ -53,6 +54,7 @@ def factorize(job: Job, options: Factorize) -> None:
     if job.plan is None:
         offered_all = curves + in_few_bits(job, options, curves, bit_losses(job, options))
         offered_all += sign_curves(job, options, sign_losses(job, options))
+        offered_all += trellis_curves(job, options, trellis_losses(job, options))
         offered_all += end_curves(job, options, end_losses(job, options))
         job.plan = planned(job, options, offered_all)
         if options.bits:  # which the stage quantize gives them
@@ -73,6 +75,7 @@ def refuse_impossible(job: Job, options: Factorize) -> None:
     possible = offered(job, options, unknown_offers(job, options)) if options.cut else []
     possible += in_few_bits(job, options, possible, None)
     possible += sign_curves(job, options, None)
+    possible += trellis_curves(job, options, None)
     possible += end_curves(job, options, None)
     available(job, [unit.curve for unit in units(job, possible)])
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +42,7 @@ from spectrim.rounding.few_bits import (
     DAMPING,
     FORMATS,
     Rounding,
+    Target,
     few_bits,
     narrowed,
 )
@@ -143,7 +146,7 @@ def decided(job: Job, options: Options, plan: Plan) -> dict[str, Decision]:
         SpectrimError: a plan that says how sites are packed does so for one that cannot be.
     """
     wanted = job.wanted  # which rules, also where it gives a site no bits
-    asked = {one.site: one for one in wanted.decisions if one.bits} if wanted else {}
+    asked = {one.site: one for one in wanted.decisions if one.packed} if wanted else {}
     found = {}
     for site in inner_sites(job):
         one = plan[site.name]
@@ -153,14 +156,14 @@ def decided(job: Job, options: Options, plan: Plan) -> dict[str, Decision]:
             found[one.site] = replace(
                 one, bits=like.bits, group=like.group, symmetric=like.symmetric
             )
-            if isinstance(like, Decision) and like.bits == 1:
-                found[one.site] = like  # its factors are not those of an earlier stage
+            if isinstance(like, Decision) and (like.trellis or like.bits == 1):
+                found[one.site] = like  # which is of the whole matrix, not of an earlier cut
     return found
 
 
 def refuse(job: Job, options: Options, plan: Plan, chosen: dict[str, Decision]) -> None:
     """Raise SpectrimError for what cannot be done, before the long work."""
-    if job.ends or any(one.bits for one in plan.decisions):
+    if job.ends or any(one.packed for one in plan.decisions):
         raise SpectrimError(REFUSES["packed"])
     if not chosen and not options.ends and job.wanted is None:
         raise SpectrimError(
@@ -233,17 +236,44 @@ def _rounded(
     )
     kept = _kept(block)
     walking = None if walked is None else _walking(job, place, chosen, walked)
-    for site in job.block_sites(place):
-        if (one := chosen.get(site.name)) is not None:
-            path = site.name.removeprefix(place.prefix)
-            module = block.get_submodule(path)
-            seen = narrowed(known[site.name], module, kept.get(path.rpartition(".")[0]))
-            target = None if walking is None else walking.target(path, module, seen)
-            made, losses[site.name] = few_bits(job, rounding, module, one, seen, target)
-            sites.replace(block, path, made)
+
+    def made(path: str, target: Target | None) -> tuple[nn.Module, float | None]:
+        module, one = block.get_submodule(path), chosen[place.prefix + path]
+        seen = narrowed(known[one.site], module, kept.get(path.rpartition(".")[0]))
+        return few_bits(job, rounding, module, one, seen, target)
+
+    def target(path: str) -> Target | None:
+        module = block.get_submodule(path)
+        seen = narrowed(known[place.prefix + path], module, kept.get(path.rpartition(".")[0]))
+        return None if walking is None else walking.target(path, module, seen)
+
+    for paths in _alike(job, place, chosen, walking):
+        targets = [target(path) for path in paths]
+        side_by_side = all(chosen[place.prefix + path].trellis for path in paths)
+        with ThreadPoolExecutor(torch.get_num_threads() if side_by_side else 1) as pool:
+            found = list(pool.map(made, paths, targets))
+        for path, (module, loss) in zip(paths, found, strict=True):
+            losses[place.prefix + path] = loss
+            sites.replace(block, path, module)
             if walking is not None:
-                walking.put(path, made)
+                walking.put(path, module)
     return losses
+
+
+def _alike(
+    job: Job, place: Place, chosen: dict[str, Decision], walking: DeliveredBlock | None
+) -> list[list[str]]:
+    """Return the paths of a block's maps in order, those with one input together.
+
+    They do not wait for each other, and a search for paths through a trellis takes one thread.
+    """
+    found = [
+        site.name.removeprefix(place.prefix)
+        for site in job.block_sites(place)
+        if site.name in chosen
+    ]
+    leaders = {} if walking is None else walking.leader
+    return [list(each) for _, each in groupby(found, lambda path: leaders.get(path, path))]
 
 
 def _walking(
@@ -270,17 +300,17 @@ def _kept(block: nn.Module) -> dict[str, Tensor]:
 def note(options: Options, plan: Plan, losses: dict[str, float | None]) -> dict[str, Any]:
     """Return what is noted: how many sites have which bits, what is left, what it should cost."""
     maps = [one for one in plan.decisions if one.block >= 0]
-    bits = Counter(one.bits for one in maps if one.bits)
+    bits = Counter(one.trellis / 16 if one.trellis else one.bits for one in maps if one.packed)
     tables = [one for one in plan.decisions if one.block < 0 and one.bits]
     of_tables = {
         "tables": ", ".join(f"{one.role} in {one.bits} bits" for one in tables),
         "predicted_of_tables": sum(one.predicted_loss for one in tables),
     }
     return {
-        "bits": {str(each): bits[each] for each in sorted(bits)},
+        "bits": {f"{each:g}": bits[each] for each in sorted(bits)},
         "rounding": options.rounding,
         "ends": options.ends,
-        "left": [one.site for one in maps if not one.bits],
+        "left": [one.site for one in maps if not one.packed],
         "without_tokens": [site for site, loss in losses.items() if loss is None],
         "predicted_loss": sum(loss for loss in losses.values() if loss is not None),
     } | (of_tables if tables else {})

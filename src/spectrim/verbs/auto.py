@@ -46,8 +46,8 @@ ENOUGH = (
 BITS = (2, 3, 4, 8)
 ALONE = "bits"
 CUTS: dict[str, dict[str, Any]] = {
-    ALONE: {"cut": False},
-    "bits and factors of signs": {"cut": False, "bits": (1, *BITS)},
+    ALONE: {"cut": False, "trellis": True},
+    "bits and factors of signs": {"cut": False, "trellis": True, "bits": (1, *BITS)},
 }
 
 
@@ -122,7 +122,7 @@ def _common(asked: Recipe, keep: Keep) -> dict[str, Any]:
 
 def _key(job: Job, common: dict[str, Any]) -> str:
     return key_of(
-        "auto", 6, job.statistics_key, job.splits.search.digest(), common["keep"], common["seed"]
+        "auto", 7, job.statistics_key, job.splits.search.digest(), common["keep"], common["seed"]
     )
 
 

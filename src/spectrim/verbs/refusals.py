@@ -49,7 +49,7 @@ def refuse_uncarried(plan: Plan, recipe: Recipe) -> None:
             f"the plan cuts {cut[0]}, but the recipe has no stage factorize, which carries plans "
             "out; add it to the recipe, or make every site dense in the plan"
         )
-    packed = [one for one in plan.decisions if one.bits]
+    packed = [one for one in plan.decisions if one.packed]
     if packed and not any(stage.name == "quantize" for stage in recipe.stages):
         raise SpectrimError(
             f"the plan stores {packed[0].site} in {packed[0].bits} bits, but the recipe has no "

@@ -36,8 +36,7 @@ class Native:
         if not self.allowed or dtype != torch.bfloat16 or torch.compiler.is_compiling():
             return False
         fits = part.group in GROUPS and part.packed.numel() and readable(part.tensors())
-        known = library()
-        return bool(fits) and known is not None and part.bits >= known.least_bits
+        return bool(fits) and library() is not None
 
     @torch.no_grad()
     def product(

@@ -84,7 +84,7 @@ class Quantized(FactoredLinear):
 
     def shape(self) -> dict[str, Any]:
         """Return the keywords that build this module empty."""
-        return {**super().shape(), **vars(self.grid)}
+        return {**super().shape(), **{name: getattr(self.grid, name) for name in GRID}}
 
     def extra_repr(self) -> str:
         """Return shape and bits for ``print(model)``."""

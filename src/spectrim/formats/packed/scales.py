@@ -44,6 +44,9 @@ class Grid:
     """Neighbours along the input that share a scale; 0 for a whole row."""
     symmetric: bool
     """Whether there are scales only, no offsets."""
+    trellis: int = 0
+    """Bits that 16 numbers of a column take as part of a path (trellis_matrix.py); 0: codes of
+    their own. ``bits`` is 0 where it is not."""
 
     @property
     def lowest(self) -> int:

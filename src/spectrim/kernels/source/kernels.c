@@ -256,4 +256,32 @@ static int choose(const Choice *choice, int threads) {
     return 0;
 }
 
-const Kernels NAMED(kernels, ISA) = {product, before, after, stack, rows, norm, gated, choose};
+static void columns_work(void *what) {
+    Rows *call = what;
+    for (Portion at; portion(&call->team, 0, call->count, LEAST_ROWS, &at);)
+        for (int64_t k = at.begin; k < at.end; k++)
+            trellis_column(call->matrix, call->begin + k, call->to + k * call->matrix->rows);
+}
+
+static int columns(const Matrix *matrix, int64_t begin, int64_t count, uint16_t *to, int threads) {
+    Rows call = {.matrix = matrix, .begin = begin, .count = count, .to = to};
+    run(&call.team, columns_work, &call, count < 64 ? 1 : threads);
+    return 0;
+}
+
+/* One thread's: a column waits for those before it, so that whole matrices go side by side. */
+static int paths(const Paths *asked) {
+    size_t row = aligned(4 * (size_t)asked->rows), found = aligned(sizeof(Search));
+    char *room = scratch(found + 2 * row + (size_t)asked->rows * STATES);
+    if (!room) return 1;
+    Search *search = (Search *)room;
+    search->states = (uint32_t *)(room + found);
+    search->wanted = (float *)(room + found + row);
+    search->back = (uint8_t *)(room + found + 2 * row);
+    fill_table(search->table);
+    for (int32_t column = 0; column < asked->columns; column++) code_column(search, asked, column);
+    return 0;
+}
+
+const Kernels NAMED(kernels, ISA) = {product, before, after, stack, rows, norm, gated, choose,
+                                     columns, paths};

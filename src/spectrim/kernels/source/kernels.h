@@ -2,6 +2,7 @@
 #pragma once
 #include "block.h"
 #include "choice.h"
+#include "trellis_path.h"
 
 /* Blocks one behind the other, and their keys and values, bf16 [blocks, 2, key heads, room, head]. */
 typedef struct {
@@ -27,4 +28,6 @@ typedef struct {
     int (*gated)(const uint16_t *gate, const uint16_t *up, uint16_t *to, int64_t count,
                  int threads);
     int (*choose)(const Choice *, int threads);
+    int (*columns)(const Matrix *, int64_t begin, int64_t count, uint16_t *to, int threads);
+    int (*paths)(const Paths *);
 } Kernels;

@@ -135,7 +135,11 @@ EXPORT int spectrim_gated(const uint16_t *gate, const uint16_t *up, uint16_t *to
     return chosen->gated(gate, up, to, count, threads);
 }
 
-/* The fewest bits of codes that are read: libraries that do not say so read no signs. */
-EXPORT int spectrim_least_bits(void) { return 1; }
+EXPORT int spectrim_columns(const Matrix *matrix, int64_t begin, int64_t count, uint16_t *to,
+                            int threads) {
+    return chosen->columns(matrix, begin, count, to, threads);
+}
+
+EXPORT int spectrim_paths(const Paths *paths) { return chosen->paths(paths); }
 
 EXPORT int spectrim_choose(const Choice *choice, int threads) { return chosen->choose(choice, threads); }

@@ -19,7 +19,7 @@ typedef struct {
     const int8_t *offset_code;  /* [rows, groups], NULL where the grid is symmetric */
     int64_t row_bytes;
     int32_t rows, columns;      /* rows 0: there is no such matrix */
-    int32_t bits;               /* 1, 2, 3, 4, 8 or 16 */
+    int32_t bits;               /* 1, 2, 3, 4, 8 or 16, or TRELLIS (trellis.h) */
     int32_t group;              /* inputs that share a scale: a power of two from BLOCK; 0: a row */
 } Matrix;
 
@@ -29,6 +29,7 @@ typedef struct {
     Matrix direct, first, second;
     const int32_t *places; /* [out] or NULL */
     const uint16_t *bias;  /* bf16 [out] or NULL */
+    const uint16_t *input_scale; /* bf16 [in], of what direct and first read; NULL: ones */
     int32_t in, out;
 } Map;
 

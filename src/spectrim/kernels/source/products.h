@@ -11,6 +11,7 @@ typedef struct {
     const Map *maps[TOGETHER];
     int count, tokens;
     Activations *inputs;            /* [tokens] */
+    Activations *scaled[TOGETHER];  /* [tokens]; the inputs times the scales of a map that has such */
     Activations *middle[TOGETHER];  /* [tokens]; x is what ``first`` makes */
     float *out[TOGETHER];           /* [tokens, out] */
 } Products;
@@ -19,7 +20,8 @@ static inline int is_packed(const Matrix *m) { return m->rows && m->bits != 16; 
 
 static inline int any_packed(const Products *p) { /* whether the input has to be quantised */
     for (int i = 0; i < p->count; i++)
-        if (is_packed(&p->maps[i]->direct) || is_packed(&p->maps[i]->first)) return 1;
+        if (!p->maps[i]->input_scale && (is_packed(&p->maps[i]->direct) || is_packed(&p->maps[i]->first)))
+            return 1;
     return 0;
 }
 
@@ -37,12 +39,14 @@ static inline Activations *activations_of(char **room, int tokens, int32_t colum
 
 static inline size_t room_of(const Map *map, int tokens) { /* bytes that a map at work needs, at most */
     size_t between = aligned(activation_bytes(map->first.rows)) + aligned(sizeof(Activations)) + 64;
+    if (map->input_scale) between += aligned(activation_bytes(map->in)) + aligned(sizeof(Activations)) + 64;
     return (size_t)tokens * (between + aligned(4 * (size_t)map->out)) + 256;
 }
 
 static inline void place(Products *p, int i, const Map *map, char **room) {
     p->maps[i] = map;
     p->middle[i] = activations_of(room, p->tokens, map->first.rows);
+    p->scaled[i] = map->input_scale ? activations_of(room, p->tokens, map->in) : NULL;
     p->out[i] = (float *)*room;
     *room += aligned(4 * (size_t)map->out * (size_t)p->tokens);
 }
@@ -61,7 +65,8 @@ static inline void first_rows(Products *p, int i, int32_t row, int32_t count) {
     int32_t own = direct ? row : row - map->direct.rows;
     for (int t = 0; t < p->tokens; t++) {
         float *out = p->out[i] + (size_t)t * map->out, *middle = p->middle[i][t].x;
-        row_products(direct ? &map->direct : &map->first, own, count, &p->inputs[t], found);
+        const Activations *inputs = map->input_scale ? &p->scaled[i][t] : &p->inputs[t];
+        row_products(direct ? &map->direct : &map->first, own, count, inputs, found);
         for (int32_t k = 0; k < count; k++) {
             int32_t at = direct || !map->places ? own + k : map->places[own + k];
             if (direct || map->places) out[at] = with_bias(map, at, found[k]);
@@ -114,8 +119,27 @@ static inline void all_rows(Team *team, int stage, Products *p, int second) {
     }
 }
 
+/* Make the inputs of maps that scale them. */
+static inline void scale_inputs(Team *team, int *stage, Products *p) {
+    int scales = 0, whole = p->count * p->tokens;
+    for (int i = 0; i < p->count; i++) scales |= p->maps[i]->input_scale != NULL;
+    if (!scales) return;
+    for (Portion at; portion(team, *stage, whole, 1, &at);)
+        for (int64_t k = at.begin; k < at.end; k++) {
+            const Map *map = p->maps[k / p->tokens];
+            if (!map->input_scale) continue;
+            Activations *to = &p->scaled[k / p->tokens][k % p->tokens];
+            const float *from = p->inputs[k % p->tokens].x;
+            for (int32_t j = 0; j < map->in; j++) to->x[j] = from[j] * from_bf16(map->input_scale[j]);
+            quantize(to, map->in);
+        }
+    (*stage)++;
+    barrier(team);
+}
+
 /* Compute all outputs from inputs that are ready; all threads of the team are here together. */
 static inline void multiply(Team *team, int *stage, Products *p) {
+    scale_inputs(team, stage, p);
     all_rows(team, (*stage)++, p, 0);
     barrier(team);
     int chained = 0;

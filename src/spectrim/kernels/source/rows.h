@@ -12,6 +12,8 @@
 #include "values.h"
 #endif
 
+#include "trellis.h"
+
 /* Set the products of some rows: ``packed_rows`` takes AT_ONCE of them, or one. */
 #define BY_BITS(bits)                                                                    \
     for (; at + AT_ONCE <= count; at += AT_ONCE)                                         \
@@ -36,6 +38,7 @@ static void row_products(const Matrix *m, int64_t row, int32_t count, const Acti
     case 3: BY_BITS(3);
     case 4: BY_BITS(4);
     case 8: BY_BITS(8);
+    case TRELLIS: trellis_products(m, row, count, a, to); return;
     default: bf16_products((const uint16_t *)m->codes + row * m->columns, m->columns, count, a->x, to);
     }
 }

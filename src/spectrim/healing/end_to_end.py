@@ -26,20 +26,23 @@ from spectrim.job.job import BATCH, Job
 from spectrim.model import sources
 from spectrim.processes import processes
 from spectrim.recipe.options import Amount, Part, parse_tokens
-from spectrim.text import default_mix, documents
+from spectrim.text import default_mix, documents, shipped
 from spectrim.text.tokens import Tokens, refuse_overlap
 from spectrim.walk.walk import BlockWalk
 
 SEED = 1_001  # of sampled text: other than any that calibration is likely to be drawn with
+SHIPPED = "shipped"  # the name of the text that ships with Spectrim
 SAMPLED = "sampled"  # the name of the text that the dense model writes itself
 
 
 class Healing(Part):
     """What stages that train the whole model have in common.
 
-    text: what is read: a text or JSONL file, a hub data set, or "sampled", written by the dense
-        model itself; none takes the text of the calibration.
-    tokens: how much of it, such as 200x512; none takes all of the calibration's text.
+    text: what is read: a text or JSONL file, a hub data set, "sampled", written by the dense model
+        itself, or "shipped", all of the text that ships with Spectrim but what search and report
+        hold; none takes the text of the calibration.
+    tokens: how much of it, such as 200x512; none takes as much as the calibration's text has, and
+        all of "shipped".
     steps: of the optimiser. warmup: of these, in which the learning rate rises; after them it falls
         along half a cosine.
     learning_rate: the highest.
@@ -173,6 +176,9 @@ def healing_text(job: Job, options: Healing) -> Tokens:
                 f"{size[1]}; write tokens with that length, or name a text"
             )
         found = calibration
+    elif options.text == SHIPPED:
+        found = _shipped(job, size[1])
+        size = (len(found), size[1]) if options.tokens is None else size
     elif options.text == SAMPLED:
         found = _sampled(job, (size[0], size[1]))
     else:
@@ -189,6 +195,20 @@ def healing_text(job: Job, options: Healing) -> Tokens:
         if len(split := getattr(job.splits, part)):
             refuse_overlap(found, split, f"the healing text and the {part} split")
     return found
+
+
+def _shipped(job: Job, length: int) -> Tokens:
+    """Return the sequences of the shipped text that neither search nor report split holds."""
+    found = documents.encode(shipped.passages(), sources.tokenizer(job.source), length)
+    held = {
+        tuple(row.tolist()) for part in (job.splits.search, job.splits.report) for row in part.ids
+    }
+    kept = [
+        at
+        for at, row in enumerate(found.ids)
+        if bool(found.mask[at].all()) and tuple(row.tolist()) not in held
+    ]
+    return Tokens(found.ids[kept], found.mask[kept])
 
 
 def _sampled(job: Job, size: tuple[int, int]) -> Tokens:

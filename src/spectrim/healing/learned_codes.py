@@ -8,12 +8,13 @@ half of what it is rounded to. So what is trained and judged is what will be sto
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int8
+from jaxtyping import BFloat16, Float, Int8
 from torch import Tensor, nn
 
 from spectrim.formats.packed.matrix import ALL, PackedMatrix
 from spectrim.formats.packed.scales import offset_code, offsets, scale_code, scales
-from spectrim.healing.dequantized import ScaledProduct
+from spectrim.formats.packed.trellis_matrix import TrellisMatrix, path_codes
+from spectrim.healing.dequantized import ScaledProduct, pass_dtype
 
 PACE = 60.0  # codes to a learning rate of one: 0.7 in 50 steps at most 5e-4
 LATENT = "latent"
@@ -113,6 +114,31 @@ class LearnedMatrix(PackedMatrix):
         """Return nothing, as the kernels multiply what is packed."""
 
 
+class LearnedTrellis(TrellisMatrix):
+    """Paths through a trellis in training: both scales are learnt, codes are computed once."""
+
+    fixed: BFloat16[Tensor, "columns rows"]
+
+    def __init__(self, held: TrellisMatrix) -> None:
+        super().__init__(held.rows, held.columns, held.rate)
+        self.take({name: one.detach() for name, one in held.state_dict().items()})
+        found = path_codes(held.codes, held.rows, held.rate).to(torch.bfloat16)
+        self.register_buffer("fixed", found, persistent=False)
+
+    def product(self, x: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch rows"]:
+        """Return x Wᵀ; gradients reach both scales."""
+        dtype = pass_dtype(x)
+        scaled = (x * self.column_scale).to(dtype)
+        return (scaled @ self.fixed.to(dtype)) * self.row_scale.to(dtype)
+
+    @torch.no_grad()
+    def settled(self) -> TrellisMatrix:
+        """Return the matrix again, with its scales as they are now."""
+        made = TrellisMatrix(self.rows, self.columns, self.rate).to(self.row_scale.dtype)
+        made.take(self.state_dict())
+        return made
+
+
 def learn(block: nn.Module, *, codes: bool = False) -> nn.Module:
     """Let scales and offsets of every packed matrix in a block be trained, and return the block.
 
@@ -122,13 +148,15 @@ def learn(block: nn.Module, *, codes: bool = False) -> nn.Module:
         if type(module) is PackedMatrix:
             made = LearnedMatrix(module, codes=codes)
             block.set_submodule(name, made.train(module.training))
+        if type(module) is TrellisMatrix:
+            block.set_submodule(name, LearnedTrellis(module).train(module.training))
     return block
 
 
 def settle(block: nn.Module) -> nn.Module:
     """Pack what ``learn`` made trainable, and return the block."""
     for name, module in list(block.named_modules()):
-        if isinstance(module, LearnedMatrix):
+        if isinstance(module, LearnedMatrix | LearnedTrellis):
             block.set_submodule(name, module.settled().train(module.training))
     return block
 

@@ -10,17 +10,15 @@ from typing import Any, NamedTuple
 
 import torch
 
+from spectrim.healing.end_to_end import SHIPPED, Healing, healing_text
 from spectrim.healing.judging import mixed_precision
 from spectrim.job.job import BATCH, Job
 from spectrim.model.architectures import Place
+from spectrim.text import default_mix
 from spectrim.text.tokens import Tokens
 from spectrim.walk.stream import Stream
 
-ROUNDING = 0.5  # of the minutes go to the rounding of blocks, the rest to the whole model
-MOST = 400  # steps of a block, four times as many as were tried
-LEAST = 40  # steps of a block, with fewer of which its codes hardly move
 TRIED = 4  # steps that are timed; the quickest counts, the first one allocates
-ROUNDED = 1.25  # a step with codes against one of a dense block: states, and batches set aside
 WHOLE = 1.2  # a step of the whole model against one of all its dense blocks: unpacking
 LOOKS = 8  # at the search split, while the whole model is trained
 
@@ -35,24 +33,20 @@ class Speed(NamedTuple):
 def learning_within(job: Job, minutes: float) -> list[dict[str, Any]]:
     """Return the stages that learn for about so many minutes behind ``quantize``.
 
-    They are entries of a recipe; there are none where not even ``distil`` can take a step for each
-    of its looks at the search split.
+    They are entries of a recipe; there are none where ``distil`` cannot take a step for each of its
+    looks at the search split. Where the calibration reads the shipped text, all of it is learnt
+    from. The dense model is asked about every token of that first.
     """
     speed = measured_speed(job)
-    blocks, seconds = len(job.each_block()), 60 * minutes
+    text = {"text": SHIPPED} if job.text.startswith(default_mix.SHIPPED) else {}
+    read = healing_text(job, Healing(learning_rate=1, **text)).ids.numel()
     search = job.splits.search.ids.numel() / BATCH * speed.model / 3  # forwards alone
-    fits = int(ROUNDING * seconds / (blocks * ROUNDED * speed.block))
-    steps = min(MOST, fits)
-    stages: list[dict[str, Any]] = []
-    if steps >= LEAST:
-        stages.append({"learn_rounding": {"steps": steps}})
-        seconds -= steps * blocks * ROUNDED * speed.block + 2 * search
-    whole = int((seconds - (LOOKS + 2) * search) / speed.model)
-    if whole >= LOOKS:
-        every = max(1, whole // LOOKS)
-        warmup = min(10, whole // 10)
-        stages.append({"distil": {"steps": whole, "every": every, "warmup": warmup}})
-    return stages
+    asked = read / BATCH * speed.model / 3
+    steps = int((60 * minutes - asked - (LOOKS + 2) * search) / speed.model)
+    if steps < LOOKS:
+        return []
+    every, warmup = max(1, steps // LOOKS), min(10, steps // 10)
+    return [{"distil": {**text, "steps": steps, "every": every, "warmup": warmup}}]
 
 
 def measured_speed(job: Job) -> Speed:

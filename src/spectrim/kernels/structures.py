@@ -93,6 +93,7 @@ class Paths(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in
           ("left", "weights", "row_scale", "column_scale", "coupling", "values", "codes")),
+        ("spread", ctypes.c_float),
         ("clip", ctypes.c_float),
         *((name, ctypes.c_int32) for name in ("columns", "rows", "rate")),
         ("column_bytes", ctypes.c_int64),

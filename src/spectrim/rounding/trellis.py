@@ -11,17 +11,22 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
+import numpy
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from spectrim.errors import SpectrimError
-from spectrim.formats.packed.trellis_matrix import column_bytes
+from spectrim.formats.packed.trellis_matrix import UNIT, column_bytes
 from spectrim.kernels.library import checked, library
 from spectrim.kernels.structures import Paths, address
 from spectrim.walk.moments import damped, inverse_root
 
-CLIP = 3.5  # standard deviations of codes that the largest number of a column lies at, at most
+SIZES = ((0.5, 0.7, 8), (0.75, 0.8, 8), (1, 0.88, 6), (1.5, 0.97, 4.5), (2, 1.04, 4), (3, 1.08, 3.3),
+         (4, 1.17, 3.1), (5, 1.2, 3))  # fmt: skip
+"""Bits a number; by how much codes spread more than Gaussian numbers when they are nearest to them,
+less at few bits, as what stands for many is their mean, more at many, for the few in the tails; and
+how many standard deviations of codes the largest number of a column lies at, at most."""
 EVEN = 0.1  # of the weights of rows is alike for all, as G of few tokens is noisy
 
 
@@ -89,10 +94,17 @@ def paths(
     scale, values = torch.zeros(columns), torch.empty_like(left)
     tensors = (left, weights_of(row_scale, gradients), row_scale, scale, feedback.coupling, values,
                coded)  # fmt: skip
-    asked = Paths(*(address(one) for one in tensors), CLIP, columns, rows, rate, coded.shape[1])
+    asked = Paths(*(address(one) for one in tensors), *size_at(rate), columns, rows, rate, coded.shape[1])
     checked(found.paths(ctypes.byref(asked)))
     back = feedback.order.argsort()
     return PathMatrix(coded[back], row_scale, scale[back], values[back].T.contiguous())
+
+
+def size_at(rate: int) -> tuple[float, float]:
+    """Return how much codes spread and how far the largest number lies, at bits of 16 numbers."""
+    bits, spreads, clips = zip(*SIZES, strict=True)
+    here = rate / UNIT
+    return float(numpy.interp(here, bits, spreads)), float(numpy.interp(here, bits, clips))
 
 
 def weights_of(row_scale: Float[Tensor, " rows"], gradients: Tensor | None) -> Tensor:

@@ -18,7 +18,8 @@ typedef struct {
     const float *coupling;  /* [columns, columns]: an error of column a takes error x [a, j] from j */
     float *values;          /* [columns, rows]: written */
     uint8_t *codes;         /* [columns, column_bytes], zeros: written */
-    float clip;             /* codes of the largest number of a column, in standard deviations */
+    float spread;           /* of what codes stand for, to that of a column's numbers */
+    float clip;             /* standard deviations of codes that its largest number lies at, at most */
     int32_t columns, rows, rate;
     int64_t column_bytes;
 } Paths;
@@ -140,7 +141,7 @@ static inline float in_row_units(const Paths *p, const float *numbers, int32_t r
     return p->row_scale[row] > 0 ? numbers[row] / p->row_scale[row] : 0; /* rows of zeros */
 }
 
-/* Return the scale of a column: its numbers have the spread of codes, the largest is within them. */
+/* Return the scale of a column: by its spread, or such that codes reach its largest number. */
 static inline float scale_of(const Paths *p, const float *wanted) {
     double squares = 0;
     float most = 0;
@@ -149,7 +150,7 @@ static inline float scale_of(const Paths *p, const float *wanted) {
         squares += (double)part * part;
         most = part > most ? part : most;
     }
-    float spread = (float)sqrt(squares / p->rows), reach = most / p->clip;
+    float spread = p->spread * (float)sqrt(squares / p->rows), reach = most / p->clip;
     float scale = from_bf16(to_bf16((spread > reach ? spread : reach) / CODE_SPREAD));
     return scale > 0 ? scale : 0;
 }

@@ -25,7 +25,6 @@ from spectrim.job.job import Job, inner_sites
 from spectrim.model.architectures import Place
 from spectrim.model.sites import protected, weight
 from spectrim.recipe.options import Factorize
-from spectrim.rounding.few_bits import DAMPING
 from spectrim.rounding.trellis import Feedback, paths
 from spectrim.walk.moments import Damping, damped, of_all_text
 from spectrim.walk.statistics import Statistics, block_statistics
@@ -89,7 +88,7 @@ def squared_error(rate: int) -> float:
 
 
 def _folder(job: Job) -> Path:
-    return job.cache / "decompositions" / key_of("trellis", 2, job.statistics_key)
+    return job.cache / "decompositions" / key_of("trellis", 3, job.statistics_key)
 
 
 @torch.no_grad()
@@ -119,7 +118,7 @@ def coded_loss(matrix: Float[Tensor, "out in"], known: Statistics, dtype: torch.
         return 0.0
     some = torch.arange(0, len(matrix), -(-len(matrix) // ROWS))
     felt = chosen.gradient_moment[some][:, some]
-    feedback = Feedback.of(chosen.loss_inputs, DAMPING)
+    feedback = Feedback.of(chosen.loss_inputs)
     error = matrix[some].double() - paths(matrix[some], feedback, felt, RATE, dtype).values.double()
     own = _price(error, chosen, some)
     loss = own if odd is None else of_all_text(own, _price(error, odd, some))

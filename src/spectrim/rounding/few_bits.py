@@ -254,7 +254,7 @@ def _signs(target: Target, rank: int) -> dict[str, Tensor]:
 
 def _paths(target: Target, rounding: Rounding) -> dict[str, Tensor]:
     """Return the pieces of a matrix whose columns are paths through a trellis."""
-    feedback = Feedback.of(target.inputs, rounding.damping)
+    feedback = Feedback.of(target.inputs)
     rate, felt = rounding.grid.trellis, target.gradients
     return paths(target.matrix, feedback, felt, rate, rounding.dtype).pieces()
 

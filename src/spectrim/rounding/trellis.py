@@ -27,6 +27,7 @@ SIZES = ((0.5, 0.7, 8), (0.75, 0.8, 8), (1, 0.88, 6), (1.5, 0.97, 4.5), (2, 1.04
 """Bits a number; by how much codes spread more than Gaussian numbers when they are nearest to them,
 less at few bits, as what stands for many is their mean, more at many, for the few in the tails; and
 how many standard deviations of codes the largest number of a column lies at, at most."""
+DAMPING = 0.1  # of the mean diagonal, before a moment is inverted: priced on other text, the best
 EVEN = 0.1  # of the weights of rows is alike for all, as G of few tokens is noisy
 
 
@@ -53,7 +54,7 @@ class Feedback:
     """Of the columns in order, with ones on its diagonal: GPTQ's U, each row by its pivot."""
 
     @classmethod
-    def of(cls, inputs: Float[Tensor, "columns columns"], damping: float) -> Feedback:
+    def of(cls, inputs: Float[Tensor, "columns columns"], damping: float = DAMPING) -> Feedback:
         """Return that of a second moment; damping: part of its mean diagonal that is added.
 
         Raises:

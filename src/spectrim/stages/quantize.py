@@ -77,7 +77,8 @@ class Options(Part):
         or "dense", what the model as it came does.
     cycles: how often, at most, the codes that GPTQ chose and their scales are improved in turn,
         each to what is best given the others.
-    damping: part of the mean diagonal of A that GPTQ adds to it before it inverts it, from 0.
+    damping: part of the mean diagonal of A that GPTQ adds to it before it inverts it, from 0; paths
+        through a trellis have their own.
     ends: bits of embedding and head, 8 with a scale for each word or 4 with a scale and an offset
         for every 32 numbers, rounded to the nearest; 0 leaves both as they are, or as factorize
         has bought them.

@@ -60,9 +60,13 @@ def _of_numbers(part: float, *stages: dict[str, Any]) -> dict[str, Any]:
     return {"keep": f"{100 * part:g}% of linear", "stages": list(stages)}
 
 
-PAIR = "loss_aware_svd,loss_aware_neuron_selection"
 EQUAL: dict[str, dict[str, Any]] = {"equalize": {}}
-BITS = {"factorize": {**FACTORS, "method": PAIR, "bits": [2, 3, 4, 8]}}
+BITS = {
+    "factorize": {
+        **FACTORS, "cut": False, "bits": [2, 3, 4, 8], "trellis": True,
+        "rounding_losses": "estimated",
+    }
+}  # fmt: skip
 ROWS: tuple[Row, ...] = (
     Row("dense bf16", None, 1.0),
     Row("int8 nearest", _rounded(8, "nearest"), (8 + SCALES) / 16),

@@ -1,8 +1,8 @@
 """What a whole matrix costs with its columns as paths through a trellis, in nats, at every rate.
 
 Some rows of each matrix are coded once, at RATE, on the even sequences, and priced on all
-(moments.of_all_text). Errors of rows do not know of each other, so that each counts by its G_ii, and
-the other rows lose as much for their size. At other rates all lose as Gaussian numbers do.
+(moments.of_all_text). Errors of rows do not know of each other, so that each counts by its G_ii,
+and the other rows lose as much for their size. At other rates all lose as Gaussian numbers do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROWS = 160  # of a matrix at most that are
 STEP = 2  # between the rates that are offered
 GAPS = ((0.5, 0.036), (0.75, 0.052), (1, 0.052), (1.5, 0.072), (2, 0.088), (2.5, 0.102), (3, 0.118),
         (3.5, 0.146), (4, 0.175), (5, 0.215))  # fmt: skip
-"""Bits a number, and how many more of them than the best code the trellis takes for Gaussian numbers,
+"""Bits a number, and how many more than the best code the trellis takes for Gaussian numbers,
 ½ log2 of its squared error over 2^-2R, measured on a matrix of 1536 x 64."""
 PathLosses = dict[str, Tensor]
 """Nats per token at RATE, by the name of a site."""

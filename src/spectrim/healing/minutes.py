@@ -38,15 +38,16 @@ def learning_within(job: Job, minutes: float) -> list[dict[str, Any]]:
     from. The dense model is asked about every token of that first.
     """
     speed = measured_speed(job)
-    text = {"text": SHIPPED} if job.text.startswith(default_mix.SHIPPED) else {}
-    read = healing_text(job, Healing(learning_rate=1, **text)).ids.numel()
+    text = SHIPPED if job.text.startswith(default_mix.SHIPPED) else None
+    read = healing_text(job, Healing(learning_rate=1, text=text)).ids.numel()
     search = job.splits.search.ids.numel() / BATCH * speed.model / 3  # forwards alone
     asked = read / BATCH * speed.model / 3
     steps = int((60 * minutes - asked - (LOOKS + 2) * search) / speed.model)
     if steps < LOOKS:
         return []
     every, warmup = max(1, steps // LOOKS), min(10, steps // 10)
-    return [{"distil": {**text, "steps": steps, "every": every, "warmup": warmup}}]
+    said = {"text": text} if text else {}
+    return [{"distil": {**said, "steps": steps, "every": every, "warmup": warmup}}]
 
 
 def measured_speed(job: Job) -> Speed:

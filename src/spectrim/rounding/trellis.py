@@ -22,8 +22,8 @@ from spectrim.kernels.library import checked, library
 from spectrim.kernels.structures import Paths, address
 from spectrim.walk.moments import damped, inverse_root
 
-SIZES = ((0.5, 0.7, 8), (0.75, 0.8, 8), (1, 0.88, 6), (1.5, 0.97, 4.5), (2, 1.04, 4), (3, 1.08, 3.3),
-         (4, 1.17, 3.1), (5, 1.2, 3))  # fmt: skip
+SIZES = ((0.5, 0.7, 8), (0.75, 0.8, 8), (1, 0.88, 6), (1.5, 0.97, 4.5), (2, 1.04, 4),
+         (3, 1.08, 3.3), (4, 1.17, 3.1), (5, 1.2, 3))  # fmt: skip
 """Bits a number; by how much codes spread more than Gaussian numbers when they are nearest to them,
 less at few bits, as what stands for many is their mean, more at many, for the few in the tails; and
 how many standard deviations of codes the largest number of a column lies at, at most."""
@@ -95,7 +95,9 @@ def paths(
     scale, values = torch.zeros(columns), torch.empty_like(left)
     tensors = (left, weights_of(row_scale, gradients), row_scale, scale, feedback.coupling, values,
                coded)  # fmt: skip
-    asked = Paths(*(address(one) for one in tensors), *size_at(rate), columns, rows, rate, coded.shape[1])
+    asked = Paths(
+        *(address(one) for one in tensors), *size_at(rate), columns, rows, rate, coded.shape[1]
+    )
     checked(found.paths(ctypes.byref(asked)))
     back = feedback.order.argsort()
     return PathMatrix(coded[back], row_scale, scale[back], values[back].T.contiguous())

@@ -13,8 +13,6 @@ s x MULTIPLIER + ADDEND mod 2^32 are added, less 510: about Gaussian ("1MAD" of 
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -40,7 +38,9 @@ def column_bytes(rows: int, rate: int) -> int:
     return -(-((rows - 1) * rate // UNIT + STATE_BITS) // 8)
 
 
-def path_codes(codes: UInt8[Tensor, "some bytes"], rows: int, rate: int) -> Float[Tensor, "some rows"]:
+def path_codes(
+    codes: UInt8[Tensor, "some bytes"], rows: int, rate: int
+) -> Float[Tensor, "some rows"]:
     """Return what columns stand for without their scales, whole numbers in float32."""
     row = torch.arange(rows, device=codes.device)
     begin = row * rate // UNIT
@@ -89,7 +89,7 @@ class TrellisMatrix(nn.Module):
         return TrellisCodes(self.codes, self.row_scale, self.rate)
 
     def dense(self) -> Float[Tensor, "rows columns"]:
-        """Return the matrix in the dtype of the scales, computed in float32; it has its gradients."""
+        """Return the matrix in the dtype of the scales, from float32; it has its gradients."""
         found = path_codes(self.codes, self.rows, self.rate).T
         whole = found * self.row_scale.float()[:, None] * self.column_scale.float()
         return whole.to(self.row_scale.dtype)

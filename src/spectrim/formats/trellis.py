@@ -39,7 +39,7 @@ class Trellis(FactoredLinear):
     def stored_bytes(
         cls, shape: tuple[int, int, int], grid: Grid, dtype: torch.dtype, correction: int = 0
     ) -> int:
-        """Return the bytes on disk, the bias apart; shape: (out, in, rank), dtype: of the scales."""
+        """Return the bytes on disk, the bias apart; dtype: of the scales."""
         return TrellisMatrix.stored_bytes(shape[:2], grid.trellis, dtype)
 
     def take(self, pieces: dict[str, Tensor]) -> None:

@@ -20,7 +20,7 @@ from spectrim.cutting.decompose import reached
 from spectrim.errors import SpectrimError
 from spectrim.files import atomic_file, key_of, locked
 from spectrim.formats.packed.scales import Grid
-from spectrim.formats.packed.trellis_matrix import LEAST, MOST, UNIT
+from spectrim.formats.packed.trellis_matrix import LEAST, MOST, STATE_BITS, UNIT
 from spectrim.job.job import Job, inner_sites
 from spectrim.model.architectures import Place
 from spectrim.model.sites import protected, weight
@@ -88,7 +88,7 @@ def squared_error(rate: int) -> float:
 
 
 def _folder(job: Job) -> Path:
-    return job.cache / "decompositions" / key_of("trellis", 3, job.statistics_key)
+    return job.cache / "decompositions" / key_of("trellis", 4, job.statistics_key)
 
 
 @torch.no_grad()
@@ -122,7 +122,8 @@ def coded_loss(matrix: Float[Tensor, "out in"], known: Statistics, dtype: torch.
     error = matrix[some].double() - paths(matrix[some], feedback, felt, RATE, dtype).values.double()
     own = _price(error, chosen, some)
     loss = own if odd is None else of_all_text(own, _price(error, odd, some))
-    return loss * _part(matrix, known, some)
+    spare = STATE_BITS / len(some) - STATE_BITS / len(matrix)  # of a whole window, bits a number
+    return float(loss * _part(matrix, known, some) * 2.0 ** (2 * spare))
 
 
 def _price(error: Float[Tensor, "some in"], known: Statistics, some: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The tables of moments.py and binary_factors.py: losses by what is rounded with, and prices."""
+"""The tables of moments.py, binary_factors.py and budgets.py: losses, and what was predicted."""
 
 from __future__ import annotations
 
@@ -29,4 +29,19 @@ def binary_factors(rows: list[dict[str, Any]]) -> list[list[str]]:
         cells = [around(row["excess"][name]) for name in names]
         about = [str(row["block"]), f"{row['asked']:g}", f"{row['bits']:.2f}", row["label"]]
         lines.append([*about, *cells, f"{row['mean']:.4f}", f"{row['predicted']:.4f}"])
+    return lines
+
+
+def budgets(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Return the lines of the table."""
+    names = list(rows[0]["excess"])
+    head = ["linear bytes", "numbers as", "predicted", "measured on the search split", *names]
+    lines = [[*head, "mean of the four", "seconds"]]
+    for one in rows:
+        mean = sum(one["excess"][name][0] for name in names) / len(names)
+        lines.append(
+            [f"{one['size']:g} %", one["way"], f"{one['predicted']:.3f}", f"{one['search']:.3f}",
+             *(around(one["excess"][name]) for name in names), f"{mean:.3f}",
+             f"{one['seconds']:.0f}"]
+        )  # fmt: skip
     return lines

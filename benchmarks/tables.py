@@ -25,7 +25,7 @@ from export_tables import (
     serving,
 )
 from healing_tables import heal, memory
-from moment_tables import binary_factors, moments
+from moment_tables import binary_factors, budgets, moments
 from suite_tables import measures, tasks, texts
 from type_tables import types
 
@@ -223,6 +223,8 @@ TABLES = {
     "rounded_activations": Table("rounded_activations", rounded_activations),
     "rounded_inputs": Table("rounded_inputs", rounded_inputs),
     "moments": Table("moments", moments, told=True),
+    "budgets": Table("budgets", budgets, told=True),
+    "budgets_turned": Table("budgets_turned", budgets, rows="budgets", told=True),
     "binary_factors": Table("binary_factors", binary_factors, told=True),
     "exports": Table("exports", exports),
     "exports_onnx": Table("exports_onnx", exports_onnx),

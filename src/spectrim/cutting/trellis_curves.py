@@ -32,7 +32,7 @@ from spectrim.walk.statistics import Statistics, block_statistics
 RATE = 32  # at which some rows are coded
 ROWS = 160  # of a matrix at most that are
 STEP = 2  # between the rates that are offered
-GAPS = ((0.5, 0.036), (0.75, 0.052), (1, 0.052), (1.5, 0.072), (2, 0.088), (2.5, 0.102), (3, 0.118),
+GAPS = ((0.5, 0.11), (0.75, 0.091), (1, 0.076), (1.5, 0.081), (2, 0.091), (2.5, 0.105), (3, 0.118),
         (3.5, 0.146), (4, 0.175), (5, 0.215))  # fmt: skip
 """Bits a number, and how many more than the best code the trellis takes for Gaussian numbers,
 ½ log2 of its squared error over 2^-2R, measured on a matrix of 1536 x 64."""

@@ -22,12 +22,10 @@ from spectrim.kernels.library import checked, library
 from spectrim.kernels.structures import Paths, address
 from spectrim.walk.moments import damped, inverse_root
 
-SIZES = ((0.5, 0.7, 3.5), (0.75, 0.8, 3.5), (1, 0.88, 3.5), (1.5, 0.97, 3.5), (2, 1.04, 3.5),
-         (3, 1.08, 3.3), (4, 1.17, 3.1), (5, 1.2, 3))  # fmt: skip
-"""Bits a number; by how much codes spread more than Gaussian numbers when they are nearest to them,
-less at few bits, as what stands for many is their mean, more at many, for the few in the tails; and
-how many standard deviations of codes the largest number of a column lies at, at most."""
-DAMPING = 0.03  # of the mean diagonal, before a moment is inverted: priced on other text, the best
+SIZES = ((0.5, 1, 3.5), (2.5, 1, 3.5), (3, 1.08, 3.3), (4, 1.17, 3.1), (5, 1.2, 3))
+"""Bits a number; by how much codes spread more than what they stand for, which at many bits is best
+for the few numbers in the tails of a Gaussian; and how many standard deviations of codes the largest
+number of a column lies at, at most."""
 EVEN = 0.1  # of the weights of rows is alike for all, as G of few tokens is noisy
 
 

@@ -24,8 +24,9 @@ from spectrim.walk.moments import damped, inverse_root
 
 SIZES = ((0.5, 1, 3.5), (2.5, 1, 3.5), (3, 1.08, 3.3), (4, 1.17, 3.1), (5, 1.2, 3))
 """Bits a number; by how much codes spread more than what they stand for, which at many bits is best
-for the few numbers in the tails of a Gaussian; and how many standard deviations of codes the largest
-number of a column lies at, at most."""
+for the few numbers in the tails of a Gaussian; and how many standard deviations of codes the
+largest number of a column lies at, at most."""
+DAMPING = 0.03  # of the mean diagonal, before a moment is inverted
 EVEN = 0.1  # of the weights of rows is alike for all, as G of few tokens is noisy
 
 

@@ -32,7 +32,7 @@ from spectrim.walk.statistics import Statistics, block_statistics
 RATE = 32  # at which some rows are coded
 ROWS = 160  # of a matrix at most that are
 STEP = 2  # between the rates that are offered
-GAPS = ((0.5, 0.11), (0.75, 0.091), (1, 0.076), (1.5, 0.081), (2, 0.091), (2.5, 0.105), (3, 0.118),
+GAPS = ((0.5, 0.124), (0.75, 0.1), (1, 0.083), (1.5, 0.082), (2, 0.091), (2.5, 0.106), (3, 0.118),
         (3.5, 0.146), (4, 0.175), (5, 0.215))  # fmt: skip
 """Bits a number, and how many more than the best code the trellis takes for Gaussian numbers,
 ½ log2 of its squared error over 2^-2R, measured on a matrix of 1536 x 64."""
@@ -88,7 +88,7 @@ def squared_error(rate: int) -> float:
 
 
 def _folder(job: Job) -> Path:
-    return job.cache / "decompositions" / key_of("trellis", 4, job.statistics_key)
+    return job.cache / "decompositions" / key_of("trellis", 5, job.statistics_key)
 
 
 @torch.no_grad()

@@ -259,8 +259,8 @@ static int choose(const Choice *choice, int threads) {
 static void columns_work(void *what) {
     Rows *call = what;
     for (Portion at; portion(&call->team, 0, call->count, LEAST_ROWS, &at);)
-        for (int64_t k = at.begin; k < at.end; k++)
-            trellis_column(call->matrix, call->begin + k, call->to + k * call->matrix->rows);
+        trellis_columns(call->matrix, call->begin + at.begin, at.end - at.begin,
+                        call->to + at.begin * call->matrix->rows);
 }
 
 static int columns(const Matrix *matrix, int64_t begin, int64_t count, uint16_t *to, int threads) {

@@ -21,7 +21,7 @@ from tiny_packed import off, small
 CASES = [(family, "dense") for family in ("llama", "mistral", "qwen2", "qwen3")]
 CASES += [("llama", name) for name in (
     "low_rank", "pivoted", "corrected_dense", "quantized_dense", "quantized_low_rank",
-    "quantized_pivoted",
+    "quantized_pivoted", "binary_low_rank", "trellis",
 )]  # fmt: skip
 
 

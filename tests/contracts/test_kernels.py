@@ -11,17 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-from spectrim.formats.packed import native
+from spectrim.formats.packed import native, trellis_matrix
 from spectrim.formats.packed.scales import Grid
+from spectrim.formats.packed.trellis_matrix import path_codes
 from spectrim.kernels import library as loading
 from spectrim.kernels.library import FILE, Library, library
-from spectrim.kernels.maps import made
+from spectrim.kernels.maps import Parts, made
 from spectrim.model.block_decoding import Decoding
 from spectrim.model.decoding import use_kernels
 from spectrim.rounding import column_choice
 from spectrim.rounding.column_choice import LevelGrid, choose
 from tiny_models import build
-from tiny_packed import GRIDS, drawn, off, packed
+from tiny_packed import GRIDS, RATES, drawn, off, packed, paths
 
 SHAPES = [(48, 64), (7, 33), (5, 1), (37, 576), (18, 1537)]
 
@@ -63,6 +64,50 @@ def test_products_are_those_of_the_dequantised_matrix(
                 assert one.product(pointer, x.data_ptr(), y.data_ptr(), 3, threads) == 0
             assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
             assert off(found[0], x.float() @ dense.float().T) < 0.02, (one.isa, rows, columns)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_paths_are_read_as_torch_reads_them(rate: int, instruction_sets: list[Library]) -> None:
+    for rows, columns in [*SHAPES, (130, 70)]:
+        held, x = paths(rows, columns, rate), drawn(3, columns, seed=1)
+        codes = path_codes(held.codes, rows, rate).to(torch.bfloat16)
+        whole = made(Parts(held.part(), input_scale=held.column_scale), None, (rows, columns))
+        assert whole is not None
+        for one in instruction_sets:
+            assert torch.equal(one.dense_columns(held.part().structure(), 0, columns), codes)
+            found = [torch.empty(3, rows, dtype=torch.bfloat16) for _ in range(3)]
+            for threads, y in enumerate(found, start=1):
+                pointer = ctypes.byref(whole.structure)
+                assert one.product(pointer, x.data_ptr(), y.data_ptr(), 3, threads) == 0
+            assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+            assert off(found[0], x.float() @ held.dense().float().T) < 0.02, (one.isa, rows)
+
+
+def test_maps_behind_one_of_an_odd_height_give_what_they_give_alone() -> None:
+    """Portions of rows then begin anywhere, in the middle of sixteen rows whose bits lie alike."""
+    first, second, x = paths(37, 64, 43), paths(130, 37, 43), drawn(64)
+    chained = Parts(None, first.part(), second.part(), input_scale=first.column_scale)
+    both = Parts(first.part(), first.part(), second.part(), input_scale=first.column_scale)
+    found, one = library(), made(chained, None, (130, 64))
+    assert found is not None and one is not None and made(both, None, (37, 64)) is not None
+    y = torch.empty(130, dtype=torch.bfloat16)
+    assert found.product(ctypes.byref(one.structure), x.data_ptr(), y.data_ptr(), 1, 2) == 0
+    between = x.float() @ first.dense().float().T
+    assert off(y, between @ (second.dense().float() / second.column_scale.float()).T) < 0.02
+
+
+@pytest.mark.parametrize("tokens", [1, 12, 40])
+def test_few_and_many_tokens_get_what_the_matrix_gives(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, x = paths(100, 130, 37), drawn(2, tokens, 130, seed=3)
+    monkeypatch.setattr(trellis_matrix, "AT_ONCE", 16 * 100)
+    with torch.no_grad():
+        found = held.product(x)
+        held.native = False
+        by_torch = held.product(x)
+    expected = x.float() @ held.dense().float().T
+    assert off(found, expected) < 0.02 and off(by_torch, expected) < 0.02
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])

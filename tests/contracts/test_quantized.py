@@ -20,8 +20,10 @@ from spectrim.formats.packed import matrix as packed
 from spectrim.formats.packed.matrix import PackedMatrix, pack, unpack
 from spectrim.formats.packed.quantized import Quantized
 from spectrim.formats.packed.scales import Grid
+from spectrim.formats.trellis import Trellis
 from spectrim.recipe.options import Factorize, validate
 from spectrim.rounding.nearest import QuantizedMatrix, nearest
+from tiny_packed import keywords, path_pieces
 
 ENDS = {"quantized_embedding", "tied_embedding", "tied_head"}
 NAMES = [name for name in formats.names() if formats.constant(name, "STAGE") and name not in ENDS]
@@ -38,11 +40,11 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
     for name in NAMES:
         if name not in PACKED:
-            yield name, {"correction": 3}
+            yield name, {"trellis": 37} if name == "trellis" else {"correction": 3}
             continue
         for grid in [SIGNS] if name == "binary_low_rank" else GRIDS:
-            yield name, vars(grid)
-    yield "quantized_dense", {**vars(GRIDS[0]), "correction": 3}
+            yield name, keywords(grid)
+    yield "quantized_dense", {**keywords(GRIDS[0]), "correction": 3}
 
 
 CASES = list(cases())
@@ -53,13 +55,15 @@ def made(
     name: str, keywords: dict[str, Any], *, bias: bool = True, dtype: torch.dtype = torch.float32
 ) -> FactoredLinear:
     """Return a format holding random matrices, rounded where it packs them."""
-    rank = RANK if "dense" not in name else min(OUT, IN)
+    rank = min(OUT, IN) if "dense" in name or name == "trellis" else RANK
     shape = {"in_features": IN, "out_features": OUT, "rank": rank, "bias": bias, **keywords}
     module: FactoredLinear = formats.get(name).from_shape(shape)
     module = module.to(dtype)
     pieces: dict[str, Tensor] = {"order": drawn(OUT).argsort(), "matrix": drawn(OUT, IN, seed=9)}
     pieces |= {"first": drawn(3, IN, seed=1), "second": drawn(OUT, 3, seed=2)}
     pieces |= {"input_scale": drawn(IN, seed=3)}
+    if isinstance(module, Trellis):
+        pieces |= path_pieces(OUT, IN, module.matrix.rate)
     if isinstance(module, Quantized):
         for at, (part, shape) in enumerate(module.matrices(OUT, IN, rank).items()):
             found = nearest(drawn(*shape, seed=at), torch.ones(shape[1]), module.grid, dtype)
@@ -86,6 +90,7 @@ def test_which_formats_there_are() -> None:
         "quantized_fewer_outputs",
         "quantized_low_rank",
         "quantized_pivoted",
+        "trellis",
     ]
     assert not set(NAMES) & set(low_rank_formats())
 
@@ -161,6 +166,9 @@ def test_bytes_and_numbers_are_what_the_file_holds(
     form: Any = type(module)
     if isinstance(module, Quantized):
         said = form.stored_bytes(shape, module.grid, torch.bfloat16, correction)
+    elif isinstance(module, Trellis):
+        grid = Grid(0, 0, False, module.matrix.rate)
+        said = form.stored_bytes(shape, grid, torch.bfloat16)
     else:
         said = form.stored_bytes(shape, torch.bfloat16, correction)
     assert said == sum(tensor.numel() * tensor.element_size() for tensor in held)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.formats.packed.quantized import Quantized
 from spectrim.formats.packed.scales import Grid
+from spectrim.kernels.maps import Parts
 
 STAGE = "quantize"
 SIGNS = Grid(bits=1, group=0, symmetric=True)
@@ -54,6 +55,11 @@ class BinaryLowRank(Quantized):
     def apply_factors(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Return second (first (c x))."""
         return self.second.product(self.first.product(x * self.input_scale))
+
+    def parts(self) -> Parts:
+        """Return what the kernels compute second (first (c x)) with."""
+        first, second = self.first.part(), self.second.part()
+        return Parts(first=first, second=second, input_scale=self.input_scale)
 
     def dense(self) -> Float[Tensor, "out in"]:
         """Return the product of the factors, rounded once."""

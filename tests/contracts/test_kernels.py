@@ -83,17 +83,24 @@ def test_paths_are_read_as_torch_reads_them(rate: int, instruction_sets: list[Li
             assert off(found[0], x.float() @ held.dense().float().T) < 0.02, (one.isa, rows)
 
 
-def test_maps_behind_one_of_an_odd_height_give_what_they_give_alone() -> None:
-    """Portions of rows then begin anywhere, in the middle of sixteen rows whose bits lie alike."""
-    first, second, x = paths(37, 64, 43), paths(130, 37, 43), drawn(64)
-    chained = Parts(None, first.part(), second.part(), input_scale=first.column_scale)
-    both = Parts(first.part(), first.part(), second.part(), input_scale=first.column_scale)
-    found, one = library(), made(chained, None, (130, 64))
-    assert found is not None and one is not None and made(both, None, (37, 64)) is not None
-    y = torch.empty(130, dtype=torch.bfloat16)
-    assert found.product(ctypes.byref(one.structure), x.data_ptr(), y.data_ptr(), 1, 2) == 0
+def test_rows_behind_those_of_another_matrix_begin_anywhere(
+    instruction_sets: list[Library],
+) -> None:
+    """Not where the bits of a column begin alike again, which they do every sixteen rows."""
+    direct, first, second = paths(130, 64, 43), paths(37, 64, 43), paths(130, 37, 43)
+    x, scale = drawn(64), direct.column_scale
+    parts = Parts(direct.part(), first.part(), second.part(), input_scale=scale)
+    whole = made(parts, None, (130, 64))
+    assert whole is not None
     between = x.float() @ first.dense().float().T
-    assert off(y, between @ (second.dense().float() / second.column_scale.float()).T) < 0.02
+    expected = x.float() @ direct.dense().float().T
+    expected = expected + between @ (second.dense().float() / second.column_scale.float()).T
+    for one in instruction_sets:
+        found = [torch.empty(130, dtype=torch.bfloat16) for _ in range(3)]
+        for threads, y in enumerate(found, start=1):
+            assert one.product(ctypes.byref(whole.structure), x.data_ptr(), y.data_ptr(), 1, threads) == 0
+        assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+        assert off(found[0], expected) < 0.02
 
 
 @pytest.mark.parametrize("tokens", [1, 12, 40])

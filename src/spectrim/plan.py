@@ -10,6 +10,7 @@ from typing import Any
 
 from spectrim.errors import SpectrimError
 from spectrim.formats import packed_format
+from spectrim.formats.packed.trellis_matrix import UNIT
 from spectrim.model.sites import Site
 
 VERSION = 2
@@ -62,6 +63,11 @@ class Decision:
     def packed(self) -> bool:
         """Return whether it is stored in few bits."""
         return bool(self.bits or self.trellis)
+
+    @property
+    def rate(self) -> float:
+        """Return how many bits a number takes, scales apart; 0 where it is as in the checkpoint."""
+        return self.trellis / UNIT or self.bits
 
     @property
     def replaced(self) -> bool:

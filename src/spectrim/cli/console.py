@@ -13,7 +13,7 @@ from spectrim.cli.help_texts import LM_EVAL
 from spectrim.model.architectures import ARCHITECTURES
 from spectrim.registry import Registry
 from spectrim.report.profile import agreed, totals
-from spectrim.report.words import increase, share, whole
+from spectrim.report.words import increase, share, stored_as, whole
 
 FEW = 3  # blocks shown at each end
 
@@ -64,13 +64,13 @@ def sites(found: dict[str, Any]) -> Table:
 
 def _cells(site: dict[str, Any]) -> list[str | Text]:
     shape = f"{site['out_features']} x {site['in_features']}"
-    rank = "" if site["format"] == "dense" else whole(site.get("rank"))
+    rank = "" if site["format"] in ("dense", "trellis") else whole(site.get("rank"))
     part = f"{site['stored'] / site['dense']:.1%}"
     return [
         Text(site["site"]),
         site["role"],
         shape,
-        site["format"] + (f", {site['bits']} bits" if site.get("bits") else ""),
+        stored_as(site),
         rank,
         f"{site['stored']:,}",
         part,

@@ -30,6 +30,7 @@ from spectrim.formats.picked_inputs import PickedInputs
 from spectrim.formats.quantized_dense import QuantizedDense
 from spectrim.formats.quantized_fewer_inputs import QuantizedFewerInputs
 from spectrim.formats.quantized_low_rank import QuantizedLowRank
+from spectrim.formats.trellis import Trellis
 from spectrim.model import sites, sources
 from spectrim.model.architectures import Place, architecture_of
 from spectrim.model.experts import Experts
@@ -179,7 +180,8 @@ class DenseTensors:
 def matrix(module: Any) -> Tensor:
     """Return the matrix [out, in] of a map, factored, fused or dense.
 
-    Products of factors are float32, what is stored as it is has its own dtype.
+    Products of factors, and of codes with two scales, are float32; what is stored as it is has its
+    own dtype.
     """
     if isinstance(module, TwoFactors):
         return module.left().float() @ module.right().float()
@@ -187,6 +189,8 @@ def matrix(module: Any) -> Tensor:
         return module.second.dense().float() @ module.first.dense().float()
     if isinstance(module, BinaryLowRank):
         return module.product()
+    if isinstance(module, Trellis):
+        return module.matrix.whole().detach()
     if isinstance(module, FactoredLinear):
         return module.dense().detach()
     if isinstance(module, Fused):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from gguf import MODEL_TENSOR, TENSOR_NAMES, TensorNameMap, get_tensor_name_map
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from spectrim.errors import SpectrimError
@@ -16,7 +16,7 @@ from spectrim.exporters._dense_tensors import DenseTensors, padded
 from spectrim.exporters._gguf_families import Family, head_dim, rope_of
 from spectrim.exporters._gguf_layout import Layout
 from spectrim.exporters._gguf_types import Stored
-from spectrim.formats.packed.quantized import Quantized
+from spectrim.formats import FactoredLinear
 from spectrim.model.fused import Fused
 from spectrim.model.fused import Layout as FusedLayout
 
@@ -92,7 +92,7 @@ def _stored(
         tensor = (tensor.T if conv else tensor).float() + raised
         return padded(tensor if order is None else tensor[order], shape)
 
-    rounded = one.kind == "weight" and isinstance(_module(held, one), Quantized) and not packed
+    rounded = one.kind == "weight" and not packed and _rounded(_module(held, one))
     yield Stored(name, shape, dense, tuple(packed), None if parted else order, rounded)
 
 
@@ -102,6 +102,12 @@ def _of_attention(one: _Tensor) -> bool:
 
 def _module(held: DenseTensors, one: _Tensor) -> Any:
     return held.model.get_submodule(one.module)
+
+
+def _rounded(module: nn.Module) -> bool:
+    """Return whether all of a map went through few bits; its parts, where it is fused."""
+    parts = list(module.children()) if isinstance(module, Fused) else [module]
+    return all(isinstance(part, FactoredLinear) and part.rounded for part in parts)
 
 
 def _widened(shape: tuple[int, ...], one: _Tensor, layout: Layout) -> tuple[int, ...]:
@@ -133,7 +139,7 @@ def _experts(held: DenseTensors, one: _Tensor) -> Iterator[Stored]:
     experts, rows, columns = held.shape(one.name)
     shape = (experts, rows // len(kinds), columns)
     modules = _module(held, one).modules()
-    rounded = any(isinstance(module, Quantized) for module in modules)
+    rounded = any(isinstance(one, FactoredLinear) and one.rounded for one in modules)
 
     def part(at: int) -> Callable[[], Tensor]:
         return lambda: held.tensor(one.name, torch.float32).chunk(len(kinds), dim=1)[at].float()

@@ -33,7 +33,8 @@ class Stored:
     order: Tensor | None = None
     """Which of their rows comes where."""
     rounded: bool = False
-    """Whether it is a product of packed factors, and so was rounded to few bits already."""
+    """Whether it was rounded to few bits already, but is no packed matrix: a product of packed
+    factors, paths through a trellis."""
 
 
 Choose = Callable[[Stored], Kind]
@@ -43,8 +44,9 @@ Choose = Callable[[Stored], Kind]
 def as_held(tensor: Stored) -> Kind:
     """Return the type that keeps what a tensor holds, the codes of a packed one as they are.
 
-    Norms, biases and routers stay float32. A product of packed factors takes Q8_0, whose rounding
-    is far finer than that which the factors went through; everything else float16.
+    Norms, biases and routers stay float32. A product of packed factors takes Q8_0, and so do paths
+    through a trellis: its rounding is far finer than that which they went through. Everything else
+    takes float16.
     """
     if len(tensor.shape) == 1 or tensor.name.startswith("position_embd") or _routes(tensor):
         return Kind.F32

@@ -39,6 +39,8 @@ class FactoredLinear(nn.Module, ABC):
     """Whether it needs the map that is named its ``owner``, and ``link(owner)`` before it runs."""
     leads: ClassVar[bool] = False
     """Whether maps that follow it read what it holds."""
+    rounded: ClassVar[bool] = False
+    """Whether its numbers are stored in few bits."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ class Trellis(FactoredLinear):
     """
 
     matrix: TrellisMatrix
+    rounded = True
 
     def __init__(
         self, in_features: int, out_features: int, rank: int, bias: bool, trellis: int

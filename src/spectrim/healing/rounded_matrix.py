@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from spectrim.formats.packed.matrix import PackedMatrix
 from spectrim.healing.dequantized import Dequantized, in_groups, pass_dtype
-from spectrim.healing.learned_codes import LearnedMatrix
+from spectrim.healing.learned_codes import LearnedMatrix, learn
 from spectrim.model.sites import weight
 
 LEAN = 0.49  # of a code: what rounds to it
@@ -68,7 +68,7 @@ def learn_rounding(block: nn.Module, before: nn.Module | None = None) -> nn.Modu
                 else RoundedMatrix(module, None if before is None else _rounded_from(before, name))
             )
             block.set_submodule(name, made.train(module.training))
-    return block
+    return learn(block)  # paths, of which the scales are trained
 
 
 def _rounded_from(before: nn.Module, name: str) -> Tensor | None:

@@ -16,7 +16,8 @@ from spectrim.walk.stream import States, Stream
 
 CHECKED = 8  # batches on which the error is measured before and after training
 WARMUP = 0.05  # of all steps
-MAX_RATE = 1e-2  # of their size, for scales and offsets of packed codes: some are very small
+MAX_RATE = 1e-2  # of their size, for scales and offsets of codes: some are very small
+SCALES = (*OF_GROUPS, "row_scale", "column_scale")
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _train(
 def highest_rates(parameters: dict[str, nn.Parameter], asked: float) -> list[float]:
     """Return the highest learning rate of each parameter: what is asked, less for small scales."""
     return [
-        min(asked, MAX_RATE * size_of(name, one)) if name.rpartition(".")[2] in OF_GROUPS else asked
+        min(asked, MAX_RATE * size_of(name, one)) if name.rpartition(".")[2] in SCALES else asked
         for name, one in parameters.items()
     ]
 

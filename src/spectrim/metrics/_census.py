@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from spectrim.formats import FactoredLinear
 from spectrim.formats.packed.matrix import PackedMatrix
+from spectrim.formats.packed.trellis_matrix import TrellisMatrix
 from spectrim.formats.quantized_embedding import QuantizedEmbedding
 from spectrim.formats.tied_embedding import TiedEmbedding
 from spectrim.model import architectures, sites
@@ -58,9 +59,9 @@ def linear_maps(model: PreTrainedModel) -> list[LinearMap]:
 def all_numbers(model: nn.Module) -> int:
     """Return how many numbers a model has, tied ones once; a packed one counts as any other.
 
-    The scales and offsets of packed codes are none: they are a part of how these are stored.
+    The scales and offsets of codes are none: they are a part of how these are stored.
     """
-    packed = [one for one in model.modules() if isinstance(one, PackedMatrix)]
+    packed = [one for one in model.modules() if isinstance(one, PackedMatrix | TrellisMatrix)]
     beside = sum(one.numel() for matrix in packed for one in matrix.parameters())
     whole = sum(one.numel() for one in model.parameters())
     return whole - beside + sum(matrix.rows * matrix.columns for matrix in packed)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spectrim.formats import FactoredLinear
-from spectrim.formats.packed.quantized import Quantized
 from spectrim.metrics import Measurement, Pair, Score
 from spectrim.model import sites
 from spectrim.model.experts import maps
@@ -61,7 +60,7 @@ def _matrices(model: PreTrainedModel) -> Iterator[Tensor]:
             for index, part, linear in maps(modules[path]):
                 modules[f"{path}.{index}.{part}"] = linear
         module = modules[site.name]
-        if isinstance(module, Quantized):
+        if isinstance(module, FactoredLinear) and module.rounded:
             continue
         if isinstance(module, FactoredLinear):
             yield from (one for one in module.parameters() if one is not module.bias)

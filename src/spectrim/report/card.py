@@ -109,8 +109,9 @@ def _made(output: Output, base: str) -> str:
     if "budget" not in plan:  # nothing was factored
         return f"Made from {_escape(base)} with spectrim. {found}\n"
     maps = [one for one in plan.get("decisions", []) if one.get("block", 0) >= 0]
-    stored = [one for one in maps if one["format"] != "dense"]
-    kinds = ", ".join(f"`{kind}`" for kind in sorted({one["format"] for one in stored}))
+    forms = ["trellis" if one.get("trellis") else one["format"] for one in maps]
+    stored = [form for form in forms if form != "dense"]
+    kinds = ", ".join(f"`{kind}`" for kind in sorted(set(stored)))
     return (
         f"Made from {_escape(base)} with spectrim: {_kept(output)}, "
         f"method `{plan.get('method')}`, allocator "

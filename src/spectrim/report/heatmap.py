@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from spectrim.model.architectures import role_group
 from spectrim.report.drawing import LETTER, Drawing
-from spectrim.report.words import GAP, plain, share
+from spectrim.report.words import GAP, plain, share, stored_as
 
 STEPS = 10
 DECADES = 2
@@ -213,11 +213,11 @@ def _hint(block: int, role: str, group: list[dict[str, Any]]) -> str:
 
 def _how(decision: dict[str, Any]) -> str:
     """Return how a map is stored: its rank, or its format where that has none, and its bits."""
-    bits = f", {decision['bits']} bits" if decision.get("bits") else ""
+    said = stored_as(decision)
     full = min(int(decision["out_features"]), int(decision["in_features"]))
     if decision["format"] == "dense" or decision.get("rank") is None:
-        return f"{decision['format']}{bits}"
-    return f"rank {decision['rank']} of {full}{bits}"
+        return said
+    return f"rank {decision['rank']} of {full}{said.removeprefix(decision['format'])}"
 
 
 def _kept(group: Sequence[Cell]) -> str:

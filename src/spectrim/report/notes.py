@@ -124,6 +124,7 @@ FORMS: dict[str, Callable[[Any], object]] = {
     "fixed": words.fixed,
     "plain": lambda value: words.plain(value, 2),
     "count": len,
+    "bits": lambda value: f"{value:.1f}",
     "percent": lambda value: f"{value:.1%}",
     "ranges": _ranges,
     "repeats": lambda values: len(values) - len(set(values)),

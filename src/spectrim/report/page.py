@@ -189,10 +189,10 @@ def _roles(decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _site(decision: dict[str, Any]) -> dict[str, Any]:
-    whole, bits = decision["format"] == "dense", decision.get("bits")
+    whole = decision["format"] == "dense"
     dense = int(decision["dense"])
     return decision | {
-        "format": decision["format"] + (f", {bits} bits" if bits else ""),
+        "format": words.stored_as(decision),
         "rank": "" if whole else words.whole(decision.get("rank")),
         "kept": int(decision["stored"]) / dense if dense else 1.0,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import floor, isfinite, log10
+from typing import Any
 
 MISSING = "–"
 NOT_MEASURED = "not measured"
@@ -43,6 +44,13 @@ def increase(number: float | None) -> str:
 def whole(number: float | None) -> str:
     """Return a whole number, such as a rank; formats that have none leave it out."""
     return MISSING if number is None else str(number)
+
+
+def stored_as(one: dict[str, Any]) -> str:
+    """Return a map's format, and how many bits its numbers take where these are few."""
+    if one.get("trellis"):
+        return f"trellis, {one['trellis'] / 16:g} bits"
+    return str(one["format"]) + (f", {one['bits']} bits" if one.get("bits") else "")
 
 
 def fixed(number: float | None, digits: int = 3, sign: bool = False) -> str:

@@ -7,7 +7,8 @@ it goes together with other stages:
     LEAVES   facts that are true of the model behind it, words that stages share: "changed maps",
              maps are no longer the whole matrices of an ordinary model folder; "damage", what was
              rounded or set to zero and can be compared with what it was; "zeros"; "packed", some
-             maps are whole numbers, "all packed", all of them; "corrected"; "trained"
+             maps are whole numbers, "all packed", all of them; "paths", most maps will be paths
+             through a trellis; "corrected"; "trained"
     CLEARS   facts that no longer hold behind it
     NEEDS    facts that must hold in front of it, each with the sentence that says so where one does
              not

@@ -36,6 +36,8 @@ NEEDS = {
 }
 REFUSES = {
     "corrected": "compensate makes up for all at once; leave out the second one",
+    "paths": "compensate cannot add to paths through a trellis, as which {earlier} may store maps; "
+    "leave out trellis, or compensate",
     "trained": "compensate would undo what {earlier} has trained; put it in front of {earlier}",
 }
 NOTE = "compensated"
@@ -43,6 +45,11 @@ REPORT = (
     "Factors of rank {rank} beside {sites} linear maps make up for what was rounded or set to "
     "zero: predicted to cost {predicted_before:plain} nats/token without them, "
     "{predicted_after:plain} with them."
+)
+NOTHING = (
+    "compensate found no whole matrix that was rounded or set to zero; of two factors the second "
+    "makes up for the first already, and to paths through a trellis nothing is added, so leave "
+    "compensate out"
 )
 GPTQ_DAMPING = 1e-2  # of the mean diagonal of A, as the stage quantize has it by default
 
@@ -74,6 +81,8 @@ def compensate(job: Job, options: Options) -> None:
     if job.reference is None:
         raise SpectrimError(NEEDS["damage"])
     job.plan = job.plan or dense_plan(job)
+    if not any(one.block >= 0 and _adds_to(one) for one in job.plan.decisions):
+        raise SpectrimError(NOTHING)
     folder, places = next_step(job, "compensated"), job.each_block()
     made: dict[str, Decision] = {}
     before = after = 0.0
@@ -86,10 +95,7 @@ def compensate(job: Job, options: Options) -> None:
             write_block(job, folder, place, block)
         job.progress(done, len(places), "compensating")
     if not made:
-        raise SpectrimError(
-            "compensate found no whole matrix that was rounded or set to zero; of two factors the "
-            "second makes up for the first already, so leave compensate out"
-        )
+        raise SpectrimError(NOTHING)
     job.plan = changed(
         job.plan, decisions=tuple(made.get(one.site, one) for one in job.plan.decisions)
     )
@@ -112,7 +118,7 @@ def _compensate_block(
     dense = job.reference(place)
     for site in job.block_sites(place):
         decision, path = job.plan[site.name], site.name.removeprefix(place.prefix)
-        if decision.format != "dense" or decision.bits == 1 or decision.correction:
+        if not _adds_to(decision):
             continue
         here = options.model_copy(update={"rank": _rank(job, decision, options)})
         wanted = matrix_of(dense.get_submodule(path)).float()
@@ -125,6 +131,12 @@ def _compensate_block(
             added = here.rank * (decision.out_features + decision.in_features)
             stored = decision.stored + added
             yield changed(decision, correction=here.rank, stored=stored), costs
+
+
+def _adds_to(decision: Decision) -> bool:
+    """Return whether two factors can stand beside what is stored of a site."""
+    apart = decision.bits == 1 or decision.trellis or decision.correction
+    return decision.format == "dense" and not apart
 
 
 def _rank(job: Job, decision: Decision, options: Options) -> int:

@@ -21,11 +21,13 @@ from spectrim.recipe.options import Factorize
 from spectrim.recipe.order import BITS_SAVE_BYTES
 from spectrim.walk.statistics import without_tokens
 
-LEAVES = ("changed maps",)
+LEAVES = ("changed maps", "paths if trellis")
 CLEARS = ("damage if split_fused",)  # in other maps, to which nothing can be compared
 REFUSES = {
     "changed maps": "factorize needs the maps as they came, and an earlier stage has changed them; "
-    "put factorize first"
+    "put factorize first",
+    "zeros if trellis": "paths through a trellis would fill the zeros that {earlier} made; leave "
+    "out trellis, or {earlier}",
 }
 Options = Factorize
 

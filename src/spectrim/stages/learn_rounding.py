@@ -2,7 +2,8 @@
 
 What GPTQ chose for each map by itself is where the codes begin. They are then moved together with
 scales, offsets and norms, so that the errors of the maps of a block make up for each other, and for
-what the blocks before it got wrong.
+what the blocks before it got wrong. Of paths through a trellis only the
+scales are moved.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from spectrim.cutting.samples import spread
 from spectrim.formats.packed.matrix import PackedMatrix
+from spectrim.formats.packed.trellis_matrix import TrellisMatrix
 from spectrim.healing.block_by_block import block_by_block, dense_and_small, windows_of
 from spectrim.healing.judging import ensure_plan, keep_if_better, text_name
 from spectrim.healing.learned_codes import settle
@@ -24,6 +26,7 @@ from spectrim.model.architectures import Place
 from spectrim.recipe.options import Part
 from spectrim.walk.stream import Stream
 
+LEARNT = (PackedMatrix, TrellisMatrix)
 LEAVES = ("changed maps", "trained")
 NOTE = "healed"
 NEEDS = {
@@ -60,7 +63,7 @@ def learn_rounding(job: Job, options: Options) -> None:
     def train(places: list[Place], target: Stream, _: Stream, student: Stream) -> None:
         (place,) = places
         block = current_block(job, place, torch.float32)
-        if not any(isinstance(module, PackedMatrix) for module in block.modules()):
+        if not any(isinstance(module, LEARNT) for module in block.modules()):
             return copy_block(job, folder, place)
         before = job.reference(place) if job.reference is not None else None
         own = Window(places, [learnt(block, before)], student)

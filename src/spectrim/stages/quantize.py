@@ -10,29 +10,24 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from spectrim.cutting.end_losses import end_roundings
 from spectrim.errors import SpectrimError
 from spectrim.files import atomic_file
-from spectrim.formats.fewer_inputs import FewerInputs
 from spectrim.formats.packed.scales import Grid
 from spectrim.job.blocks import current_block, go_on_with, next_step, write_block
 from spectrim.job.job import Job, dense_plan, inner_sites
-from spectrim.model import sites
 from spectrim.model.architectures import Place
 from spectrim.model.sites import protected
 from spectrim.plan import Decision, Plan
 from spectrim.recipe.options import Part, Regex
-from spectrim.rounding.delivered import Delivered, DeliveredBlock
+from spectrim.rounding.delivered import Delivered
 from spectrim.rounding.embedding_and_head import (
     GRIDS,
     TableRounding,
@@ -42,12 +37,9 @@ from spectrim.rounding.few_bits import (
     DAMPING,
     FORMATS,
     Rounding,
-    Target,
-    few_bits,
-    narrowed,
 )
 from spectrim.stages._packable import refuse_unpackable
-from spectrim.walk.statistics import block_statistics
+from spectrim.stages._rounded_block import rounded
 
 LEAVES = ("changed maps", "damage", "packed", "all packed unless protect")
 CLEARS = ("trained",)  # which a correction of the damage would not undo
@@ -58,7 +50,9 @@ REFUSES = {
 NOTE = "quantized"  # under which the run's notes say what was done
 REPORT = (
     "Linear maps stored in few bits, rounded [rounding=gptq|by GPTQ][rounding=nearest|to the "
-    "nearest]: {bits:counted bits}[left|; {left:count} are not]. Predicted to cost "
+    "nearest]: [!paths|{bits:counted bits}][paths|{paths.maps} at {paths.least:bits} to "
+    "{paths.most:bits} bits a number, {paths.mean:bits} on average, {paths.along} of them as paths "
+    "through a trellis][left|; {left:count} are not]. Predicted to cost "
     "{predicted_loss:plain} nats/token[without_tokens|, {without_tokens:count} maps that no token "
     "came to apart].[ends| Embedding and head in {ends} bits, which no loss was predicted for.]"
     "[tables| Outside the blocks, {tables}, measured to cost {predicted_of_tables:plain} more.]"
@@ -109,8 +103,8 @@ def quantize(job: Job, options: Options) -> None:
     chosen, tables = decided(job, options, plan), decided_tables(job)
     refuse(job, options, plan, chosen | tables)
     folder, places = next_step(job, "quantize"), job.each_block()
-    rounded = _with_bits(plan, chosen)
-    walked = Delivered(job, rounded, folder) if _walks(job, options, chosen) else None
+    packed = _with_bits(plan, chosen)
+    walked = Delivered(job, packed, folder) if _walks(job, options, chosen) else None
     losses: dict[str, float | None] = {}
     within = [any(site.name in chosen for site in job.block_sites(place)) for place in places]
     for done, place in enumerate(places, start=1):
@@ -173,6 +167,11 @@ def refuse(job: Job, options: Options, plan: Plan, chosen: dict[str, Decision]) 
         )
     for one in chosen.values():
         refuse_unpackable(one)
+        if job.sparsified and one.trellis:
+            raise SpectrimError(
+                f"the plan stores {one.site} as paths through a trellis, which would fill the "
+                "zeros that sparsify made; set its trellis to 0, or leave out sparsify"
+            )
 
 
 def _with_bits(plan: Plan, chosen: dict[str, Decision]) -> Plan:
@@ -187,6 +186,18 @@ def _walks(job: Job, options: Options, chosen: dict[str, Decision]) -> bool:
     """
     asked = options.rounding == "gptq" and options.inputs == "rounded" and not job.sparsified
     return asked and any(one.bits < 8 for one in chosen.values())
+
+
+def _rounding(job: Job, options: Options) -> Rounding:
+    """Return how numbers are rounded, where no plan says it for a map."""
+    return Rounding(
+        Grid(options.bits, options.group, options.symmetric),
+        job.weights.dtype(),
+        gptq=options.rounding == "gptq",
+        act_order=options.order,
+        damping=options.damping,
+        cycles=options.cycles,
+    )
 
 
 def _block(
@@ -204,7 +215,7 @@ def _block(
         walked.enter(place)
     if not file.exists():
         block = current_block(job, place, torch.float32)
-        losses = _rounded(job, options, place, chosen, block, walked)
+        losses = rounded(job, _rounding(job, options), place, chosen, block, walked)
         with atomic_file(record) as partial:
             partial.write_text(json.dumps(losses), encoding="utf-8")
         write_block(job, folder, place, block)
@@ -216,102 +227,42 @@ def _block(
     return found
 
 
-def _rounded(
-    job: Job,
-    options: Options,
-    place: Place,
-    chosen: dict[str, Decision],
-    block: nn.Module,
-    walked: Delivered | None,
-) -> dict[str, float | None]:
-    """Put packed maps into a block; return what each is predicted to lose."""
-    known = block_statistics(job.statistics(), place)
-    losses: dict[str, float | None] = {}
-    rounding = Rounding(
-        Grid(options.bits, options.group, options.symmetric),
-        job.weights.dtype(),
-        gptq=options.rounding == "gptq",
-        act_order=options.order,
-        damping=options.damping,
-        cycles=options.cycles,
-    )
-    kept = _kept(block)
-    walking = None if walked is None else _walking(job, place, chosen, walked)
-
-    def made(path: str, target: Target | None) -> tuple[nn.Module, float | None]:
-        module, one = block.get_submodule(path), chosen[place.prefix + path]
-        seen = narrowed(known[one.site], module, kept.get(path.rpartition(".")[0]))
-        return few_bits(job, rounding, module, one, seen, target)
-
-    def target(path: str) -> Target | None:
-        module = block.get_submodule(path)
-        seen = narrowed(known[place.prefix + path], module, kept.get(path.rpartition(".")[0]))
-        return None if walking is None else walking.target(path, module, seen)
-
-    for paths in _alike(job, place, chosen, walking):
-        targets = [target(path) for path in paths]
-        side_by_side = all(chosen[place.prefix + path].trellis for path in paths)
-        with ThreadPoolExecutor(torch.get_num_threads() if side_by_side else 1) as pool:
-            found = list(pool.map(made, paths, targets))
-        for path, (module, loss) in zip(paths, found, strict=True):
-            losses[place.prefix + path] = loss
-            sites.replace(block, path, module)
-            if walking is not None:
-                walking.put(path, module)
-    return losses
-
-
-def _alike(
-    job: Job, place: Place, chosen: dict[str, Decision], walking: DeliveredBlock | None
-) -> list[list[str]]:
-    """Return the paths of a block's maps in order, those with one input together.
-
-    They do not wait for each other, and a search for paths through a trellis takes one thread.
-    """
-    found = [
-        site.name.removeprefix(place.prefix)
-        for site in job.block_sites(place)
-        if site.name in chosen
-    ]
-    leaders = {} if walking is None else walking.leader
-    return [list(each) for _, each in groupby(found, lambda path: leaders.get(path, path))]
-
-
-def _walking(
-    job: Job, place: Place, chosen: dict[str, Decision], walked: Delivered
-) -> DeliveredBlock:
-    """Return the block to be rounded, its maps but those of experts, whose tokens differ."""
-    names = [
-        site.name.removeprefix(place.prefix)
-        for site in job.block_sites(place)
-        if site.name in chosen and not job.parts_experts(place.name, [site.name])
-    ]
-    return walked.block(place, names)
-
-
-def _kept(block: nn.Module) -> dict[str, Tensor]:
-    """Return which neurons the narrower MLPs of a block have, by the path of each MLP."""
-    return {
-        name.rpartition(".")[0]: module.places
-        for name, module in block.named_modules()
-        if type(module) is FewerInputs
-    }
-
-
 def note(options: Options, plan: Plan, losses: dict[str, float | None]) -> dict[str, Any]:
     """Return what is noted: how many sites have which bits, what is left, what it should cost."""
     maps = [one for one in plan.decisions if one.block >= 0]
-    bits = Counter(one.trellis / 16 if one.trellis else one.bits for one in maps if one.packed)
+    bits = Counter(one.rate for one in maps if one.packed)
     tables = [one for one in plan.decisions if one.block < 0 and one.bits]
     of_tables = {
         "tables": ", ".join(f"{one.role} in {one.bits} bits" for one in tables),
         "predicted_of_tables": sum(one.predicted_loss for one in tables),
     }
-    return {
-        "bits": {f"{each:g}": bits[each] for each in sorted(bits)},
-        "rounding": options.rounding,
-        "ends": options.ends,
-        "left": [one.site for one in maps if not one.packed],
-        "without_tokens": [site for site, loss in losses.items() if loss is None],
-        "predicted_loss": sum(loss for loss in losses.values() if loss is not None),
-    } | (of_tables if tables else {})
+    return (
+        {
+            "bits": {f"{each:g}": bits[each] for each in sorted(bits)},
+            "rounding": options.rounding,
+            "ends": options.ends,
+            "left": [one.site for one in maps if not one.packed],
+            "without_tokens": [site for site, loss in losses.items() if loss is None],
+            "predicted_loss": sum(loss for loss in losses.values() if loss is not None),
+        }
+        | (of_tables if tables else {})
+        | _paths(maps)
+    )
+
+
+def _paths(maps: list[Decision]) -> dict[str, Any]:
+    """Return what is noted of all packed maps where some are paths, which have many rates."""
+    packed = [one for one in maps if one.packed]
+    along = sum(one.trellis > 0 for one in packed)
+    if not along:
+        return {}
+    rates = [one.rate for one in packed]
+    numbers = sum(one.dense for one in packed)
+    said = {
+        "maps": len(packed),
+        "along": along,
+        "least": min(rates),
+        "most": max(rates),
+        "mean": sum(one.rate * one.dense for one in packed) / numbers,
+    }
+    return {"paths": said}

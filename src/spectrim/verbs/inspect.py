@@ -46,6 +46,7 @@ def _entry(site: Site, about: dict[str, Any] | None) -> dict[str, Any]:
         "format": about["format"] if about else "dense",
         "rank": about["rank"] if about else min(site.out_features, site.in_features),
         "bits": about.get("bits", 0) if about else 0,
+        "trellis": about.get("trellis", 0) if about else 0,
         "stored": _stored(about) if about else dense,
         "dense": dense,
     }

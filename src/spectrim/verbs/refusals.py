@@ -52,6 +52,6 @@ def refuse_uncarried(plan: Plan, recipe: Recipe) -> None:
     packed = [one for one in plan.decisions if one.packed]
     if packed and not any(stage.name == "quantize" for stage in recipe.stages):
         raise SpectrimError(
-            f"the plan stores {packed[0].site} in {packed[0].bits} bits, but the recipe has no "
-            "stage quantize; add it to the recipe, or set bits to 0 in the plan"
+            f"the plan stores {packed[0].site} in {packed[0].rate:g} bits, but the recipe has no "
+            "stage quantize; add it to the recipe, or set bits and trellis to 0 in the plan"
         )

@@ -13,6 +13,7 @@ from torch.nn import functional
 from spectrim.errors import SpectrimError
 from spectrim.exporters.onnx_graph.blocks import COPIES, Layout, laid_out, layout
 from spectrim.exporters.onnx_graph.graph import Graph
+from spectrim.exporters.onnx_graph.paths import recoded
 from spectrim.formats.packed.matrix import PackedMatrix
 
 Matrix = Tensor | PackedMatrix
@@ -151,7 +152,7 @@ def _whole(module: nn.Module) -> Matrix | None:
         return found.rows  # type: ignore[no-any-return]
     if kind == "QuantizedDense" and not found.correction:
         return found.quantized  # type: ignore[no-any-return]
-    return None
+    return recoded(found) if kind == "Trellis" else None
 
 
 def _chain(*names: str) -> Callable[[Graph, ir.Value, Any, str], ir.Value]:
@@ -238,6 +239,10 @@ def _written_out(graph: Graph, x: ir.Value, module: Any, name: str) -> ir.Value:
     return product(graph, x, [module.dense().detach()], name)
 
 
+def _recoded(graph: Graph, x: ir.Value, module: Any, name: str) -> ir.Value:
+    return product(graph, x, [recoded(module)], name)
+
+
 def _tied_head(graph: Graph, x: ir.Value, module: Any, name: str) -> ir.Value:
     return product(graph, x, [module.table.quantized], name)
 
@@ -266,5 +271,6 @@ MAPS: dict[str, Callable[[Graph, ir.Value, Any, str], ir.Value]] = {
     "SharedOwner": _chain("basis", "coefficients"),
     "TensorTrain": _written_out,
     "TiedHead": _tied_head,
+    "Trellis": _recoded,
 }
 """Format → what adds it; a format that is not here is refused."""

@@ -21,6 +21,8 @@ class Quantized(FactoredLinear):
     grid: the same for all its matrices. In config.json its fields stand beside the other keywords.
     """
 
+    rounded = True
+
     def __init__(
         self, in_features: int, out_features: int, rank: int, bias: bool, grid: Grid
     ) -> None:

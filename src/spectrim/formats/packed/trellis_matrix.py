@@ -90,9 +90,12 @@ class TrellisMatrix(nn.Module):
 
     def dense(self) -> Float[Tensor, "rows columns"]:
         """Return the matrix in the dtype of the scales, from float32; it has its gradients."""
+        return self.whole().to(self.row_scale.dtype)
+
+    def whole(self) -> Float[Tensor, "rows columns"]:
+        """Return the matrix in float32; it has its gradients."""
         found = path_codes(self.codes, self.rows, self.rate).T
-        whole = found * self.row_scale.float()[:, None] * self.column_scale.float()
-        return whole.to(self.row_scale.dtype)
+        return found * self.row_scale.float()[:, None] * self.column_scale.float()
 
     def product(self, x: Float[Tensor, "*batch columns"]) -> Float[Tensor, "*batch rows"]:
         """Return x Wᵀ, codes times scaled inputs, scaled again."""

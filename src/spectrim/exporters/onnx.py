@@ -1,8 +1,9 @@
 """ONNX, for ONNX Runtime on any processor: an explicit graph, in onnxruntime-genai's layout.
 
 Packed maps become MatMulNBits in 2, 4 or 8 bits (3 are stored as 4, and paths through a trellis as
-8), factored maps two products in series, narrower maps products of their own widths. What is not packed is stored in the checkpoint's
-dtype and computed in float32. Source of the operators: ONNX Runtime's docs/ContribOperators.md.
+8), factored maps two products in series, narrower maps products of their own widths. What is not
+packed is stored in the checkpoint's dtype and computed in float32. Source of the operators: ONNX
+Runtime's docs/ContribOperators.md.
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ def notes(model: Any, source: Path, output: Path, even: bool) -> list[str]:
         lines.append("3 bits are stored in 4, as ONNX Runtime has no product of them")
     if paths := kinds.count("Trellis"):
         lines.append(
-            f"{paths} maps are paths through a trellis, which ONNX Runtime does not read; 8 bits lose "
-            "next to nothing of them, but take 9 bits a number with their scales"
+            f"{paths} maps are paths through a trellis, which ONNX Runtime does not read; 8 bits "
+            "lose next to nothing of them, but take 9 bits a number with their scales"
         )
     if "TensorTrain" in kinds:
         lines.append("tensor trains are written out as dense matrices")

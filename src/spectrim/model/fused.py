@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from spectrim.model.architectures import Place, architecture_of
@@ -34,7 +34,7 @@ class Layout:
         parts = grouped.split((self.queries * one, one, one), dim=1)
         return [part.flatten(0, 1).contiguous() for part in parts]
 
-    def joined(self, parts: Iterable[Float[Tensor, "*batch _"]]) -> Float[Tensor, "*batch out"]:
+    def joined(self, parts: Iterable[Shaped[Tensor, "*batch _"]]) -> Shaped[Tensor, "*batch out"]:
         """Return q, k and v, given by their last dimension, in the order of the fused map."""
         if self.groups == 1:
             return torch.cat(list(parts), -1)

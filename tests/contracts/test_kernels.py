@@ -98,7 +98,10 @@ def test_rows_behind_those_of_another_matrix_begin_anywhere(
     for one in instruction_sets:
         found = [torch.empty(130, dtype=torch.bfloat16) for _ in range(3)]
         for threads, y in enumerate(found, start=1):
-            assert one.product(ctypes.byref(whole.structure), x.data_ptr(), y.data_ptr(), 1, threads) == 0
+            assert (
+                one.product(ctypes.byref(whole.structure), x.data_ptr(), y.data_ptr(), 1, threads)
+                == 0
+            )
         assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
         assert off(found[0], expected) < 0.02
 

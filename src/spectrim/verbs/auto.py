@@ -25,6 +25,7 @@ from spectrim.healing.minutes import learning_within
 from spectrim.job.job import Budget, Job
 from spectrim.job.loss import search_loss
 from spectrim.job.opening import open_job
+from spectrim.kernels.library import library
 from spectrim.model import sources
 from spectrim.model.runtime import Size
 from spectrim.model.sites import find
@@ -46,8 +47,8 @@ ENOUGH = (
 BITS = (2, 3, 4, 8)
 ALONE = "bits"
 CUTS: dict[str, dict[str, Any]] = {
-    ALONE: {"cut": False, "trellis": True},
-    "bits and factors of signs": {"cut": False, "trellis": True, "bits": (1, *BITS)},
+    ALONE: {"cut": False},
+    "bits and factors of signs": {"cut": False, "bits": (1, *BITS)},
 }
 
 
@@ -202,6 +203,7 @@ def _recipe(
     """Return the recipe of a way to cut; learned: the stages that learn behind it."""
     factorize: dict[str, Any] = {"format": "low_rank", "refine": "off", "bits": BITS,
                  "rounding_losses": "estimated", **CUTS[cuts]}  # fmt: skip
+    factorize["trellis"] = library() is not None  # which searches the paths
     quantize: dict[str, Any] = {"ends": ENDS}
     if Keep.parse(common["keep"]).of == "bytes":
         factorize["ends"], quantize = BITS, {}

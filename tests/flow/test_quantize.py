@@ -214,11 +214,11 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         whole_shrink(recipe, tmp_path / "small", cache=cache, evaluate=False, progress=stop)
     packed: list[object] = []
-    from spectrim.stages import quantize
+    from spectrim.stages import _rounded_block
 
-    few_bits = quantize.few_bits
+    few_bits = _rounded_block.few_bits
     monkeypatch.setattr(
-        quantize, "few_bits", lambda *given: packed.append(given[3]) or few_bits(*given)
+        _rounded_block, "few_bits", lambda *given: packed.append(given[3]) or few_bits(*given)
     )
     assert files(shrink(recipe, tmp_path / "small")) == whole
     assert len(packed) == 7  # of the last block

@@ -26,7 +26,7 @@ CLEARS = ("damage if split_fused",)  # in other maps, to which nothing can be co
 REFUSES = {
     "changed maps": "factorize needs the maps as they came, and an earlier stage has changed them; "
     "put factorize first",
-    "zeros if trellis": "paths through a trellis would fill the zeros that {earlier} made; leave "
+    "zeros if trellis": "factorize with trellis would fill the zeros that {earlier} made; leave "
     "out trellis, or {earlier}",
 }
 Options = Factorize

@@ -21,14 +21,12 @@ from spectrim.rounding import trellis
 from spectrim.rounding.trellis import Feedback, PathMatrix, paths, weights_of
 from tiny_packed import drawn
 
-DAMPING = 1e-2
-
 
 def coded(
     matrix: Tensor, rate: int, inputs: Tensor | None = None, gradients: Tensor | None = None
 ) -> PathMatrix:
     moment = torch.eye(matrix.shape[1]) if inputs is None else inputs
-    return paths(matrix, Feedback.of(moment, DAMPING), gradients, rate, torch.bfloat16)
+    return paths(matrix, Feedback.of(moment), gradients, rate, torch.bfloat16)
 
 
 def moment(size: int) -> Tensor:
@@ -69,7 +67,7 @@ def test_no_other_path_is_nearer(rate: int) -> None:
 
 @pytest.mark.parametrize("rate", [12, 32, 56])
 def test_errors_of_gaussian_numbers_are_those_that_prices_count_with(rate: int) -> None:
-    matrix = drawn(768, 32).float()
+    matrix = drawn(1536, 32).float()
     found = coded(matrix, rate)
     left = float((found.values - matrix).square().sum() / matrix.square().sum())
     assert 0.9 < left / squared_error(rate) < 1.1

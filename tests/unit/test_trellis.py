@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,3 +123,18 @@ def test_without_kernels_a_search_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(trellis, "library", lambda: None)
     with pytest.raises(SpectrimError, match="searched by the compiled kernels.*leave out trellis"):
         coded(drawn(8, 4).float(), 32)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_threads_that_are_done_leave_no_memory_behind() -> None:
+    matrix = drawn(4096, 1).float()  # 16 MiB while its paths are searched
+
+    def held() -> int:
+        return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+
+    coded(matrix, 16)
+    before = held()
+    for _ in range(6):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(coded, matrix, 16).result()
+    assert held() - before < 48 << 20

@@ -269,17 +269,20 @@ static int columns(const Matrix *matrix, int64_t begin, int64_t count, uint16_t 
     return 0;
 }
 
-/* One thread's: a column waits for those before it, so that whole matrices go side by side. */
+/* One thread's: a column waits for those before it, so that whole matrices go side by side. What it
+ * works in is given back, as it is large, and a thread that comes for one matrix only keeps nothing. */
 static int paths(const Paths *asked) {
     size_t row = aligned(4 * (size_t)asked->rows), found = aligned(sizeof(Search));
-    char *room = scratch(found + 2 * row + (size_t)asked->rows * STATES);
-    if (!room) return 1;
+    char *held = malloc(found + 2 * row + (size_t)asked->rows * STATES + 64);
+    if (!held) return 1;
+    char *room = held + (64 - (uintptr_t)held % 64);
     Search *search = (Search *)room;
     search->states = (uint32_t *)(room + found);
     search->wanted = (float *)(room + found + row);
     search->back = (uint8_t *)(room + found + 2 * row);
     fill_table(search->table);
     for (int32_t column = 0; column < asked->columns; column++) code_column(search, asked, column);
+    free(held);
     return 0;
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from spectrim.model.architectures import Place, Stack
 from spectrim.walk.moments import SecondMoment, matmul_precision
-from spectrim.walk.statistics import block_statistics, statistics_file
+from spectrim.walk.statistics import Statistics, block_statistics, statistics_file
 from spectrim.walk.triangles import square, triangle
 from spectrim.walk.writing import save
 
@@ -104,6 +105,30 @@ def test_sites_with_one_input_share_it_in_the_file_and_in_memory(tmp_path: Path)
     assert torch.equal(found["k"].gradient_moment, 2 * torch.eye(2))
     assert (found["q"].tokens, found["expert"].tokens) == (9, 0)
     assert found["expert"].input_moment is None and found["expert"].gradient_moment is None
+
+
+def test_whoever_asks_in_between_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(Stack("model.layers"), 0)
+    save(statistics_file(tmp_path, place), {}, {"q": {"tokens": 9}, "k": {"tokens": 5}})
+    found: Any = block_statistics(tmp_path, place)
+    read = found._read
+
+    class Going:
+        """Statistics that a thread drops, at which another thread has its turn."""
+
+        def __del__(self) -> None:
+            found["k"]
+
+    def interrupted(name: str) -> Statistics:
+        known: Statistics = read(name)
+        if name == "q":
+            found._last = ("v", Going())
+        return known
+
+    monkeypatch.setattr(found, "_read", interrupted)
+    assert found["q"].tokens == 9 and found["k"].tokens == 5
 
 
 @pytest.mark.parametrize("size", [0, 1, 31, 33, 640])

@@ -6,6 +6,7 @@ Collected by sweeps.py, kept in one file a block.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,13 +125,17 @@ class BlockStatistics(Mapping[str, Statistics]):
         self._kept = set(self._file.keys())
         self._used: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
         self._last: tuple[str, Statistics] | None = None
+        self._reading = threading.RLock()
 
     def __getitem__(self, name: str) -> Statistics:
-        """Return the statistics of one site."""
-        if self._last is None or self._last[0] != name:
+        """Return the statistics of one site; threads that ask at once wait for each other."""
+        with self._reading:
+            if self._last is not None and self._last[0] == name:
+                return self._last[1]
             self._last = None  # before others are read
-            self._last = (name, self._read(name))
-        return self._last[1]
+            found = self._read(name)
+            self._last = (name, found)
+            return found
 
     def __iter__(self) -> Iterator[str]:
         """Return the names of the sites."""

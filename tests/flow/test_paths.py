@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from spectrim.errors import SpectrimError
 from spectrim.job.job import Job
 from spectrim.model.architectures import Place
 from spectrim.recipe.recipe import Recipe
-from spectrim.stages import quantize
+from spectrim.rounding import few_bits
+from spectrim.stages import _rounded_block, quantize
 from tiny_models import logits, tokens
 from tiny_runs import TOKENS, Made, equal, from_pretrained, load, make, plan_of, shrink, stored
 
@@ -107,6 +109,25 @@ def test_paths_that_cannot_be_are_one_line(
     with pytest.raises(SpectrimError, match=said) as raised:
         shrink(asked(plain), plain.folder / "edited", plan=path)
     assert first.site in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_only_searches_for_paths_go_to_threads_of_their_own(
+    plain: Made, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, int, bool]] = []
+
+    def watched(*given: Any) -> Any:
+        own = threading.current_thread() is not threading.main_thread()
+        seen.append((own, torch.get_num_threads(), given[3].trellis > 0))
+        return few_bits.few_bits(*given)
+
+    monkeypatch.setattr(_rounded_block, "few_bits", watched)
+    shrink(asked(plain), plain.folder / "watched", plan=small / "plan.json")
+    codes = asked(plain, {"cut": False, "refine": "off", "bits": [2, 4]})
+    shrink(codes, plain.folder / "codes")
+    assert {path for own, _, path in seen if own} == {True}
+    assert {own for own, _, path in seen if not path} == {False}
+    assert len({threads for _, threads, _ in seen}) == 1
 
 
 def test_paths_without_bits_are_one_line(plain: Made) -> None:

@@ -47,9 +47,11 @@ def rounded(
 
     for paths in _alike(job, place, chosen, walking):
         targets = [target(path) for path in paths]
-        side_by_side = all(chosen[place.prefix + path].trellis for path in paths)
-        with ThreadPoolExecutor(torch.get_num_threads() if side_by_side else 1) as pool:
-            found = list(pool.map(made, paths, targets))
+        if len(paths) > 1 and all(chosen[place.prefix + path].trellis for path in paths):
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                found = list(pool.map(made, paths, targets))
+        else:  # by all threads together, which those of this thread are
+            found = list(map(made, paths, targets))
         for path, (module, loss) in zip(paths, found, strict=True):
             losses[place.prefix + path] = loss
             sites.replace(block, path, module)

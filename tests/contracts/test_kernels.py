@@ -120,6 +120,33 @@ def test_few_and_many_tokens_get_what_the_matrix_gives(
     assert off(found, expected) < 0.02 and off(by_torch, expected) < 0.02
 
 
+def test_gradients_behind_paths_are_those_of_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where codes are read some columns at a time, into memory that is used again."""
+    monkeypatch.setattr(trellis_matrix, "AT_ONCE", 16 * 100)
+    held, x = paths(100, 130, 37), drawn(40, 130, seed=3).requires_grad_()
+    below = drawn(40, 100, seed=4)
+    held.product(x).backward(below)
+    assert x.grad is not None and off(x.grad, below.float() @ held.dense().float()) < 0.02
+
+
+def test_large_outputs_in_fp16_stay_numbers() -> None:
+    held, x = paths(100, 130, 37).to(torch.float16), drawn(40, 130, seed=3).half()
+    held.row_scale.mul_(0.01)
+    expected = x.float() @ held.dense().float().T
+    x = x * (2_000 / expected.abs().max())
+    with torch.no_grad():
+        found = held.product(x)
+    assert off(found, x.float() @ held.dense().float().T) < 0.02
+
+
+def test_a_compiler_sees_no_kernels_in_products_with_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, x = paths(37, 64, 43), drawn(40, 64)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(Library, "dense_columns", None)
+    with torch.no_grad():
+        assert off(held.product(x), x.float() @ held.dense().float().T) < 0.02
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_no_number_stays_none(broken: float, instruction_sets: list[Library]) -> None:
     held, x = packed(Grid(4, 64, True), 48, 96), drawn(96)

@@ -140,20 +140,24 @@ class TrellisMatrix(nn.Module):
 
     def _by_columns(self, x: Tensor) -> Tensor:
         """Return x Wᵀ, some columns at a time."""
-        scaled = x * self.column_scale.to(x.dtype)
+        scaled, row_scale = x * self.column_scale.to(x.dtype), self.row_scale.to(x.dtype)
         step = max(1, AT_ONCE // self.rows)
+        early = x.dtype == torch.float16  # in which sums of mere codes overflow
         total: Tensor | None = None
         for begin in range(0, self.columns, step):
             some = slice(begin, begin + step)
-            part = scaled[:, some] @ self._codes(some, x.dtype)
+            codes = self._codes(some, x.dtype)
+            part = scaled[:, some] @ (codes * row_scale if early else codes)
             total = part if total is None else total + part
         assert total is not None
-        return total * self.row_scale.to(x.dtype)
+        return total if early else total * row_scale
 
     def _codes(self, some: slice, dtype: torch.dtype) -> Float[Tensor, "some rows"]:
         """Return codes of some columns, by the kernels where they are there."""
         found, codes = library(), self.codes[some]
-        if found is None or codes.device.type != "cpu" or dtype != torch.bfloat16:
+        fits = codes.device.type == "cpu" and dtype == torch.bfloat16
+        if found is None or not fits or torch.compiler.is_compiling():
             return path_codes(codes, self.rows, self.rate).to(dtype)
         matrix: Matrix = TrellisCodes(self.codes, self.row_scale, self.rate).structure()
-        return found.dense_columns(matrix, some.start, len(codes))
+        read = found.dense_columns(matrix, some.start, len(codes))
+        return read.clone() if torch.is_grad_enabled() else read  # as gradients read it later

@@ -61,6 +61,24 @@ def test_the_same_seed_chooses_the_same_and_tries_once(
     assert chosen(plain, "20% of linear bytes") == first
 
 
+def test_what_was_tried_without_kernels_is_tried_again_with_them(
+    plain: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[bool] = []
+
+    def measured(job: Job, recipe: Recipe, folder: Path) -> float:
+        assert recipe.factorize is not None
+        tried.append(recipe.factorize.trellis)
+        return 2.0
+
+    monkeypatch.setattr(auto, "_measured", measured)
+    with monkeypatch.context() as patch:
+        patch.setattr(auto, "library", lambda: None)
+        chosen(plain, "21% of linear bytes")
+    chosen(plain, "21% of linear bytes")
+    assert tried == [False] * len(auto.CUTS) + [True] * len(auto.CUTS)
+
+
 def test_where_much_is_left_nothing_is_tried(plain: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: object) -> float:
         raise AssertionError("bits alone need no trial")

@@ -122,9 +122,8 @@ def _common(asked: Recipe, keep: Keep) -> dict[str, Any]:
 
 
 def _key(job: Job, common: dict[str, Any]) -> str:
-    return key_of(
-        "auto", 7, job.statistics_key, job.splits.search.digest(), common["keep"], common["seed"]
-    )
+    asked = job.splits.search.digest(), common["keep"], common["seed"]
+    return key_of("auto", 7, job.statistics_key, *asked, *["no paths"] * (library() is None))
 
 
 @dataclass

@@ -14,7 +14,7 @@ from spectrim.errors import SpectrimError
 from spectrim.job.job import Job
 from spectrim.model.architectures import Place
 from spectrim.recipe.recipe import Recipe
-from spectrim.rounding import few_bits
+from spectrim.rounding import few_bits, trellis
 from spectrim.stages import _rounded_block, quantize
 from tiny_models import logits, tokens
 from tiny_runs import TOKENS, Made, equal, from_pretrained, load, make, plan_of, shrink, stored
@@ -128,6 +128,19 @@ def test_only_searches_for_paths_go_to_threads_of_their_own(
     assert {path for own, _, path in seen if own} == {True}
     assert {own for own, _, path in seen if not path} == {False}
     assert len({threads for _, threads, _ in seen}) == 1
+
+
+def test_without_kernels_paths_are_refused_before_the_long_work(
+    plain: Made, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(job: Job) -> Path:
+        raise AssertionError("statistics are the long work")
+
+    monkeypatch.setattr(trellis, "library", lambda: None)
+    monkeypatch.setattr(Job, "statistics", never)
+    for plan in (None, small / "plan.json"):
+        with pytest.raises(SpectrimError, match="which this installation lacks"):
+            shrink(asked(plain), plain.folder / "lacking", plan=plan)
 
 
 def test_paths_without_bits_are_one_line(plain: Made) -> None:

@@ -25,7 +25,7 @@ from spectrim.job.job import Job, inner_sites
 from spectrim.model.architectures import Place
 from spectrim.model.sites import protected, weight
 from spectrim.recipe.options import Factorize
-from spectrim.rounding.trellis import Feedback, paths
+from spectrim.rounding.trellis import Feedback, kernels, paths
 from spectrim.walk.moments import Damping, damped, of_all_text
 from spectrim.walk.statistics import Statistics, block_statistics
 
@@ -64,10 +64,11 @@ def trellis_curves(job: Job, options: Factorize, losses: PathLosses | None) -> l
     losses: None while nothing is coded yet; nothing then costs.
 
     Raises:
-        SpectrimError: paths are to be offered, and no bits.
+        SpectrimError: paths are to be offered, and no bits, or there are no compiled kernels.
     """
     if not options.trellis:
         return []
+    kernels()
     if not options.bits:
         raise SpectrimError("factorize offers trellis beside bits; name some, such as bits: [4, 8]")
     return [

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spectrim.errors import SpectrimError
 from spectrim.formats.packed.trellis_matrix import UNIT, column_bytes
-from spectrim.kernels.library import checked, library
+from spectrim.kernels.library import Library, checked, library
 from spectrim.kernels.structures import Paths, address
 from spectrim.walk.moments import damped, inverse_root
 
@@ -80,12 +80,7 @@ def paths(
     Raises:
         SpectrimError: there are no compiled kernels, without which the search takes hours.
     """
-    found = library()
-    if found is None:
-        raise SpectrimError(
-            "paths through a trellis are searched by the compiled kernels, which this installation "
-            "lacks; install spectrim again where ziglang can be installed, or leave out trellis"
-        )
+    found = kernels()
     rows, columns = matrix.shape
     matrix = matrix.float()
     row_scale = matrix.square().mean(1).sqrt().to(dtype).float()
@@ -100,6 +95,21 @@ def paths(
     checked(found.paths(ctypes.byref(asked)))
     back = feedback.order.argsort()
     return PathMatrix(coded[back], row_scale, scale[back], values[back].T.contiguous())
+
+
+def kernels() -> Library:
+    """Return the compiled kernels.
+
+    Raises:
+        SpectrimError: there are none.
+    """
+    found = library()
+    if found is None:
+        raise SpectrimError(
+            "paths through a trellis are searched by the compiled kernels, which this installation "
+            "lacks; install spectrim again where ziglang can be installed, or leave out trellis"
+        )
+    return found
 
 
 def size_at(rate: int) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from spectrim.model.sources import Source
 from spectrim.model.weights import quantised
 from spectrim.plan import Plan
 from spectrim.recipe.recipe import Recipe
+from spectrim.rounding.trellis import kernels
 
 
 def refuse_smaller(source: Source, verb: str) -> None:
@@ -37,7 +38,10 @@ def refuse_text(job: Job, recipe: Recipe) -> None:
 
 
 def refuse_uncarried(plan: Plan, recipe: Recipe) -> None:
-    """Raise SpectrimError for a plan with cuts or bits where no stage of the recipe makes any."""
+    """Raise SpectrimError for a plan with cuts or bits where no stage of the recipe makes any.
+
+    Also for one with paths through a trellis where there are no kernels that search them.
+    """
     cut = [one.site for one in plan.decisions if one.format != "dense"]
     corrected = any(one.correction for one in plan.decisions)
     if corrected and "compensate" not in [stage.name for stage in recipe.stages]:
@@ -49,6 +53,8 @@ def refuse_uncarried(plan: Plan, recipe: Recipe) -> None:
             f"the plan cuts {cut[0]}, but the recipe has no stage factorize, which carries plans "
             "out; add it to the recipe, or make every site dense in the plan"
         )
+    if any(one.trellis for one in plan.decisions):
+        kernels()
     packed = [one for one in plan.decisions if one.packed]
     if packed and not any(stage.name == "quantize" for stage in recipe.stages):
         raise SpectrimError(

@@ -13,6 +13,8 @@ import torch
 from spectrim.errors import SpectrimError
 from spectrim.job.job import Job
 from spectrim.model.architectures import Place
+from spectrim.model.sites import find
+from spectrim.plan import Decision, Plan, left_dense
 from spectrim.recipe.recipe import Recipe
 from spectrim.rounding import few_bits, trellis
 from spectrim.stages import _rounded_block, quantize
@@ -103,9 +105,7 @@ def test_paths_that_cannot_be_are_one_line(
 ) -> None:
     plan = plan_of(small)
     first = next(one for one in plan.decisions if one.trellis)
-    edited = [replace(one, **changes) if one == first else one for one in plan.decisions]
-    path = plain.folder / "edited.json"
-    path.write_text(replace(plan, decisions=tuple(edited)).to_json())
+    path = edited_plan(plain, plan, replace(first, **changes))
     with pytest.raises(SpectrimError, match=said) as raised:
         shrink(asked(plain), plain.folder / "edited", plan=path)
     assert first.site in str(raised.value) and "\n" not in str(raised.value)
@@ -141,6 +141,31 @@ def test_without_kernels_paths_are_refused_before_the_long_work(
     for plan in (None, small / "plan.json"):
         with pytest.raises(SpectrimError, match="which this installation lacks"):
             shrink(asked(plain), plain.folder / "lacking", plan=plan)
+
+
+def edited_plan(plain: Made, plan: Plan, *decisions: Decision) -> Path:
+    """Return the file of a plan with these decisions in the place of those for their sites."""
+    by_site = {one.site: one for one in (*plan.decisions, *decisions)}
+    path = plain.folder / "edited.json"
+    path.write_text(replace(plan, decisions=tuple(by_site.values())).to_json())
+    return path
+
+
+def test_all_but_the_rate_follows_where_a_plan_is_edited(plain: Made, small: Path) -> None:
+    plan = plan_of(small)
+    first = next(one for one in plan.decisions if one.trellis)
+    said = {"rank": 3, "bias": True, "stored": 7, "dense": 9, "method": "x", "owner": "y"}
+    path = edited_plan(plain, plan, replace(first, trellis=17, **said))
+    made = shrink(asked(plain), plain.folder / "edited", plan=path)
+    assert plan_of(made)[first.site] == replace(first, trellis=17)
+    assert not any(name.startswith(first.site) and "bias" in name for name in stored(made))
+
+
+def test_paths_outside_the_blocks_are_one_line(plain: Made, small: Path) -> None:
+    table = next(site for site in find(load(plain.source)) if site.block < 0)
+    path = edited_plan(plain, plan_of(small), replace(left_dense(table), trellis=32))
+    with pytest.raises(SpectrimError, match="only maps of the blocks can be; set its trellis to 0"):
+        shrink(asked(plain), plain.folder / "edited", plan=path)
 
 
 def test_paths_without_bits_are_one_line(plain: Made) -> None:

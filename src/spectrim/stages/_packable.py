@@ -48,6 +48,11 @@ def refuse_unpackable(one: Decision) -> None:
 
 def _refuse_path(one: Decision) -> None:
     """Raise SpectrimError for columns that cannot be paths through a trellis."""
+    if one.block < 0:
+        raise SpectrimError(
+            f"the plan stores {one.site} as paths through a trellis, and only maps of the blocks "
+            "can be; set its trellis to 0"
+        )
     if one.bits or one.group or one.symmetric or one.correction or one.format != "dense":
         raise SpectrimError(
             f"the plan stores {one.site} as paths through a trellis, which whole matrices are and "

@@ -123,7 +123,7 @@ def quantize(job: Job, options: Options) -> None:
 def decided_tables(job: Job) -> dict[str, Decision]:
     """Return the decisions of the plan that rules for embedding and head, where it has bits."""
     wanted = job.wanted.decisions if job.wanted else ()
-    return {one.site: one for one in wanted if one.block < 0 and one.bits}
+    return {one.site: one for one in wanted if one.block < 0 and one.packed}
 
 
 def _usual(job: Job, options: Options) -> dict[str, TableRounding]:
@@ -147,13 +147,21 @@ def decided(job: Job, options: Options, plan: Plan) -> dict[str, Decision]:
         one = plan[site.name]
         usual = one.format in FORMATS and not protected(site, options.protect)
         like = asked.get(site.name) if wanted else options if usual else None
-        if like is not None:
+        if isinstance(like, Decision) and like.bits == 1:
+            found[one.site] = like  # its factors are not those of an earlier stage
+        elif isinstance(like, Decision) and like.trellis:
+            found[one.site] = _along_paths(one, like)
+        elif like is not None:
             found[one.site] = replace(
                 one, bits=like.bits, group=like.group, symmetric=like.symmetric
             )
-            if isinstance(like, Decision) and (like.trellis or like.bits == 1):
-                found[one.site] = like  # which is of the whole matrix, not of an earlier cut
     return found
+
+
+def _along_paths(one: Decision, like: Decision) -> Decision:
+    """Return the decision for a matrix as paths; like: of a plan that says so, maybe edited."""
+    said = ("bits", "group", "symmetric", "trellis", "correction", "predicted_loss")
+    return replace(one, **{name: getattr(like, name) for name in said})
 
 
 def refuse(job: Job, options: Options, plan: Plan, chosen: dict[str, Decision]) -> None:

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from pathlib import Path
 from string import ascii_letters
+from unittest.mock import Mock
 
 import datasets
 import pytest
@@ -18,12 +19,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from spectrim.errors import SpectrimError
+from spectrim.healing.end_to_end import Healing, healing_text
+from spectrim.job.job import Job
 from spectrim.model import sources
 from spectrim.model.sources import Source
 from spectrim.recipe.recipe import Calibration
 from spectrim.text import default_mix, shipped
 from spectrim.text.splits import calibration_splits
-from spectrim.text.tokens import Splits
+from spectrim.text.tokens import Splits, fingerprints, overlap
 from tiny_folders import change_config, tiny_folder
 
 SHARES = {"prose": 0.45, "explanation": 0.25, "code": 0.2, "dialogue": 0.1}
@@ -100,6 +103,20 @@ def test_no_split_has_a_line_of_another_and_each_is_a_mix(
         middle = "".join(text.split())[400:460]
         kinds[1] |= {kind for whole, kind in kinds[0].items() if middle in whole}
     assert len(kinds[1]) >= 3
+
+
+@pytest.mark.parametrize("tokens", [None, "1900x256", "680x700"])
+def test_all_of_it_is_learnt_from_but_what_the_other_splits_hold(
+    tokens: str | None, bytes_model: Source, tmp_path: Path
+) -> None:
+    splits, _ = made(bytes_model, tmp_path, "default", "48x512")
+    job = Mock(spec=Job, splits=splits, source=bytes_model)
+    found = healing_text(job, Healing(learning_rate=1, text="shipped", tokens=tokens))
+    many, length = (int(one) for one in (tokens or "800x512").split("x"))
+    assert found.ids.shape[1] == length and found.mask.all()
+    assert len(found) == many if tokens else len(found) > many
+    for part in (splits.search, splits.report):
+        assert not overlap(found, fingerprints(part))
 
 
 def test_the_seed_draws_other_passages(bytes_model: Source, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -27,7 +28,7 @@ from spectrim.model import sources
 from spectrim.processes import processes
 from spectrim.recipe.options import Amount, Part, parse_tokens
 from spectrim.text import default_mix, documents, shipped
-from spectrim.text.tokens import Tokens, refuse_overlap
+from spectrim.text.tokens import Tokens, fingerprints, overlap, refuse_overlap
 from spectrim.walk.walk import BlockWalk
 
 SEED = 1_001  # of sampled text: other than any that calibration is likely to be drawn with
@@ -198,15 +199,16 @@ def healing_text(job: Job, options: Healing) -> Tokens:
 
 
 def _shipped(job: Job, length: int) -> Tokens:
-    """Return the sequences of the shipped text that neither search nor report split holds."""
+    """Return the sequences of the shipped text of which neither search nor report split holds any.
+
+    Not whole ones alone: those of other lengths than the splits' may hold a part of one.
+    """
     found = documents.encode(shipped.passages(), sources.tokenizer(job.source), length)
-    held = {
-        tuple(row.tolist()) for part in (job.splits.search, job.splits.report) for row in part.ids
-    }
+    runs = torch.cat([fingerprints(part) for part in (job.splits.search, job.splits.report)])
     kept = [
         at
         for at, row in enumerate(found.ids)
-        if bool(found.mask[at].all()) and tuple(row.tolist()) not in held
+        if bool(found.mask[at].all()) and not overlap(Tokens.full(row[None]), runs)
     ]
     return Tokens(found.ids[kept], found.mask[kept])
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from spectrim.healing import minutes
-from spectrim.healing.minutes import Speed, learning_within, measured_speed
+from spectrim.healing.end_to_end import Healing
+from spectrim.healing.minutes import learning_within, seconds_a_step
 from spectrim.job.job import Job
 from spectrim.job.opening import open_job
 from spectrim.model import sources
 from spectrim.recipe.recipe import Recipe
+from spectrim.text import default_mix
+from spectrim.text.tokens import Tokens
 from tiny_runs import family_folder, write_text
 
-BLOCK, MODEL = 0.2, 12.0  # seconds a step, as of the demo
+MODEL = 12.0  # seconds a step, as of the demo
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +38,11 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 def test_steps_are_timed_on_the_model_itself(job: Job) -> None:
-    speed = measured_speed(job)
-    assert 0 < speed.block < 60 and speed.model > speed.block * len(job.each_block())
+    assert 0 < seconds_a_step(job) < 60
 
 
 def test_minutes_become_steps(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minutes, "measured_speed", lambda job: Speed(BLOCK, MODEL))
+    monkeypatch.setattr(minutes, "seconds_a_step", lambda job: MODEL)
     found: list[dict[str, Any]] = [learning_within(job, many) for many in (0.1, 5, 30, 60)]
     assert found[0] == []
     steps = [stages[0]["distil"]["steps"] for stages in found[1:]]
@@ -48,3 +51,19 @@ def test_minutes_become_steps(job: Job, monkeypatch: pytest.MonkeyPatch) -> None
     Recipe.model_validate(
         {"model": "demo", "keep": "25% of linear bytes", "stages": ["quantize", *found[-1]]}
     )
+
+
+def test_where_the_calibration_reads_shipped_text_all_of_it_is_learnt_from(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(job: Job, options: Healing) -> Tokens:
+        many = 30 if options.text == "shipped" else 1
+        return Tokens.full(job.splits.calibration.ids.repeat(many, 1))
+
+    monkeypatch.setattr(minutes, "seconds_a_step", lambda job: MODEL)
+    monkeypatch.setattr(minutes, "healing_text", read)
+    (own,), (shipped,) = (
+        learning_within(replace(job, text=text), 60) for text in (job.text, default_mix.SHIPPED)
+    )
+    assert "text" not in own["distil"] and shipped["distil"]["text"] == "shipped"
+    assert shipped["distil"]["steps"] < own["distil"]["steps"]  # the dense model is asked for more

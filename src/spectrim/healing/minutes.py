@@ -6,7 +6,7 @@ A block is trained for a few steps, which says how fast this machine learns; the
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -23,13 +23,6 @@ WHOLE = 1.2  # a step of the whole model against one of all its dense blocks: un
 LOOKS = 8  # at the search split, while the whole model is trained
 
 
-class Speed(NamedTuple):
-    """Seconds of one step on BATCH tokens: of a dense block, and of the whole packed model."""
-
-    block: float
-    model: float
-
-
 def learning_within(job: Job, minutes: float) -> list[dict[str, Any]]:
     """Return the stages that learn for about so many minutes behind ``quantize``.
 
@@ -37,12 +30,12 @@ def learning_within(job: Job, minutes: float) -> list[dict[str, Any]]:
     looks at the search split. Where the calibration reads the shipped text, all of it is learnt
     from. The dense model is asked about every token of that first.
     """
-    speed = measured_speed(job)
+    step = seconds_a_step(job)
     text = SHIPPED if job.text.startswith(default_mix.SHIPPED) else None
     read = healing_text(job, Healing(learning_rate=1, text=text)).ids.numel()
-    search = job.splits.search.ids.numel() / BATCH * speed.model / 3  # forwards alone
-    asked = read / BATCH * speed.model / 3
-    steps = int((60 * minutes - asked - (LOOKS + 2) * search) / speed.model)
+    search = job.splits.search.ids.numel() / BATCH * step / 3  # forwards alone
+    asked = read / BATCH * step / 3
+    steps = int((60 * minutes - asked - (LOOKS + 2) * search) / step)
     if steps < LOOKS:
         return []
     every, warmup = max(1, steps // LOOKS), min(10, steps // 10)
@@ -50,8 +43,11 @@ def learning_within(job: Job, minutes: float) -> list[dict[str, Any]]:
     return [{"distil": {**said, "steps": steps, "every": every, "warmup": warmup}}]
 
 
-def measured_speed(job: Job) -> Speed:
-    """Return how fast this machine trains the model of a job, measured on its first block."""
+def seconds_a_step(job: Job) -> float:
+    """Return how long one step of the whole packed model takes on BATCH tokens.
+
+    Measured on the first block of the dense model.
+    """
     text = job.splits.calibration
     many = max(1, BATCH // text.ids.shape[1])
     tokens = Tokens(text.ids[:many], text.mask[:many])
@@ -65,7 +61,7 @@ def measured_speed(job: Job) -> Speed:
     )
     head = job.model.get_output_embeddings()
     ends = head.weight.numel() if head is not None else 0  # read forwards and once backwards
-    return Speed(block, WHOLE * block * blocks + block * (2 / 3) * ends / max(1, numbers))
+    return WHOLE * block * blocks + block * (2 / 3) * ends / max(1, numbers)
 
 
 def _seconds(stream: Stream, place: Place) -> float:

@@ -66,6 +66,7 @@ class Options(Part):
     group: how many neighbours along the input share a scale; 0 for a whole row.
     symmetric: no offset beside the scale; an eighth of a bit a number less in groups of 64.
     rounding: "gptq" lets what is left of a row make up for each error; "nearest" does not.
+        Paths through a trellis always do, in an order of their own and without cycles.
     order: GPTQ rounds the inputs with the largest moment first, with scales of the matrix as it is.
     inputs: what GPTQ rounds a map for: "rounded", what the blocks that are rounded already deliver,
         or "dense", what the model as it came does.

@@ -28,7 +28,7 @@ from spectrim.job.job import Job, dense_plan, inner_sites
 from spectrim.model.architectures import Place
 from spectrim.model.sites import protected
 from spectrim.plan import Decision, Plan
-from spectrim.recipe.options import Part, Regex
+from spectrim.recipe.options import Amount, Part, Regex
 from spectrim.rounding.delivered import Delivered
 from spectrim.rounding.embedding_and_head import (
     GRIDS,
@@ -83,8 +83,8 @@ class Options(Part):
         has bought them.
     steps: of training, between roundings, the blocks that are not rounded yet, so that they make up
         for what those in front of them get wrong; 0 trains none. learning_rate: the highest of
-        these, as a part of the size of each matrix or vector. text: what they read, as distil has
-        it.
+        these, as a part of the size of each matrix or vector. text, tokens: what they read, as
+        distil has it.
     protect: regular expressions; a site keeps its numbers where one is found in its name, its
         role, or "block N".
     """
@@ -101,6 +101,7 @@ class Options(Part):
     steps: int = Field(default=0, ge=0)
     learning_rate: float = Field(default=7e-4, gt=0)
     text: str | None = None
+    tokens: Amount | None = None
     protect: tuple[Regex, ...] = ()
 
 
@@ -219,8 +220,9 @@ def _walks(job: Job, options: Options, chosen: dict[str, Decision]) -> bool:
 
 def _between(job: Job, options: Options, packed: Plan, folder: Path) -> Between:
     """Return the blocks in training between roundings; packed: the plan behind this stage."""
-    reading = Healing(text=options.text, learning_rate=options.learning_rate)
-    training = Training(healing_text(job, reading), options.steps, options.learning_rate)
+    rate = options.learning_rate
+    reading = Healing(text=options.text, tokens=options.tokens, learning_rate=rate)
+    training = Training(healing_text(job, reading), options.steps, rate)
     return Between(job, training, packed, folder)
 
 

@@ -3,9 +3,10 @@
     python benchmarks/budgets.py -o run/ --model rescaled/ [--sizes 25,20,15] [--ways paths,codes]
         [--minutes 30]
 
-Every row is what `spectrim shrink --size "N% of linear bytes"` makes of the model where it need not try several ways, and the same without paths. Calibrated on the text that ships
-with Spectrim; measured on its search split and on four texts. Rows are kept in the
-run folder, so that an interrupted run continues.
+Every row is what `spectrim shrink --size "N% of linear bytes"` makes of the model where it need not
+try several ways, and the same without paths. Calibrated on the text that ships with Spectrim;
+measured on its search split and on four texts. Rows are kept in the run folder, so that an
+interrupted run continues.
 """
 
 from __future__ import annotations

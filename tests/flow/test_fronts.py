@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spectrim.errors import SpectrimError
+from spectrim.healing.minutes import Learning
 from spectrim.metrics.size import bytes_of_weights
 from spectrim.model.runtime import Size
 from spectrim.model.weights import quiet
@@ -23,7 +24,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def test_a_front_is_gone_on_with_and_ends_in_one_page(
     plain: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learning = [{"distil": {"steps": 30}}]
+    learning = Learning({"steps": 4}, [{"distil": {"steps": 30}}])
     monkeypatch.setattr(auto, "learning_within", lambda job, minutes: learning)
     front = plain.folder / "front"
 
@@ -44,7 +45,7 @@ def test_a_front_is_gone_on_with_and_ends_in_one_page(
     for folder in found.made:
         said = plan_of(folder).about["found"]
         assert said["chosen"].count(". ") == 2 and said["healed"][0]["stage"] == "distil"
-        assert said["healed"][0]["steps"] <= 30
+        assert said["healed"][0]["steps"] <= 30 and said["quantized"]["steps"] == 4
     page = (front / "report.html").read_text(encoding="utf-8")
     assert all(folder.name in page for folder in found.made)
     before = {folder: (folder / "model.safetensors").stat().st_mtime_ns for folder in found.made}

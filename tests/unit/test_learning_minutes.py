@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from spectrim.healing import minutes
 from spectrim.healing.end_to_end import Healing
-from spectrim.healing.minutes import learning_within, seconds_a_step
+from spectrim.healing.minutes import REACHED, learning_within, seconds_a_step
 from spectrim.job.job import Job
 from spectrim.job.opening import open_job
 from spectrim.model import sources
@@ -43,14 +42,36 @@ def test_steps_are_timed_on_the_model_itself(job: Job) -> None:
 
 def test_minutes_become_steps(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minutes, "seconds_a_step", lambda job: MODEL)
-    found: list[dict[str, Any]] = [learning_within(job, many) for many in (0.1, 5, 30, 60)]
-    assert found[0] == []
-    steps = [stages[0]["distil"]["steps"] for stages in found[1:]]
-    assert steps == sorted(set(steps))
-    assert all(one * MODEL <= 60 * many for many, one in zip((5, 30, 60), steps, strict=True))
-    Recipe.model_validate(
-        {"model": "demo", "keep": "25% of linear bytes", "stages": ["quantize", *found[-1]]}
+    found = [learning_within(job, many) for many in (0.1, 5, 30, 60)]
+    assert found[0] == ({}, []) and not found[1].options  # too few to be parted
+    behind = [stages[0]["distil"]["steps"] for _, stages in found[1:]]
+    between = [options["steps"] for options, _ in found[2:]]
+    assert behind == sorted(set(behind)) and between == sorted(set(between))
+    taken = [
+        MODEL * (REACHED * learning.options.get("steps", 0) + steps)
+        for learning, steps in zip(found[1:], behind, strict=True)
+    ]
+    assert all(
+        0.5 * 60 * many < one <= 60 * many for many, one in zip((5, 30, 60), taken, strict=True)
     )
+    options, stages = found[-1]
+    said = {
+        "model": "demo",
+        "keep": "25% of linear bytes",
+        "stages": [{"quantize": options}, *stages],
+    }
+    Recipe.model_validate(said)
+
+
+def test_what_cannot_be_trained_between_roundings_learns_behind_them_alone(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minutes, "seconds_a_step", lambda job: MODEL)
+    with_both = learning_within(job, 60)
+    monkeypatch.setattr(minutes, "HELD", 10**9)  # bytes a number: more than any machine has
+    alone = learning_within(job, 60)
+    assert with_both.options and not alone.options
+    assert alone.stages[0]["distil"]["steps"] > with_both.stages[0]["distil"]["steps"]
 
 
 def test_where_the_calibration_reads_shipped_text_all_of_it_is_learnt_from(
@@ -62,8 +83,9 @@ def test_where_the_calibration_reads_shipped_text_all_of_it_is_learnt_from(
 
     monkeypatch.setattr(minutes, "seconds_a_step", lambda job: MODEL)
     monkeypatch.setattr(minutes, "healing_text", read)
-    (own,), (shipped,) = (
-        learning_within(replace(job, text=text), 60) for text in (job.text, default_mix.SHIPPED)
+    own, shipped = (
+        learning_within(replace(job, text=text), 60).stages[0]
+        for text in (job.text, default_mix.SHIPPED)
     )
     assert "text" not in own["distil"] and shipped["distil"]["text"] == "shipped"
     assert shipped["distil"]["steps"] < own["distil"]["steps"]  # the dense model is asked for more

@@ -35,12 +35,21 @@ def binary_factors(rows: list[dict[str, Any]]) -> list[list[str]]:
 def budgets(rows: list[dict[str, Any]]) -> list[list[str]]:
     """Return the lines of the table."""
     names = list(rows[0]["excess"])
-    head = ["linear bytes", "numbers as", "predicted", "measured on the search split", *names]
+    head = [
+        "linear bytes",
+        "numbers as",
+        "learnt",
+        "predicted",
+        "measured on the search split",
+        *names,
+    ]
     lines = [[*head, "mean of the four", "seconds"]]
-    for one in rows:
+    for one in sorted(rows, key=lambda row: (-row["size"], row["way"], row["minutes"])):
+        learnt = f"{one['minutes']:g} minutes" if one["minutes"] else "no"
         mean = sum(one["excess"][name][0] for name in names) / len(names)
         lines.append(
-            [f"{one['size']:g} %", one["way"], f"{one['predicted']:.3f}", f"{one['search']:.3f}",
+            [f"{one['size']:g} %", one["way"], learnt,
+             f"{one['predicted']:.3f}", f"{one['search']:.3f}",
              *(around(one["excess"][name]) for name in names), f"{mean:.3f}",
              f"{one['seconds']:.0f}"]
         )  # fmt: skip

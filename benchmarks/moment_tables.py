@@ -45,7 +45,7 @@ def budgets(rows: list[dict[str, Any]]) -> list[list[str]]:
     ]
     lines = [[*head, "mean of the four", "seconds"]]
     for one in sorted(rows, key=lambda row: (-row["size"], row["way"], row["minutes"])):
-        learnt = f"{one['minutes']:g} minutes" if one["minutes"] else "no"
+        learnt = f"{one['minutes']:g} minutes, {' + '.join(map(str, one['steps']))} steps"
         mean = sum(one["excess"][name][0] for name in names) / len(names)
         lines.append(
             [f"{one['size']:g} %", one["way"], learnt,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from spectrim.errors import SpectrimError
+from spectrim.healing.minutes import Learning
 from spectrim.job.job import Job
 from spectrim.metrics.size import bytes_of_weights
 from spectrim.model import sources
@@ -141,9 +142,9 @@ def test_it_learns_as_long_as_it_may_and_an_interrupted_run_goes_on(
 ) -> None:
     given: list[float] = []
 
-    def within(job: Job, minutes: float) -> list[dict[str, object]]:
+    def within(job: Job, minutes: float) -> Learning:
         given.append(minutes)
-        return [{"distil": {"steps": 3 + len(given), "every": 2, "warmup": 0}}]
+        return Learning({}, [{"distil": {"steps": 3 + len(given), "every": 2, "warmup": 0}}])
 
     monkeypatch.setattr(auto, "learning_within", within)
     choice = chosen(plain, "47%", minutes=2)
@@ -161,7 +162,7 @@ def test_it_learns_as_long_as_it_may_and_an_interrupted_run_goes_on(
         shrink(choice.recipe, small, cache=plain.folder / "cache", evaluate=False, why=choice.why)
     (told,) = plan_of(small).about["found"]["healed"]
     assert told["steps"] <= 4
-    monkeypatch.setattr(auto, "learning_within", lambda job, minutes: [])
+    monkeypatch.setattr(auto, "learning_within", lambda job, minutes: Learning({}, []))
     few = chosen(plain, "47%", minutes=0.01)
     assert "0.01 minutes are too few" in few.why and len(few.recipe.stages) == 3
 

@@ -51,7 +51,8 @@ def measured(name: str, module: nn.Module, grid: Grid, found: Statistics) -> flo
     """Return what GPTQ loses for real."""
     assert found.input_moment is not None
     shape = {"in_features": IN, "out_features": OUT, "rank": RANK, "bias": False}
-    packed = formats.get(f"quantized_{name}").from_shape({**shape, **vars(grid)})
+    stored_grid = {name: value for name, value in vars(grid).items() if name != "trellis"}
+    packed = formats.get(f"quantized_{name}").from_shape({**shape, **stored_grid})
     with torch.no_grad():
         rounding = Rounding(grid, torch.float32)
         packed.take(quantized_pieces(module, found.input_moment, rounding))

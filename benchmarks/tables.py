@@ -224,7 +224,6 @@ TABLES = {
     "rounded_inputs": Table("rounded_inputs", rounded_inputs),
     "moments": Table("moments", moments, told=True),
     "budgets": Table("budgets", budgets, told=True),
-    "budgets_turned": Table("budgets_turned", budgets, rows="budgets", told=True),
     "binary_factors": Table("binary_factors", binary_factors, told=True),
     "exports": Table("exports", exports),
     "exports_onnx": Table("exports_onnx", exports_onnx),

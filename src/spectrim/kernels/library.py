@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectrim.kernels.structures import Matrix
+from spectrim.kernels.structures import Block, Choice, Map, Matrix, Paths, Stack
 
 ENDINGS = {"win32": ".dll", "darwin": ".dylib"}
 # Not beside this file, where Python would take it for a module.
@@ -31,6 +31,7 @@ ARGUMENTS = {
     "columns": (P, LONG, LONG, P, INT),
     "paths": (P,),
 }
+STRUCTURES = (Matrix, Map, Block, Stack, Choice, Paths)
 
 
 class Library:
@@ -60,6 +61,8 @@ class Library:
             raise OSError(f"this processor lacks instruction set {isa} of {file}")
         self.isa = name.decode()
         self.threaded = bool(self._library.spectrim_threaded())
+        if self._library.spectrim_sizes() != sum(map(ctypes.sizeof, STRUCTURES)):
+            raise AttributeError(f"{file} has other structures")
         for name, arguments in ARGUMENTS.items():
             function = getattr(self._library, f"spectrim_{name}")
             function.argtypes = arguments
@@ -101,7 +104,7 @@ def library() -> Library | None:
         return Library(FILE)
     except OSError:
         return None
-    except AttributeError:  # built before this version: it lacks a function
+    except AttributeError:  # built before this version: other functions or structures
         warnings.warn(
             f"{FILE} is of another version, so models run without it, and slower; install "
             "spectrim again",

@@ -135,6 +135,12 @@ EXPORT int spectrim_gated(const uint16_t *gate, const uint16_t *up, uint16_t *to
     return chosen->gated(gate, up, to, count, threads);
 }
 
+/* Bytes of all structures that Python fills: those of another version have others. */
+EXPORT int spectrim_sizes(void) {
+    return (int)(sizeof(Matrix) + sizeof(Map) + sizeof(Block) + sizeof(Stack) + sizeof(Choice) +
+                 sizeof(Paths));
+}
+
 EXPORT int spectrim_columns(const Matrix *matrix, int64_t begin, int64_t count, uint16_t *to,
                             int threads) {
     return chosen->columns(matrix, begin, count, to, threads);

@@ -1,4 +1,4 @@
-"""How much learning fits into so many minutes: which stages, with which options, on this machine.
+"""How much learning fits into so many minutes: where, and with how many steps, on this machine.
 
 A block is trained for a few steps, which says how fast this machine learns; the rest is counting.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 
+from spectrim.healing.between import GROUPS
 from spectrim.healing.end_to_end import SHIPPED, Healing, healing_text
 from spectrim.healing.judging import mixed_precision
 from spectrim.job.job import BATCH, Job
@@ -21,6 +23,9 @@ from spectrim.walk.stream import Stream
 TRIED = 4  # steps that are timed; the quickest counts, the first one allocates
 WHOLE = 1.2  # a step of the whole model against one of all its dense blocks: unpacking
 LOOKS = 8  # at the search split, while the whole model is trained
+BETWEEN = 0.4  # of the time goes to training between roundings, where the model allows it
+REACHED = 0.6  # of a step of the whole model is one between roundings: half of the blocks, the head
+HELD = 16  # bytes for each number in training: itself, its gradient, two moments
 
 
 class Speed(NamedTuple):
@@ -30,24 +35,45 @@ class Speed(NamedTuple):
     model: float
 
 
-def learning_within(job: Job, minutes: float) -> list[dict[str, Any]]:
-    """Return the stages that learn for about so many minutes behind ``quantize``.
+class Learning(NamedTuple):
+    """What learns: options of ``quantize``, and the stages behind it, as a recipe says them."""
 
-    They are entries of a recipe; there are none where ``distil`` cannot take a step for each of its
-    looks at the search split. Where the calibration reads the shipped text, all of it is learnt
-    from. The dense model is asked about every token of that first.
+    options: dict[str, Any]
+    stages: list[dict[str, Any]]
+
+
+def learning_within(job: Job, minutes: float) -> Learning:
+    """Return what learns for about so many minutes: between roundings, and then the whole model.
+
+    There is nothing where ``distil`` cannot take a step for each of its looks at the search split.
+    Where the calibration reads the shipped text, all of it is learnt from. The dense model is asked
+    about every token of that first.
     """
     speed = measured_speed(job)
     text = SHIPPED if job.text.startswith(default_mix.SHIPPED) else None
     read = healing_text(job, Healing(learning_rate=1, text=text)).ids.numel()
     search = job.splits.search.ids.numel() / BATCH * speed.model / 3  # forwards alone
     asked = read / BATCH * speed.model / 3
-    steps = int((60 * minutes - asked - (LOOKS + 2) * search) / speed.model)
-    if steps < LOOKS:
-        return []
-    every, warmup = max(1, steps // LOOKS), min(10, steps // 10)
+    left = 60 * minutes - asked - (LOOKS + 2) * search
     said = {"text": text} if text else {}
-    return [{"distil": {**said, "steps": steps, "every": every, "warmup": warmup}}]
+    options: dict[str, Any] = {}
+    if trained_between(job) and (left - asked) * BETWEEN > GROUPS * REACHED * speed.model:
+        between = (left - asked) * BETWEEN  # all of the text is read once more, block by block
+        options = {**said, "steps": int(between / (REACHED * speed.model))}
+        left -= asked + between
+    steps = int(left / speed.model)
+    if steps < LOOKS:
+        return Learning({}, [])
+    every, warmup = max(1, steps // LOOKS), min(10, steps // 10)
+    return Learning(
+        options, [{"distil": {**said, "steps": steps, "every": every, "warmup": warmup}}]
+    )
+
+
+def trained_between(job: Job) -> bool:
+    """Return whether blocks can be trained between roundings: one stack that fits in memory."""
+    numbers = sum(one.in_features * one.out_features for one in job.sites if one.block >= 0)
+    return len(job.architecture.stacks) == 1 and HELD * numbers < psutil.virtual_memory().total / 2
 
 
 def measured_speed(job: Job) -> Speed:

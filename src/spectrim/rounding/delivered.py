@@ -39,8 +39,12 @@ DAMPING = 1e-2  # of the mean diagonal, before a map is solved for
 class Delivered:
     """The walk through dense and rounded blocks; one block's inputs are in memory at a time."""
 
-    def __init__(self, job: Job, plan: Plan, folder: Path) -> None:
-        """Stand in front of the first block; plan: of the rounded blocks that ``folder`` gets."""
+    def __init__(self, job: Job, plan: Plan, folder: Path, *, trained: bool = False) -> None:
+        """Stand in front of the first block; plan: of the rounded blocks that ``folder`` gets.
+
+        trained: blocks have learnt from what the rounded ones in front of them deliver, so what is
+        wanted of each is what it makes of that.
+        """
         calibration = job.splits.calibration
         tokens = Tokens(calibration.ids[:SEQUENCES], calibration.mask[:SEQUENCES])
         self.job = job
@@ -49,9 +53,12 @@ class Delivered:
         self.walk = walk_now(job, tokens)
         self.streams = Streams(Stream(self.walk), Stream(self.walk))
         self.parted = False
+        self.trained = trained
 
     def enter(self, place: Place) -> None:
         """Stand in front of a block; the one before it is rounded."""
+        if self.trained:
+            self.streams.dense = self.streams.small
         self.streams.dense = self.streams.dense.reach(place)
         self.streams.small = self.streams.small.reach(place)
 

@@ -21,6 +21,8 @@ from spectrim.cutting.end_losses import end_roundings
 from spectrim.errors import SpectrimError
 from spectrim.files import atomic_file
 from spectrim.formats.packed.scales import Grid
+from spectrim.healing.between import Between, Training, refuse_untrainable
+from spectrim.healing.end_to_end import Healing, healing_text
 from spectrim.job.blocks import current_block, go_on_with, next_step, write_block
 from spectrim.job.job import Job, dense_plan, inner_sites
 from spectrim.model.architectures import Place
@@ -54,7 +56,9 @@ REPORT = (
     "{paths.most:bits} bits a number, {paths.mean:bits} on average, {paths.along} of them as paths "
     "through a trellis][left|; {left:count} are not]. Predicted to cost "
     "{predicted_loss:plain} nats/token[without_tokens|, {without_tokens:count} maps that no token "
-    "came to apart].[ends| Embedding and head in {ends} bits, which no loss was predicted for.]"
+    "came to apart].[steps| Between roundings, blocks that were not rounded yet were trained for "
+    "{steps} steps to make up for those that were.][ends| Embedding and head in {ends} "
+    "bits, which no loss was predicted for.]"
     "[tables| Outside the blocks, {tables}, measured to cost {predicted_of_tables:plain} more.]"
 )
 
@@ -76,6 +80,10 @@ class Options(Part):
     ends: bits of embedding and head, 8 with a scale for each word or 4 with a scale and an offset
         for every 32 numbers, rounded to the nearest; 0 leaves both as they are, or as factorize
         has bought them.
+    steps: of training, between roundings, the blocks that are not rounded yet, so that they make up
+        for what those in front of them get wrong; 0 trains none. learning_rate: the highest of
+        these, as a part of the size of each matrix or vector. text: what they read, as distil has
+        it.
     protect: regular expressions; a site keeps its numbers where one is found in its name, its
         role, or "block N".
     """
@@ -89,6 +97,9 @@ class Options(Part):
     cycles: int = Field(default=4, ge=0)
     damping: float = Field(default=DAMPING, ge=0)
     ends: Literal[0, 4, 8] = 0
+    steps: int = Field(default=0, ge=0)
+    learning_rate: float = Field(default=7e-4, gt=0)
+    text: str | None = None
     protect: tuple[Regex, ...] = ()
 
 
@@ -99,17 +110,24 @@ def quantize(job: Job, options: Options) -> None:
         SpectrimError: a stage has done so before, a plan asks for what cannot be, or nothing is
             left to work on.
     """
-    plan = job.plan or dense_plan(job)
+    plan = job.plan = job.plan or dense_plan(job)
     chosen, tables = decided(job, options, plan), decided_tables(job)
     refuse(job, options, plan, chosen | tables)
     folder, places = next_step(job, "quantize"), job.each_block()
     packed = _with_bits(plan, chosen)
-    walked = Delivered(job, packed, folder) if _walks(job, options, chosen) else None
+    between = _between(job, options, packed, folder) if chosen and options.steps else None
+    now = job if between is None else between.job
+    walks = _walks(job, options, chosen)
+    walked = Delivered(now, packed, folder, trained=between is not None) if walks else None
     losses: dict[str, float | None] = {}
     within = [any(site.name in chosen for site in job.block_sites(place)) for place in places]
     for done, place in enumerate(places, start=1):
         goes_on = walked if any(within[done - 1 :]) else None  # no further than it is needed
-        losses |= _block(job, options, place, chosen, folder, goes_on)
+        if between is not None:
+            between.enter(place)
+        losses |= _block(now, options, place, chosen, folder, goes_on)
+        if between is not None:
+            between.leave(place)
         job.progress(done, len(places), "rounding")
     before = copy.copy(job)
     if job.reference is None or any(job.healings):
@@ -165,6 +183,8 @@ def refuse(job: Job, options: Options, plan: Plan, chosen: dict[str, Decision]) 
             "quantize finds no map to pack, as all are protected or in a format that it leaves "
             f"({', '.join(FORMATS)} can be packed); protect fewer, or leave it out"
         )
+    if chosen and options.steps:
+        refuse_untrainable(job)
     for one in chosen.values():
         refuse_unpackable(one)
         if job.sparsified and one.trellis:
@@ -186,6 +206,13 @@ def _walks(job: Job, options: Options, chosen: dict[str, Decision]) -> bool:
     """
     asked = options.rounding == "gptq" and options.inputs == "rounded" and not job.sparsified
     return asked and any(one.bits < 8 for one in chosen.values())
+
+
+def _between(job: Job, options: Options, packed: Plan, folder: Path) -> Between:
+    """Return the blocks in training between roundings; packed: the plan behind this stage."""
+    reading = Healing(text=options.text, learning_rate=options.learning_rate)
+    training = Training(healing_text(job, reading), options.steps, options.learning_rate)
+    return Between(job, training, packed, folder)
 
 
 def _rounding(job: Job, options: Options) -> Rounding:
@@ -246,6 +273,7 @@ def note(options: Options, plan: Plan, losses: dict[str, float | None]) -> dict[
             "predicted_loss": sum(loss for loss in losses.values() if loss is not None),
         }
         | (of_tables if tables else {})
+        | ({"steps": options.steps} if options.steps else {})
         | _paths(maps)
     )
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from spectrim.errors import SpectrimError
 from spectrim.files import Record, atomic_file, key_of, locked
-from spectrim.healing.minutes import learning_within
+from spectrim.healing.minutes import Learning, learning_within
 from spectrim.job.job import Budget, Job
 from spectrim.job.loss import search_loss
 from spectrim.job.opening import open_job
@@ -46,6 +46,7 @@ ENOUGH = (
 )
 BITS = (2, 3, 4, 8)
 ALONE = "bits"
+NOTHING = Learning({}, [])
 CUTS: dict[str, dict[str, Any]] = {
     ALONE: {"cut": False},
     "bits and factors of signs": {"cut": False, "bits": (1, *BITS)},
@@ -93,15 +94,15 @@ def choose(
     common = _common(asked, keep)
     said = [size.counted(skeleton.config) if isinstance(size, Size) else None, _shared(keep)]
     tried = left_for_maps(weights, find(skeleton), keep, SHARED) < ENOUGH
-    cuts, learned = ALONE, list[dict[str, Any]]()
+    cuts, learned = ALONE, NOTHING
     if tried or minutes is not None:
         trials = _Trials.of(common, open_job(_recipe(common, ALONE), source, cache, progress))
         with locked(trials.folder):
-            learned = trials.learning(minutes) if minutes is not None else []
+            learned = trials.learning(minutes) if minutes is not None else NOTHING
             if tried:
                 trials.run()
                 cuts = trials.best()
-                trials.hand_on(cuts, _recipe(common, cuts, learned), output)
+                trials.hand_on(cuts, learned, output)
                 said.append(_compared(trials.losses, cuts))
     if not tried:
         said.append("At this size bits alone are chosen for them, map by map.")
@@ -123,7 +124,7 @@ def _common(asked: Recipe, keep: Keep) -> dict[str, Any]:
 
 def _key(job: Job, common: dict[str, Any]) -> str:
     return key_of(
-        "auto", 7, job.statistics_key, job.splits.search.digest(), common["keep"], common["seed"]
+        "auto", 8, job.statistics_key, job.splits.search.digest(), common["keep"], common["seed"]
     )
 
 
@@ -164,8 +165,8 @@ class _Trials:
         if not self.losses and refused is not None:
             raise refused
 
-    def learning(self, minutes: float) -> list[dict[str, Any]]:
-        """Return the stages that learn for so many minutes, the same when they are asked for again.
+    def learning(self, minutes: float) -> Learning:
+        """Return what learns for so many minutes, the same when it is asked for again.
 
         How many steps fit is found out on this machine, so it is kept, and an interrupted run goes
         on.
@@ -174,20 +175,21 @@ class _Trials:
         if not file.exists():
             found = learning_within(self.job, minutes)
             with atomic_file(file) as partial:
-                partial.write_text(json.dumps(found))
-        stages: list[dict[str, Any]] = json.loads(file.read_text())
-        return stages
+                partial.write_text(json.dumps(found._asdict()))
+        return Learning(**json.loads(file.read_text()))
 
     def best(self) -> str:
         """Return the way that lost least."""
         return min(self.losses, key=lambda cuts: self.losses[cuts])
 
-    def hand_on(self, best: str, recipe: Recipe, output: Path) -> None:
+    def hand_on(self, best: str, learned: Learning, output: Path) -> None:
         """Leave the blocks of the best way where the run of its recipe goes on with them.
 
-        That is nowhere where the run trims the vocabulary first.
+        That is nowhere where the run trims the vocabulary first, or learns between roundings.
         """
-        work = None if self.job.whole else work_folder(self.job, recipe, output)
+        recipe = _recipe(self.common, best, learned)
+        other = self.job.whole or learned.options
+        work = None if other else work_folder(self.job, recipe, output)
         if work and self._blocks(best).exists() and not work.exists():
             work.parent.mkdir(parents=True, exist_ok=True)
             self._blocks(best).rename(work)
@@ -197,20 +199,19 @@ class _Trials:
         return self.folder / cuts.replace(", ", "_").replace(" ", "_")
 
 
-def _recipe(
-    common: dict[str, Any], cuts: str, learned: list[dict[str, Any]] | None = None
-) -> Recipe:
-    """Return the recipe of a way to cut; learned: the stages that learn behind it."""
+def _recipe(common: dict[str, Any], cuts: str, learned: Learning = NOTHING) -> Recipe:
+    """Return the recipe of a way to cut; learned: what learns in it."""
     factorize: dict[str, Any] = {"format": "low_rank", "refine": "off", "bits": BITS,
                  "rounding_losses": "estimated", **CUTS[cuts]}  # fmt: skip
     factorize["trellis"] = library() is not None  # which searches the paths
     quantize: dict[str, Any] = {"ends": ENDS}
     if Keep.parse(common["keep"]).of == "bytes":
         factorize["ends"], quantize = BITS, {}
+    quantize |= learned.options
     made: list[dict[str, Any]] = [
         {"equalize": {}}, {"factorize": factorize}, {"quantize": quantize}
     ]  # fmt: skip
-    return Recipe.model_validate({**common, "stages": common["stages"] + made + (learned or [])})
+    return Recipe.model_validate({**common, "stages": common["stages"] + made + learned.stages})
 
 
 def _measured(job: Job, recipe: Recipe, folder: Path) -> float:
@@ -251,10 +252,10 @@ def _compared(losses: dict[str, float], best: str) -> str:
     )
 
 
-def _learning(minutes: float | None, learned: list[dict[str, Any]]) -> str:
+def _learning(minutes: float | None, learned: Learning) -> str:
     if minutes is None:
         return "It has not learned; --minutes says how long it may."
-    if not learned:
+    if not learned.stages:
         return f"It has not learned, as {minutes:g} minutes are too few for a gain."
     return (
         f"It learns from the dense model for about {minutes:g} minutes, while something is gained."

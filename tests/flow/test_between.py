@@ -1,0 +1,106 @@
+"""Blocks trained between roundings: less is lost, and an interrupted run ends in the same bits."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spectrim.errors import SpectrimError
+from spectrim.healing import between
+from spectrim.model import sources
+from spectrim.text import documents
+from tiny_healing import asked
+from tiny_runs import files, load, make, plan_of, shrink
+from tiny_trained import trained_folder, write_learnable
+
+WHOLE = "100% of linear"
+STEPS = 40
+
+
+def quantized(**options: object) -> dict[str, Any]:
+    """Return a stage that stores all maps in two bits."""
+    return {"quantize": {"bits": 2, "group": 32, **options}}
+
+
+LEARNT = quantized(steps=STEPS, learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny trained model of more than two blocks with its text beside it."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_learnable(folder / "text.txt", words=80 * 32)
+    return trained_folder(folder / "source")
+
+
+@pytest.fixture(scope="module")
+def learnt(source: Path) -> Path:
+    """Return that model rounded with training between roundings."""
+    return shrink(asked(source, LEARNT, keep=WHOLE), source.parent / "learnt")
+
+
+def divergence(source: Path, folder: Path) -> float:
+    """Return KL(dense ‖ small) on words that nobody has learnt from, nats per token."""
+    file = write_learnable(folder.parent / "held.txt", words=40 * 32, seed=9)
+    tokens = documents.read(str(file), sources.tokenizer(sources.resolve(str(source), folder)), 32)
+    dense = sources.model(sources.resolve(str(source), folder))
+    with torch.no_grad():
+        one, other = (model(input_ids=tokens.ids).logits.log_softmax(-1)
+                      for model in (dense, load(folder)))  # fmt: skip
+    return float((one.exp() * (one - other)).sum(-1).mean())
+
+
+def test_less_is_lost_than_without_on_words_that_nobody_has_read(
+    source: Path, learnt: Path, tmp_path: Path
+) -> None:
+    plain = shrink(asked(source, quantized(), keep=WHOLE), tmp_path / "plain")
+    assert divergence(source, learnt) < 0.85 * divergence(source, plain)
+    note = plan_of(learnt).about["found"]["quantized"]
+    assert note["steps"] == STEPS and "steps" not in plan_of(plain).about["found"]["quantized"]
+    assert f"trained for {STEPS} steps" in (learnt / "README.md").read_text()
+
+
+def test_an_interrupted_run_ends_in_the_same_bits(
+    source: Path, learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = asked(source, LEARNT, keep=WHOLE)
+    done = 0
+    loss = between.Between._loss
+
+    def interrupted(self: between.Between, at: int) -> torch.Tensor:
+        nonlocal done
+        done += 1
+        if done in (3, STEPS // 2, STEPS):  # in both groups, and in one that was begun again
+            raise KeyboardInterrupt
+        return loss(self, at)
+
+    monkeypatch.setattr(between.Between, "_loss", interrupted)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            shrink(recipe, tmp_path / "learnt")
+    again = shrink(recipe, tmp_path / "learnt")
+    assert files(again) == files(learnt)
+
+
+def test_training_that_diverges_is_told_in_one_line(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(self: between.Between, at: int) -> torch.Tensor:
+        found = next(iter(self.blocks.values())).parameters()
+        return next(one for one in found if one.requires_grad).sum() * math.nan
+
+    monkeypatch.setattr(between.Between, "_loss", diverged)
+    with pytest.raises(SpectrimError, match="lower learning_rate of quantize"):
+        shrink(asked(source, LEARNT, keep=WHOLE), tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
+def test_an_encoder_with_a_decoder_is_refused_before_the_long_work(tmp_path: Path) -> None:
+    made = make("t5", tmp_path)
+    write_learnable(made.text, words=80 * 32)
+    with pytest.raises(SpectrimError, match="an encoder and a decoder; leave out steps"):
+        shrink(asked(made.source, LEARNT, keep=WHOLE), tmp_path / "small")

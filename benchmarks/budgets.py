@@ -1,10 +1,10 @@
 """Predicted and measured loss over budgets, columns as paths through a trellis against plain codes.
 
     python benchmarks/budgets.py -o run/ --model rescaled/ [--sizes 25,20,15] [--ways paths,codes]
+        [--minutes 30]
 
-Every row is what `spectrim shrink --size "N% of linear bytes"` makes of the model without learning
-where it need not try several ways, and the same without paths. Calibrated on the text that ships
-with Spectrim; measured on its search split and on four texts. Nothing heals. Rows are kept in the
+Every row is what `spectrim shrink --size "N% of linear bytes"` makes of the model where it need not try several ways, and the same without paths. Calibrated on the text that ships
+with Spectrim; measured on its search split and on four texts. Rows are kept in the
 run folder, so that an interrupted run continues.
 """
 
@@ -31,6 +31,7 @@ from measuring import (
 from one_line_errors import told
 from rounding_parts import MODELS
 
+from spectrim.healing.minutes import Learning, learning_within
 from spectrim.healing.student import student
 from spectrim.job.dense_forms import dense_form
 from spectrim.job.job import Job
@@ -55,37 +56,47 @@ def main() -> None:
     parser.add_argument("--sizes", default="25,20,15", help="percent of the linear maps' bytes")
     parser.add_argument("--ways", default="paths,codes")
     parser.add_argument("--tokens", default="16x1024", help="of the calibration text")
+    parser.add_argument("--minutes", type=float, default=0, help="that each may learn")
     asked = read_arguments(parser)
     source = sources.resolve(str(asked.model), asked.cache)
     _, second = two_halves(asked.data / "lm/wikitext2_tokens/valid.txt", asked.output)
     texts = texts_of(source, second, asked.data, 6, 512)
     for way in asked.ways.split(","):
         for size in (float(one) for one in asked.sizes.split(",")):
-            keep_row(asked.output, way, "size", size, lambda w=way, s=size: row(asked, texts, w, s))
+            label = f"{asked.minutes:g} minutes"
+            keep_row(asked.output, way, label, size, lambda w=way, s=size: row(asked, texts, w, s))
     _write(asked)
 
 
-def row(asked: argparse.Namespace, texts: dict[str, Tokens], way: str, size: float) -> Row:
-    """Return what a size made so is predicted to lose, and what it loses."""
+def recipe_of(asked: argparse.Namespace, way: str, size: float, learning: Learning) -> Recipe:
+    """Return the recipe of a row; learning: what learns in it."""
     offered = {"cut": False, "bits": BITS, "trellis": WAYS[way], "rounding_losses": "estimated"}
-    recipe = Recipe.model_validate(
+    return Recipe.model_validate(
         {
             "model": str(asked.model), "keep": f"{size:g}% of linear bytes",
             "calibration": {"tokens": asked.tokens},
             "stages": [{"equalize": {}},
                        {"factorize": {"format": "low_rank", "refine": "off", **offered}},
-                       {"quantize": {"ends": 8}}],
+                       {"quantize": {"ends": 8, **learning.options}}, *learning.stages],
         }
     )  # fmt: skip
+
+
+def row(asked: argparse.Namespace, texts: dict[str, Tokens], way: str, size: float) -> Row:
+    """Return what a size made so is predicted to lose, and what it loses."""
+    recipe = recipe_of(asked, way, size, Learning({}, []))
     with shown() as progress:
         job = open_job(
             recipe, sources.resolve(str(asked.model), asked.cache), asked.cache, progress
         )
-        job.work = asked.output / f"{way}-{size:g}"
+        job.work = asked.output / f"{way}-{size:g}-{asked.minutes:g}"
         dense = _losses(job, texts)
         equal, *others = recipe.stages
         stages.get(equal.name)(job, equal.options)
         job.statistics()
+        if asked.minutes:
+            learning = learning_within(job, asked.minutes)
+            _, *others = recipe_of(asked, way, size, learning).stages
         began = time.perf_counter()
         for stage in others:
             stages.get(stage.name)(job, stage.options)
@@ -95,7 +106,9 @@ def row(asked: argparse.Namespace, texts: dict[str, Tokens], way: str, size: flo
     found = _losses(job, texts)
     split = found["search split"]["loss"] - dense["search split"]["loss"]
     excess = {name: excess_of(found[name], dense[name]) for name in texts}
-    return {"predicted": predicted, "search": split, "excess": excess, "seconds": seconds}
+    steps = [one.options.steps for one in others if hasattr(one.options, "steps")]
+    return {"minutes": asked.minutes, "steps": steps, "predicted": predicted, "search": split,
+            "excess": excess, "seconds": seconds}  # fmt: skip
 
 
 def _losses(job: Job, texts: dict[str, Tokens]) -> dict[str, Any]:
@@ -109,7 +122,8 @@ def _write(asked: argparse.Namespace) -> None:
     known = known_rows(asked.output)
     rows = [
         {"table": "budgets", "way": one["calibration"], "size": one["keep"],
-         **{name: one[name] for name in ("predicted", "search", "excess", "seconds")}}
+         **{name: one[name] for name in
+            ("minutes", "steps", "predicted", "search", "excess", "seconds")}}
         for one in known.values()
     ]  # fmt: skip
     said = publish(

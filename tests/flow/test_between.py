@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from spectrim.errors import SpectrimError
 from spectrim.healing import between
 from spectrim.model import sources
+from spectrim.stages import compensate
 from spectrim.text import documents
 from tiny_healing import asked
-from tiny_runs import files, load, make, plan_of, shrink
+from tiny_runs import files, load, make, plan_of, shrink, stored
 from tiny_trained import trained_folder, write_learnable
 
 WHOLE = "100% of linear"
@@ -108,3 +111,40 @@ def test_an_encoder_with_a_decoder_is_refused_before_the_long_work(tmp_path: Pat
     write_learnable(made.text, words=80 * 32)
     with pytest.raises(SpectrimError, match="an encoder and a decoder; leave out steps"):
         shrink(asked(made.source, quantized(steps=STEPS), keep=WHOLE), tmp_path / "small")
+
+
+def test_what_is_compensated_is_the_rounding_and_not_the_training(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = []
+    corrected = compensate._corrected
+
+    def watched(module: nn.Module, matrix: torch.Tensor, *rest: Any) -> Any:
+        wanted.append(matrix)
+        return corrected(module, matrix, *rest)
+
+    monkeypatch.setattr(compensate, "_corrected", watched)
+    stages = trained_between(source), {"compensate": {"rank": 4}}
+    shrink(asked(source, *stages, keep=WHOLE), tmp_path / "small")
+    dense = load_file(source / "model.safetensors")
+    same = [any(torch.equal(one, matrix) for one in dense.values()) for matrix in wanted]
+    each = len(same) // 3  # of a block; nothing trains the first one
+    assert same == [True] * each + [False] * 2 * each
+
+
+def test_the_final_norm_that_an_earlier_stage_trained_is_trained_with(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    loss = between.Between._loss
+
+    def watched(self: between.Between, at: int) -> torch.Tensor:
+        seen.append(self.stream.walk.model.get_parameter("model.norm.weight").clone())
+        return loss(self, at)
+
+    monkeypatch.setattr(between.Between, "_loss", watched)
+    healed = {"distil": {"steps": 12, "every": 4, "learning_rate": 0.1, "warmup": 2}}
+    stages = {"sparsify": {}}, healed, quantized(steps=2)
+    small = shrink(asked(source, *stages, keep=WHOLE), tmp_path / "small")
+    assert plan_of(small).about["found"]["healed"][0]["used"]
+    assert torch.equal(seen[0], stored(small)["model.norm.weight"])

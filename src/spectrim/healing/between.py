@@ -26,13 +26,13 @@ from spectrim.healing.teacher import Question, Teacher, ask
 from spectrim.healing.windows import rate
 from spectrim.job.blocks import current_block, write_block
 from spectrim.job.dense_forms import dense_form
-from spectrim.job.job import BATCH, Job
+from spectrim.job.job import Job
+from spectrim.job.loss import walk_now
 from spectrim.job.repeats import repeats
 from spectrim.model.architectures import Place
 from spectrim.plan import Plan
 from spectrim.text.tokens import Tokens
 from spectrim.walk.stream import Stream
-from spectrim.walk.walk import BlockWalk
 
 GROUPS = 10  # of blocks, about; behind each but the last one the others are trained
 TOP = 64  # tokens of the dense model's distribution that are kept
@@ -69,8 +69,7 @@ class Between:
         self.job = replace(job, blocks=self.folder, healings=(*job.healings, True))
         """The job with blocks as training leaves them, for who rounds them."""
         self.rounded = replace(job, plan=plan, blocks=folder)
-        batch = max(1, BATCH // training.tokens.ids.shape[1])
-        walk = BlockWalk(job.model, job.architecture, job.weights, training.tokens, batch)
+        walk = walk_now(job, training.tokens)
         self.teacher: Teacher = ask(job, walk, Question(TOP, 1.0, hidden=False))
         self.places = job.each_block()
         self.stream = Stream(walk).enter(self.places[0].stack)

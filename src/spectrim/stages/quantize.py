@@ -131,8 +131,8 @@ def quantize(job: Job, options: Options) -> None:
         if between is not None:
             between.leave(place)
         job.progress(done, len(places), "rounding")
-    before = copy.copy(job)
-    if job.reference is None or any(job.healings):
+    before = copy.copy(now)  # with blocks as training has left them
+    if job.reference is None or any(now.healings):
         job.reference = lambda place: current_block(before, place, torch.float32)
     roundings = end_roundings(job, tables) if tables else _usual(job, options)
     go_on_with(job, folder, quantize_embedding_and_head(job, roundings) if roundings else None)

@@ -13,11 +13,12 @@ from torch import nn
 
 from spectrim.errors import SpectrimError
 from spectrim.healing import between
+from spectrim.job.job import Job
 from spectrim.model import sources
 from spectrim.stages import compensate
 from spectrim.text import documents
 from tiny_healing import asked
-from tiny_runs import files, load, make, plan_of, shrink, stored
+from tiny_runs import family_folder, files, load, plan_of, shrink, stored
 from tiny_trained import trained_folder, write_learnable
 
 WHOLE = "100% of linear"
@@ -106,13 +107,6 @@ def test_training_that_diverges_is_told_in_one_line(
     assert not (tmp_path / "small").exists()
 
 
-def test_an_encoder_with_a_decoder_is_refused_before_the_long_work(tmp_path: Path) -> None:
-    made = make("t5", tmp_path)
-    write_learnable(made.text, words=80 * 32)
-    with pytest.raises(SpectrimError, match="an encoder and a decoder; leave out steps"):
-        shrink(asked(made.source, quantized(steps=STEPS), keep=WHOLE), tmp_path / "small")
-
-
 def test_what_is_compensated_is_the_rounding_and_not_the_training(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +138,47 @@ def test_the_final_norm_that_an_earlier_stage_trained_is_trained_with(
 
     monkeypatch.setattr(between.Between, "_loss", watched)
     healed = {"distil": {"steps": 12, "every": 4, "learning_rate": 0.1, "warmup": 2}}
-    stages = {"sparsify": {}}, healed, quantized(steps=2)
+    stages: list[dict[str, Any]] = [{"sparsify": {}}, healed, quantized(steps=2)]
     small = shrink(asked(source, *stages, keep=WHOLE), tmp_path / "small")
     assert plan_of(small).about["found"]["healed"][0]["used"]
     assert torch.equal(seen[0], stored(small)["model.norm.weight"])
+
+
+@pytest.mark.parametrize(
+    ("family", "reading", "said"),
+    [
+        ("llama", {"text": "text.txt", "tokens": "900x32"}, "ask for fewer with tokens"),
+        (
+            "llama",
+            {"text": "text.txt", "tokens": "70x32"},
+            "the healing text and the search split share",
+        ),
+        ("llama", {"tokens": "8x16"}, "write tokens with that length, or name a text"),
+        ("t5", {}, "an encoder and a decoder; leave out steps"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_before_the_long_work(
+    family: str, reading: dict[str, str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(job: Job) -> Path:
+        raise AssertionError("statistics are the long work")
+
+    monkeypatch.setattr(Job, "statistics", never)
+    source = family_folder(tmp_path / "source", family)
+    write_learnable(tmp_path / "text.txt", words=80 * 32)
+    if "text" in reading:
+        reading = {**reading, "text": str(tmp_path / reading["text"])}
+    stages: list[dict[str, Any]] = [{"factorize": {}}, quantized(steps=STEPS, **reading)]
+    with pytest.raises(SpectrimError, match=said):
+        shrink(asked(source, *stages), tmp_path / "small")
+
+
+def test_where_no_block_was_trained_none_is_said_to_be(tmp_path: Path) -> None:
+    source = family_folder(tmp_path / "source", "llama")
+    write_learnable(tmp_path / "text.txt", words=80 * 32)
+    single = {"drop_blocks": {"layers": ["0"]}}
+    kept = quantized(protect=["."], ends=8, steps=STEPS)
+    for number, stages in enumerate([(single, quantized(steps=STEPS)), (kept,)]):
+        small = shrink(asked(source, *stages, keep=WHOLE), tmp_path / f"small-{number}")
+        assert "steps" not in plan_of(small).about["found"]["quantized"]
+        assert "were trained" not in (small / "README.md").read_text()

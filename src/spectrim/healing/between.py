@@ -177,14 +177,19 @@ class Between:
 
 def refuse_untrainable(job: Job) -> None:
     """Raise SpectrimError for a model whose blocks cannot be trained between roundings."""
-    if len(job.architecture.stacks) > 1:
-        raise SpectrimError(
-            "quantize trains between roundings only where a model is one stack of blocks, and this "
-            "one has an encoder and a decoder; leave out steps"
-        )
+    refuse_two_stacks(job)
     assert job.plan is not None
     if repeats(job) or any(one.owner for one in job.plan.decisions):
         raise SpectrimError(
             "quantize cannot train between roundings where blocks share their numbers; leave out "
             "steps, or share nothing"
+        )
+
+
+def refuse_two_stacks(job: Job) -> None:
+    """Raise SpectrimError for a model with an encoder and a decoder."""
+    if len(job.architecture.stacks) > 1:
+        raise SpectrimError(
+            "quantize trains between roundings only where a model is one stack of blocks, and this "
+            "one has an encoder and a decoder; leave out steps"
         )

@@ -104,6 +104,11 @@ class Options(Part):
     tokens: Amount | None = None
     protect: tuple[Regex, ...] = ()
 
+    def reading(self) -> Healing:
+        """Return what training between roundings reads."""
+        rate = self.learning_rate
+        return Healing(text=self.text, tokens=self.tokens, learning_rate=rate)
+
 
 def quantize(job: Job, options: Options) -> None:
     """Go on with blocks whose maps are packed; ``job.plan`` says in how many bits each one is.
@@ -117,7 +122,8 @@ def quantize(job: Job, options: Options) -> None:
     refuse(job, options, plan, chosen | tables)
     folder, places = next_step(job, "quantize"), job.each_block()
     packed = _with_bits(plan, chosen)
-    between = _between(job, options, packed, folder) if chosen and options.steps else None
+    trains = bool(chosen and options.steps and len(places) > 1)
+    between = _between(job, options, packed, folder) if trains else None
     now = job if between is None else between.job
     walks = _walks(job, options, chosen)
     walked = Delivered(now, packed, folder, trained=between is not None) if walks else None
@@ -137,7 +143,7 @@ def quantize(job: Job, options: Options) -> None:
     roundings = end_roundings(job, tables) if tables else _usual(job, options)
     go_on_with(job, folder, quantize_embedding_and_head(job, roundings) if roundings else None)
     job.plan = _with_bits(plan, chosen | tables)
-    job.notes[NOTE] = note(options, job.plan, losses)
+    job.notes[NOTE] = note(options, job.plan, losses) | ({"steps": options.steps} if trains else {})
 
 
 def decided_tables(job: Job) -> dict[str, Decision]:
@@ -220,9 +226,8 @@ def _walks(job: Job, options: Options, chosen: dict[str, Decision]) -> bool:
 
 def _between(job: Job, options: Options, packed: Plan, folder: Path) -> Between:
     """Return the blocks in training between roundings; packed: the plan behind this stage."""
-    rate = options.learning_rate
-    reading = Healing(text=options.text, tokens=options.tokens, learning_rate=rate)
-    training = Training(healing_text(job, reading), options.steps, rate)
+    read = healing_text(job, options.reading())
+    training = Training(read, options.steps, options.learning_rate)
     return Between(job, training, packed, folder)
 
 
@@ -268,4 +273,4 @@ def _block(
 def note(options: Options, plan: Plan, losses: dict[str, float | None]) -> dict[str, Any]:
     """Return what is noted for the report."""
     said: dict[str, Any] = {"rounding": options.rounding, "ends": options.ends}
-    return said | ({"steps": options.steps} if options.steps else {}) | packed_note(plan, losses)
+    return said | packed_note(plan, losses)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spectrim.errors import SpectrimError
+from spectrim.healing.between import refuse_two_stacks
 from spectrim.healing.end_to_end import SAMPLED, Healing, healing_text
 from spectrim.job.job import Job
 from spectrim.model.sources import Source
@@ -10,6 +11,7 @@ from spectrim.model.weights import quantised
 from spectrim.plan import Plan
 from spectrim.recipe.recipe import Recipe
 from spectrim.rounding.trellis import kernels
+from spectrim.stages.quantize import Options as Quantize
 
 
 def refuse_smaller(source: Source, verb: str) -> None:
@@ -31,10 +33,20 @@ def refuse_predictions(job: Job, recipe: Recipe) -> None:
 
 
 def refuse_text(job: Job, recipe: Recipe) -> None:
-    """Raise SpectrimError before the long work where a text to heal on will be of no use."""
-    for stage in recipe.stages:
-        if isinstance(stage.options, Healing) and stage.options.text != SAMPLED:
-            healing_text(job, stage.options)
+    """Raise SpectrimError before the long work where a text to learn from will be of no use.
+
+    Also where a model cannot be trained between roundings, as far as its config says so.
+    """
+    read = set()
+    for options in [stage.options for stage in recipe.stages]:
+        reading = options
+        if isinstance(options, Quantize) and options.steps:
+            refuse_two_stacks(job)
+            reading = options.reading()
+        if isinstance(reading, Healing) and reading.text != SAMPLED:
+            if (asked := (reading.text, reading.tokens)) not in read:
+                healing_text(job, reading)
+            read.add(asked)
 
 
 def refuse_uncarried(plan: Plan, recipe: Recipe) -> None:

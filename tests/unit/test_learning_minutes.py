@@ -74,6 +74,15 @@ def test_what_cannot_be_trained_between_roundings_learns_behind_them_alone(
     assert alone.stages[0]["distil"]["steps"] > with_both.stages[0]["distil"]["steps"]
 
 
+def test_a_single_block_gets_no_steps_between_roundings(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = job.each_block()[:1]
+    monkeypatch.setattr(minutes, "seconds_a_step", lambda job: MODEL)
+    monkeypatch.setattr(Job, "each_block", lambda job: first)
+    assert not learning_within(job, 60).options
+
+
 def test_where_the_calibration_reads_shipped_text_all_of_it_is_learnt_from(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:

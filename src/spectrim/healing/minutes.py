@@ -64,9 +64,13 @@ def learning_within(job: Job, minutes: float) -> Learning:
 
 
 def trained_between(job: Job) -> bool:
-    """Return whether blocks can be trained between roundings: one stack that fits in memory."""
+    """Return whether there is anything between roundings: one stack of blocks that fits in memory.
+
+    Of a single block nothing is left to train once it is rounded.
+    """
     numbers = sum(one.in_features * one.out_features for one in job.sites if one.block >= 0)
-    return len(job.architecture.stacks) == 1 and HELD * numbers < psutil.virtual_memory().total / 2
+    fits = HELD * numbers < psutil.virtual_memory().total / 2
+    return len(job.architecture.stacks) == 1 and len(job.each_block()) > 1 and fits
 
 
 def seconds_a_step(job: Job) -> float:

@@ -15,6 +15,7 @@ from spectrim.errors import SpectrimError
 from spectrim.healing import between
 from spectrim.job.job import Job
 from spectrim.model import sources
+from spectrim.model.architectures import Place
 from spectrim.stages import compensate
 from spectrim.text import documents
 from tiny_healing import asked
@@ -182,3 +183,28 @@ def test_where_no_block_was_trained_none_is_said_to_be(tmp_path: Path) -> None:
         small = shrink(asked(source, *stages, keep=WHOLE), tmp_path / f"small-{number}")
         assert "steps" not in plan_of(small).about["found"]["quantized"]
         assert "were trained" not in (small / "README.md").read_text()
+
+
+def test_zeros_of_a_sparse_model_stay_and_are_held_once(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks, written = [], []
+    loss, enter = between.Between._loss, between.Between.enter
+
+    def watched(self: between.Between, at: int) -> torch.Tensor:
+        last = self.blocks[2].get_parameter("mlp.up_proj.weight")
+        hooks.append(len(last._backward_hooks or ()))
+        return loss(self, at)
+
+    def entered(self: between.Between, place: Place) -> None:
+        written.append(self.blocks[place.index].get_parameter("mlp.up_proj.weight").clone())
+        enter(self, place)
+
+    monkeypatch.setattr(between.Between, "_loss", watched)
+    monkeypatch.setattr(between.Between, "enter", entered)
+    stages: list[dict[str, Any]] = [{"sparsify": {}}, quantized(steps=8)]
+    shrink(asked(source, *stages, keep=WHOLE), tmp_path / "small")
+    assert len(hooks) == 8 and set(hooks) == {1}
+    assert all(((one.view(-1, 4) == 0).sum(1) == 2).all() for one in written)
+    dense = load_file(source / "model.safetensors")["model.layers.2.mlp.up_proj.weight"]
+    assert (written[2] != dense)[written[2] != 0].any()

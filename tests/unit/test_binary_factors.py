@@ -47,12 +47,12 @@ def loss(matrix: Tensor, metric: Metric, found: BinaryFactors) -> float:
 
 
 def test_every_step_lowers_the_loss(matrix: Tensor, metric: Metric) -> None:
-    first = admm(matrix, metric, RANK, 20)
+    first = admm(matrix, metric, RANK, 5)
     second = scaled(matrix, metric, first)
     third = flipped_both(matrix, metric, second)
     losses = [loss(matrix, metric, one) for one in (first, second, third)]
     assert losses[0] > losses[1] > losses[2]
-    assert losses[2] < 0.97 * losses[1]
+    assert losses[2] < 0.95 * losses[1]
     for one in (third.outputs, third.inputs):
         assert set(one.unique().tolist()) == {-1.0, 1.0}
 

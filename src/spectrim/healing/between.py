@@ -19,8 +19,8 @@ from torch import Tensor
 from spectrim.errors import SpectrimError
 from spectrim.files import atomic_file
 from spectrim.healing.adam import Adam
-from spectrim.healing.divergences import divergence, with_remainder
 from spectrim.healing.judging import make_trainable, mixed_precision
+from spectrim.healing.objective import apart
 from spectrim.healing.student import InChunks
 from spectrim.healing.teacher import Question, Teacher, ask
 from spectrim.healing.windows import rate
@@ -74,6 +74,7 @@ class Between:
         self.places = job.each_block()
         self.stream = Stream(walk).enter(self.places[0].stack)
         self.blocks = {one.index: current_block(job, one, torch.float32) for one in self.places}
+        self.trained = {at: make_trainable(job, block) for at, block in self.blocks.items()}
         size = max(1, round(len(self.places) / GROUPS))
         self.ends = list(range(size, len(self.places), size))
         """How many blocks are rounded each time that the others are trained."""
@@ -87,7 +88,7 @@ class Between:
         """Go on behind a block that is rounded, and train those behind it where a group ends."""
         rounded = current_block(self.rounded, place, self.stream.walk.dtype)
         self.stream = self.stream.behind(dense_form(rounded), place)
-        del self.blocks[place.index]
+        del self.blocks[place.index], self.trained[place.index]
         behind = place.index + 1
         if behind not in self.ends:
             return
@@ -112,8 +113,8 @@ class Between:
         begun = self.training.steps * group // len(self.ends)
         named = {
             f"{index}.{name}": one
-            for index, block in self.blocks.items()
-            for name, one in make_trainable(self.source, block).items()
+            for index, parameters in self.trained.items()
+            for name, one in parameters.items()
         }
         adam, count = Adam(named, relative=True), steps - begun
         for step, at in enumerate(self._order(begun, steps)):
@@ -130,7 +131,7 @@ class Between:
                 begun + step + 1, self.training.steps, "training between roundings"
             )
         for one in named.values():
-            one.requires_grad_(False).grad = None
+            one.grad = None
 
     def _order(self, begin: int, end: int) -> list[int]:
         """Return which batches some steps read; all are read before one comes again."""
@@ -154,9 +155,7 @@ class Between:
 
             def loss_of(leaf: Tensor, part: slice) -> Tensor:
                 logits = walk.logits(leaf.to(walk.dtype)).float()
-                top = torch.log_softmax(logits, -1).gather(1, answers.ids[part])
-                dense = with_remainder(answers.top[part])
-                return divergence(dense, with_remainder(top), "forward").sum()
+                return apart(logits, answers, part, "forward")
 
             total: Tensor = InChunks.apply(rows, loss_of)  # type: ignore[no-untyped-call]
             return total / len(rows)

@@ -59,16 +59,21 @@ class Objective:
     def _chunk_loss(self, leaf: Tensor, answers: Answers, targets: Tensor, part: slice) -> Tensor:
         weights = self.weights
         logits = self.reader.logits(leaf)
-        log_probabilities = torch.log_softmax(logits / weights.temperature, -1).gather(
-            1, answers.ids[part]
-        )
-        teacher, student = with_remainder(answers.top[part]), with_remainder(log_probabilities)
-        total = weights.temperature**2 * divergence(teacher, student, weights.kind).sum()
+        total = apart(logits, answers, part, weights.kind, weights.temperature)
         if weights.next_token:
             total = total + weights.next_token * functional.cross_entropy(
                 logits, targets[part], reduction="sum"
             )
         return total
+
+
+def apart(
+    logits: Tensor, answers: Answers, part: slice, kind: Kind, temperature: float = 1.0
+) -> Tensor:
+    """Return the divergence of some tokens' logits from the teacher's answers, their sum in nats."""
+    log_probabilities = torch.log_softmax(logits / temperature, -1).gather(1, answers.ids[part])
+    teacher, student = with_remainder(answers.top[part]), with_remainder(log_probabilities)
+    return temperature**2 * divergence(teacher, student, kind).sum()
 
 
 @torch.no_grad()

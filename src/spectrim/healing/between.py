@@ -20,7 +20,7 @@ from spectrim.errors import SpectrimError
 from spectrim.files import atomic_file
 from spectrim.healing.adam import Adam
 from spectrim.healing.judging import make_trainable, mixed_precision
-from spectrim.healing.objective import apart
+from spectrim.healing.objective import divergence_from_teacher
 from spectrim.healing.student import InChunks
 from spectrim.healing.teacher import Question, Teacher, ask
 from spectrim.healing.windows import rate
@@ -155,7 +155,7 @@ class Between:
 
             def loss_of(leaf: Tensor, part: slice) -> Tensor:
                 logits = walk.logits(leaf.to(walk.dtype)).float()
-                return apart(logits, answers, part, "forward")
+                return divergence_from_teacher(logits, answers, part, "forward")
 
             total: Tensor = InChunks.apply(rows, loss_of)  # type: ignore[no-untyped-call]
             return total / len(rows)

@@ -59,7 +59,7 @@ class Objective:
     def _chunk_loss(self, leaf: Tensor, answers: Answers, targets: Tensor, part: slice) -> Tensor:
         weights = self.weights
         logits = self.reader.logits(leaf)
-        total = apart(logits, answers, part, weights.kind, weights.temperature)
+        total = divergence_from_teacher(logits, answers, part, weights.kind, weights.temperature)
         if weights.next_token:
             total = total + weights.next_token * functional.cross_entropy(
                 logits, targets[part], reduction="sum"
@@ -67,10 +67,10 @@ class Objective:
         return total
 
 
-def apart(
+def divergence_from_teacher(
     logits: Tensor, answers: Answers, part: slice, kind: Kind, temperature: float = 1.0
 ) -> Tensor:
-    """Return the divergence of some tokens' logits from the teacher's answers, their sum in nats."""
+    """Return how far logits of some tokens are from the teacher's answers, summed, in nats."""
     log_probabilities = torch.log_softmax(logits / temperature, -1).gather(1, answers.ids[part])
     teacher, student = with_remainder(answers.top[part]), with_remainder(log_probabilities)
     return temperature**2 * divergence(teacher, student, kind).sum()
